@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The taxonomy of instructions and the configuration of SAM3-I."""
+
+from enum import Enum
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import Sam3Config
+
+
+class InstructionLevel(str, Enum):
+    """How much an instruction says (SAM3-I, arXiv 2512.04585, taxonomy of instructions).
+
+    `CONCEPT` is a noun phrase ("dog") and runs stock SAM3. `SIMPLE` names the noun and adds an attribute, a position
+    or a relation ("the brown dog on the left"). `COMPLEX` never names it and needs reasoning ("the animal waiting to
+    be let out").
+    """
+
+    CONCEPT = "concept"
+    SIMPLE = "simple"
+    COMPLEX = "complex"
+
+    @property
+    def index(self) -> int:
+        """The integer that stands for the level in tensors: 0 concept, 1 simple, 2 complex."""
+        return list(InstructionLevel).index(self)
+
+    @classmethod
+    def from_any(cls, value: "str | int | InstructionLevel") -> "InstructionLevel":
+        """Read a level from its name, its index or a level.
+
+        Raises:
+            ValueError: when `value` is none of them.
+        """
+        if isinstance(value, str):
+            try:
+                return cls(str(getattr(value, "value", value)).strip().lower())
+            except ValueError:
+                pass
+        elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(cls):
+            return list(cls)[value]
+        names = ", ".join(f"{level.value!r} ({level.index})" for level in cls)
+        raise ValueError(f"Unknown instruction level {value!r}: expected one of {names}.")
+
+
+AUTO_LEVEL_INDEX = -1
+"""In `instruction_levels` tensors: let the model's own router choose the level of the row."""
+
+
+@strict
+class Sam3IConfig(Sam3Config):
+    r"""
+    Configuration of [`Sam3IForInstructionSegmentation`]: a stock [`Sam3Config`] and the instruction adapters on it.
+
+    Everything that is not listed here is inherited from [`Sam3Config`] with its meaning and default. The
+    configuration of a stock `sam3` or `sam3_video` repository loads as it is: the detector's part is taken and the
+    adapters get the defaults below.
+
+    Args:
+        adapter_design (`str`, defaults to `"cascade"`): The kind of the level modules: `"cascade"` are the paper's
+            bottleneck S-Adapter and C-Adapter.
+        adapter_dim (`int`, defaults to 64): Width of the bottleneck.
+        adapter_heads (`int`, defaults to 8): Attention heads of the text adapters; divides the text width.
+        adapter_dropout (`float`, defaults to 0.1): Dropout on the attention weights of the text adapters.
+        adapter_scale (`float`, defaults to 1.0): Factor on the adapters of the DETR encoder and decoder.
+        decoder_c_adapter_skip (`bool`, defaults to `True`): Whether the C-Adapter of the DETR decoder has an inner
+            skip connection, as those of the text encoder and DETR encoder have. The authors' code has none; converted
+            checkpoints set `False`. With the skip, the complex path starts where the simple path ended.
+        mask_padding_in_adapters (`bool`, defaults to `True`): Whether the text adapters ignore padding. The authors'
+            code attends to all 32 positions; converted checkpoints set `False`.
+        always_encode_geometry (`bool`, defaults to `False`): Whether the geometry CLS token joins the prompt when no
+            box is given. The authors' code always appends it; converted checkpoints set `True`.
+        clamp_presence_logits (`bool`, defaults to `True`): Whether presence logits are clamped to [-10, 10] as stock
+            does. The authors' code does not; converted checkpoints set `False`.
+        max_instruction_length (`int`, defaults to 32): Longest instruction in tokens. Above the text encoder's own
+            length a second, trainable position table serves the longer instructions; shorter ones keep theirs.
+        loss_config (`dict`, *optional*): Weights of the training loss where they differ from the paper's.
+
+    Raises:
+        ValueError: when a field is out of its range; the message ends with the value received.
+    """
+
+    model_type = "sam3i"
+
+    adapter_design: Literal["cascade"] = "cascade"
+    adapter_dim: int = 64
+    adapter_heads: int = 8
+    adapter_dropout: float | int = 0.1
+    adapter_scale: float | int = 1.0
+    decoder_c_adapter_skip: bool = True
+    mask_padding_in_adapters: bool = True
+    always_encode_geometry: bool = False
+    clamp_presence_logits: bool = True
+    max_instruction_length: int = 32
+    loss_config: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        text_width = self.text_config.hidden_size
+        for name in ("adapter_dim", "adapter_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if text_width % self.adapter_heads:
+            raise ValueError(
+                f"`adapter_heads` must divide the text encoder's width {text_width}, got {self.adapter_heads}."
+            )
+        if not 0 <= self.adapter_dropout < 1:
+            raise ValueError(f"`adapter_dropout` must be in [0, 1), got {self.adapter_dropout}.")
+        positions = self.text_config.max_position_embeddings
+        if self.max_instruction_length < 3:
+            raise ValueError(f"`max_instruction_length` must be at least 3, got {self.max_instruction_length}.")
+        if self.max_instruction_length > positions and not self.mask_padding_in_adapters:
+            raise ValueError(
+                f"`max_instruction_length` above the text encoder's {positions} positions needs "
+                f"`mask_padding_in_adapters=True`, got {self.max_instruction_length} with False."
+            )
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return cls.lift_detector_config(config_dict), unused
+
+    @classmethod
+    def lift_detector_config(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """Turn the configuration of a stock `sam3` or `sam3_video` repository into ours; leave ours as it is.
+
+        Raises:
+            ValueError: when the configuration is of another family of models.
+        """
+        model_type = config_dict.get("model_type")
+        if model_type == cls.model_type:
+            return config_dict
+        if model_type == "sam3_video":
+            detector = config_dict.get("detector_config") or {}
+            config_dict = {**detector, "dtype": config_dict.get("dtype")}
+        elif model_type != "sam3":
+            raise ValueError(
+                f"Expected a repository of model type 'sam3i', 'sam3' or 'sam3_video', found {model_type!r}. "
+                "Name a SAM3-I, SAM3 or SAM3 video repository."
+            )
+        return {key: value for key, value in config_dict.items() if key != "architectures"} | {
+            "model_type": cls.model_type
+        }
+
+
+__all__ = ["AUTO_LEVEL_INDEX", "InstructionLevel", "Sam3IConfig"]

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one row schema of instruction data: what every reader yields and everything downstream reads.
+
+A row is one target (none, one or several instances of one image) with every instruction that denotes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from .masks import rle_fault
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+
+TARGET_KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
+LEVEL_FIELDS = tuple(level.value for level in InstructionLevel)
+BOX_TOLERANCE = 1.0  # pixels a box may reach past the picture: annotation tools round outwards
+
+
+class CompressedRLE(TypedDict):
+    """Compressed COCO run lengths; `size` is [height, width]."""
+
+    size: list[int]
+    counts: str
+
+
+class InstructionRow(TypedDict):
+    """One target with its instructions.
+
+    Attributes:
+        image: PIL image when read through `datasets` (decoded on access); a path, `{"path", "bytes"}` or None before.
+        file_name: the path the source file gives, relative to the image folder; None where there is none.
+        width, height: pixels of the image, and of every mask.
+        concept, simple, complex: the instructions per level; a list may be empty, not all three.
+        masks: N compressed RLEs, one per instance. An entry is None where the source has a box and no mask.
+        boxes: N boxes [x, y, width, height] in absolute pixels.
+        is_crowd: N booleans: the mask covers a group that counts as no instance of its own.
+        ignore_masks: M compressed RLEs of pixels that neither training nor scoring counts (ReasonSeg).
+        target_kind: "1-to-1", "1-to-N" (some of the instances), "1-to-all", "none" (no target), None where unknown.
+        row_id: unique within a dataset and split.
+        image_id: equal for the rows of one picture.
+        annotation_ids: N ids of the instances in the source file, or [] where the source has none.
+        dataset, split: where the row comes from.
+    """
+
+    image: Any
+    file_name: str | None
+    width: int
+    height: int
+    concept: list[str]
+    simple: list[str]
+    complex: list[str]
+    masks: list[CompressedRLE | None]
+    boxes: list[list[float]]
+    is_crowd: list[bool]
+    ignore_masks: list[CompressedRLE]
+    target_kind: str | None
+    row_id: str
+    image_id: str
+    annotation_ids: list[int]
+    dataset: str
+    split: str | None
+
+
+ROW_FIELDS = tuple(InstructionRow.__annotations__)
+
+
+@dataclass(frozen=True)
+class FieldFault:
+    """One fault of one row: the field, what was found, what was expected and how to mend it."""
+
+    field: str
+    found: str
+    expected: str
+    fix: str
+
+
+def row_features() -> Features:
+    """The schema as `datasets.Features`; images are decoded when a row is read, not before."""
+    from datasets import Features, Image, List, Value
+
+    text = List(Value("string"))
+    rle = {"size": List(Value("int32"), length=2), "counts": Value("string")}
+    return Features(
+        {
+            "image": Image(),
+            "file_name": Value("string"),
+            "width": Value("int32"),
+            "height": Value("int32"),
+            "concept": text,
+            "simple": text,
+            "complex": text,
+            "masks": List(rle),
+            "boxes": List(List(Value("float64"), length=4)),
+            "is_crowd": List(Value("bool")),
+            "ignore_masks": List(rle),
+            "target_kind": Value("string"),
+            "row_id": Value("string"),
+            "image_id": Value("string"),
+            "annotation_ids": List(Value("int64")),
+            "dataset": Value("string"),
+            "split": Value("string"),
+        }
+    )
+
+
+def make_row(
+    *,
+    image: Any,
+    width: int,
+    height: int,
+    row_id: Any,
+    image_id: Any,
+    masks: list[CompressedRLE | None],
+    boxes: list[list[float]],
+    concept: list[str] | None = None,
+    simple: list[str] | None = None,
+    complex: list[str] | None = None,  # noqa: A002 - the name of the level
+    is_crowd: list[bool] | None = None,
+    ignore_masks: list[CompressedRLE] | None = None,
+    target_kind: str | None = None,
+    annotation_ids: list[int] | None = None,
+    file_name: str | None = None,
+    dataset: str = "",
+    split: str | None = None,
+) -> InstructionRow:
+    """A row with every field present; ids become strings, lists default to empty."""
+    return InstructionRow(
+        image=image,
+        file_name=file_name,
+        width=int(width),
+        height=int(height),
+        concept=list(concept or []),
+        simple=list(simple or []),
+        complex=list(complex or []),
+        masks=list(masks),
+        boxes=[[float(value) for value in box] for box in boxes],
+        is_crowd=[False] * len(masks) if is_crowd is None else [bool(flag) for flag in is_crowd],
+        ignore_masks=list(ignore_masks or []),
+        target_kind=target_kind,
+        row_id=str(row_id),
+        image_id=str(image_id),
+        annotation_ids=[int(i) for i in annotation_ids or []],
+        dataset=dataset,
+        split=split,
+    )
+
+
+def validate_row(row: Any) -> Iterator[FieldFault]:
+    """Every fault of a row, field by field; nothing is yielded for a good row and nothing is raised for a bad one.
+
+    Masks are checked run by run (size, alphabet, number of pixels), not decoded to pixels; images are not opened.
+    """
+    if not isinstance(row, dict):
+        yield FieldFault("(row)", _shown(row), "an object", "write one object per row")
+        return
+    for name in ROW_FIELDS:
+        if name not in row:
+            yield FieldFault(name, "missing", "present", f"add {name!r} (see InstructionRow)")
+    yield from _size_faults(row)
+    yield from _text_faults(row)
+    yield from _target_faults(row)
+    yield from _id_faults(row)
+
+
+def _size_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+    for name in ("width", "height"):
+        if name in row and not _is_whole(row[name], minimum=1):
+            yield FieldFault(name, _shown(row[name]), "a whole number of pixels >= 1", "write the size of the image")
+
+
+def _text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+    for level in LEVEL_FIELDS:
+        texts = row.get(level, [])
+        if not isinstance(texts, (list, tuple)):
+            yield FieldFault(level, _shown(texts), "a list of strings", "put the instruction in a list")
+            continue
+        for index, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                expected = "a non-empty string"
+                yield FieldFault(f"{level}[{index}]", _shown(text), expected, "write the instruction or remove it")
+    if all(level in row and not row[level] for level in LEVEL_FIELDS):
+        fix = "give the row an instruction or remove it"
+        yield FieldFault("/".join(LEVEL_FIELDS), "no instruction at any level", "at least one", fix)
+
+
+def _target_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+    lists = {}
+    for name in ("masks", "boxes", "is_crowd", "ignore_masks", "annotation_ids"):
+        if name not in row:
+            continue
+        if isinstance(row[name], (list, tuple)):
+            lists[name] = row[name]
+        else:
+            yield FieldFault(name, _shown(row[name]), "a list", "write [] where there is none")
+    height, width = row.get("height"), row.get("width")
+    sized = _is_whole(height, minimum=1) and _is_whole(width, minimum=1)
+    if sized:
+        for name in ("masks", "ignore_masks"):
+            for index, rle in enumerate(lists.get(name, [])):
+                fault = None if rle is None and name == "masks" else rle_fault(rle, height, width)
+                if fault:
+                    fix = "encode the mask at the size of the image"
+                    yield FieldFault(f"{name}[{index}]", fault, f"compressed RLE of [{height}, {width}]", fix)
+        for index, box in enumerate(lists.get("boxes", [])):
+            fault = box_fault(box, height, width)
+            if fault:
+                fix = "write absolute pixels, not fractions or corners"
+                yield FieldFault(f"boxes[{index}]", fault, f"[x, y, w, h] inside {width} x {height}", fix)
+    if "masks" in lists:
+        count = len(lists["masks"])
+        for name in ("boxes", "is_crowd", "annotation_ids"):
+            found = len(lists.get(name, []))
+            if name in lists and found != count and not (name == "annotation_ids" and found == 0):
+                yield FieldFault(name, f"{found} entries", f"{count}, one per mask", "write one entry per instance")
+        yield from _kind_faults(row.get("target_kind"), count)
+    for index, number in enumerate(lists.get("annotation_ids", [])):
+        if not _is_whole(number):
+            yield FieldFault(f"annotation_ids[{index}]", _shown(number), "a whole number", "write the source's id")
+
+
+def _kind_faults(kind: Any, count: int) -> Iterator[FieldFault]:
+    if kind is None:
+        return
+    if kind not in TARGET_KINDS:
+        yield FieldFault("target_kind", _shown(kind), f"one of {', '.join(TARGET_KINDS)} or null", "use a known kind")
+    elif (kind == "none") != (count == 0):
+        yield FieldFault("target_kind", f"{kind!r} with {count} masks", "'none' exactly without masks", "mend either")
+    elif kind == "1-to-1" and count > 1:
+        yield FieldFault("target_kind", f"'1-to-1' with {count} masks", "one mask", "use '1-to-N' or '1-to-all'")
+
+
+def _id_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+    for name in ("row_id", "image_id"):
+        if name in row and (not isinstance(row[name], str) or not row[name]):
+            yield FieldFault(name, _shown(row[name]), "a non-empty string", "write the id as a string")
+    for name, optional in (("dataset", False), ("split", True), ("file_name", True)):
+        value = row.get(name, "")
+        if not isinstance(value, str) and not (optional and value is None):
+            yield FieldFault(name, _shown(value), "a string", "write a string")
+
+
+def box_fault(box: Any, height: int, width: int) -> str | None:
+    """What is wrong with a box [x, y, w, h] in pixels of a [height, width] image, or None."""
+    if not isinstance(box, (list, tuple)) or len(box) != 4:
+        return f"{_shown(box)} is not four numbers"
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) for v in box):
+        return f"{_shown(box)} holds something that is not a finite number"
+    x, y, w, h = box
+    if w < 0 or h < 0:
+        return f"{_shown(box)} has a negative side"
+    low, high_x, high_y = -BOX_TOLERANCE, width + BOX_TOLERANCE, height + BOX_TOLERANCE
+    if x < low or y < low or x + w > high_x or y + h > high_y:
+        return f"{_shown(box)} reaches outside the picture"
+    return None
+
+
+def _is_whole(value: Any, minimum: int | None = None) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and (minimum is None or value >= minimum)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

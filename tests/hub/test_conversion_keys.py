@@ -36,7 +36,7 @@ def test_adapter_names_at_real_size(reference_dir):
     officials = json.loads((reference_dir / "official_adapter_keys_realsize.json").read_text())
     natives = [name for official in officials for name in find_target(official).names]
     assert len(officials) == 1092 and len(set(natives)) == 1092
-    kinds = {re.sub(r"\d+", "N", name) for name in natives}
+    kinds = {re.sub(r"\.\d+\.", ".N.", name) for name in natives}
     cascade = {
         f"{site}.layers.N.sam3i_adapter.{member}.{part}.{kind}"
         for site, parts in {

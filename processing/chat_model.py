@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multimodal chat models behind one `complete`: the contract, and the local one; endpoints are in `chat_endpoint`.
+
+Messages are those of transformers' chat templates: `{"role": ..., "content": [part, ...]}` with parts
+`{"type": "text", "text": str}` and `{"type": "image", "image": PIL.Image}`; see [`chat_message`].
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.get_logger(__name__)
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ChatUsage:
+    """What talking to a chat model took.
+
+    `calls` counts answered requests, `retries` requests that failed and were sent again, `prompt_tokens` and
+    `completion_tokens` are those the model reports, `unmetered` counts answers that reported none, `seconds` is wall
+    time with waiting included.
+    """
+
+    calls: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    unmetered: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: ChatUsage) -> ChatUsage:
+        return ChatUsage(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """One answer: its text, why generation ended ("stop", "length", ...), and its usage.
+
+    `parsed` is the decoded value when a JSON schema was asked for, else None.
+    """
+
+    text: str
+    usage: ChatUsage = field(default_factory=ChatUsage)
+    finish_reason: str | None = None
+    parsed: Any = None
+
+
+class ChatModelError(RuntimeError):
+    """A chat model gave no usable answer; `usage` tells what the attempt took."""
+
+    def __init__(self, message: str, usage: ChatUsage | None = None):
+        super().__init__(message)
+        self.usage = usage or ChatUsage()
+
+
+class ChatRequestError(ChatModelError):
+    """The endpoint refused the request, and would refuse it again: a wrong key, model, address or message."""
+
+
+class ChatUnavailableError(ChatModelError):
+    """The endpoint was overloaded, failing, silent or out of reach until the retries were used up."""
+
+
+class MalformedReplyError(ChatModelError):
+    """The model answered, but not in the form that was asked for; `text` is its last answer."""
+
+    def __init__(self, message: str, text: str, usage: ChatUsage | None = None):
+        super().__init__(message, usage)
+        self.text = text
+
+
+def chat_message(role: str, *parts: str | Image) -> Message:
+    """Builds one message of `role` ("system", "user", "assistant") from texts and PIL images, in their order."""
+    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
+    return {"role": role, "content": content}
+
+
+def extract_json(text: str) -> Any:
+    """Decodes the JSON value of an answer, with or without reasoning before it or a code fence around it.
+
+    Raises:
+        ValueError: when what is left is not one JSON value.
+    """
+    body = text.rsplit("</think>", 1)[-1].strip()
+    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", body, flags=re.DOTALL)
+    return json.loads(fenced.group(1) if fenced else body)
+
+
+class ChatModel(ABC):
+    """A multimodal chat model.
+
+    Args:
+        name: what the model is called in requests and reports.
+        max_tokens: longest answer in tokens.
+        temperature: 0 for the most probable answer.
+        seed: forwarded where the model supports it.
+        max_reasks: how often an answer that breaks the JSON schema is sent back with the reason.
+
+    Attributes:
+        usage: everything used so far, over all threads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_tokens: int = 4096,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        max_reasks: int = 2,
+    ):
+        if max_tokens < 1 or temperature < 0 or max_reasks < 0:
+            raise ValueError(
+                "A chat model needs `max_tokens` >= 1, `temperature` >= 0 and `max_reasks` >= 0; "
+                f"received {max_tokens}, {temperature} and {max_reasks}."
+            )
+        self.name = name
+        self.max_tokens = max_tokens
+        self.temperature = temperature
+        self.seed = seed
+        self.max_reasks = max_reasks
+        self.usage = ChatUsage()
+        self._usage_lock = threading.Lock()
+
+    @property
+    @abstractmethod
+    def num_parameters(self) -> int | None:
+        """Parameters of the model; None where they are not known."""
+
+    @abstractmethod
+    def _generate(self, messages: list[Message], json_schema: dict | None) -> ChatReply:
+        """Answers once, or raises a [`ChatModelError`]."""
+
+    def complete(self, messages: list[Message], *, json_schema: dict | None = None) -> ChatReply:
+        """Answers a conversation; safe to call from several threads where the model allows it.
+
+        Args:
+            messages: the conversation, as built by [`chat_message`].
+            json_schema: a JSON schema the answer must satisfy; `reply.parsed` then holds the decoded value.
+
+        Raises:
+            ChatRequestError, ChatUnavailableError: no answer was had.
+            MalformedReplyError: the answer still broke the schema after `max_reasks` corrections.
+        """
+        if json_schema is None:
+            return self._metered_generate(messages, None)
+        messages, used = list(messages), ChatUsage()
+        for _ in range(self.max_reasks + 1):
+            try:
+                reply = self._metered_generate(messages, json_schema)
+            except ChatModelError as error:
+                error.usage = used + error.usage
+                raise
+            used += reply.usage
+            try:
+                parsed = extract_json(reply.text)
+                fault = _schema_fault(parsed, json_schema)
+            except ValueError as error:
+                fault = f"it is not valid JSON: {error}"
+            if fault is None:
+                return ChatReply(reply.text, used, reply.finish_reason, parsed)
+            logger.debug("%s broke the schema: %s", self.name, fault)
+            messages += [
+                chat_message("assistant", reply.text),
+                chat_message("user", f"That answer cannot be used: {fault}. Answer again with the JSON value alone."),
+            ]
+        raise MalformedReplyError(
+            f"Expected an answer that satisfies the JSON schema, found one that does not in {self.max_reasks + 1} "
+            f"attempts (last fault: {fault}). Use a model with structured output, or raise `max_tokens` if answers "
+            f"are cut (the last ended with {reply.finish_reason!r}).",
+            reply.text,
+            used,
+        )
+
+    def _metered_generate(self, messages: list[Message], json_schema: dict | None) -> ChatReply:
+        try:
+            reply = self._generate(messages, json_schema)
+        except ChatModelError as error:
+            self._add_usage(error.usage)
+            raise
+        self._add_usage(reply.usage)
+        return reply
+
+    def _add_usage(self, usage: ChatUsage) -> None:
+        with self._usage_lock:
+            self.usage = self.usage + usage
+
+
+class LocalChatModel(ChatModel):
+    """A transformers image-text-to-text model on this machine; one answer at a time.
+
+    Args:
+        model: an `AutoModelForImageTextToText` model.
+        processor: its processor, with a chat template.
+    """
+
+    def __init__(self, model, processor, *, name: str | None = None, **generation):
+        super().__init__(name or getattr(model, "name_or_path", "") or type(model).__name__, **generation)
+        if getattr(processor, "chat_template", None) is None:
+            raise ValueError(
+                f"{type(processor).__name__} has no chat template: name an instruction-tuned image-text-to-text model."
+            )
+        self.model = model.eval()
+        self.processor = processor
+        self._generate_lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, model_kwargs: dict | None = None, **generation) -> LocalChatModel:
+        """Loads both from a repository or folder; `model_kwargs` go to the model (dtype, device_map)."""
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        model = AutoModelForImageTextToText.from_pretrained(name, **(model_kwargs or {}))
+        return cls(model, AutoProcessor.from_pretrained(name), name=name, **generation)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def _generate(self, messages: list[Message], json_schema: dict | None) -> ChatReply:
+        import torch
+
+        if json_schema is not None:
+            messages = state_schema(messages, json_schema)
+        started = time.monotonic()
+        inputs = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(self.model.device, dtype=self.model.dtype)
+        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {}
+        with self._generate_lock, torch.inference_mode():
+            if self.seed is not None and sampling:
+                torch.manual_seed(self.seed)
+            tokens = self.model.generate(**inputs, max_new_tokens=self.max_tokens, **({"do_sample": False} | sampling))
+        prompt_length = inputs["input_ids"].shape[1]
+        answer = tokens[0, prompt_length:]
+        text = self.processor.decode(answer, skip_special_tokens=True)
+        usage = ChatUsage(1, 0, prompt_length, len(answer), 0, time.monotonic() - started)
+        return ChatReply(text, usage, "length" if len(answer) >= self.max_tokens else "stop")
+
+
+def state_schema(messages: list[Message], json_schema: dict) -> list[Message]:
+    """Adds the schema, in words, to the last message: for models whose decoding cannot be bound to it."""
+    rule = f"Answer with one JSON value and nothing else. It must satisfy this JSON schema:\n{json.dumps(json_schema)}"
+    last = messages[-1]
+    return [*messages[:-1], {**last, "content": [*last["content"], {"type": "text", "text": rule}]}]
+
+
+def _schema_fault(value: Any, json_schema: dict) -> str | None:
+    from jsonschema.exceptions import best_match
+    from jsonschema.validators import validator_for
+
+    error = best_match(validator_for(json_schema)(json_schema).iter_errors(value))
+    return None if error is None else f"{error.json_path}: {error.message}"
+
+
+__all__ = [
+    "ChatModel",
+    "ChatModelError",
+    "ChatReply",
+    "ChatRequestError",
+    "ChatUnavailableError",
+    "ChatUsage",
+    "LocalChatModel",
+    "MalformedReplyError",
+    "chat_message",
+    "extract_json",
+    "state_schema",
+]

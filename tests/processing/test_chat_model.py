@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib.util
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam3i.processing.chat_endpoint import EndpointChatModel, encode_image
+from sam3i.processing.chat_model import (
+    ChatRequestError,
+    ChatUnavailableError,
+    ChatUsage,
+    LocalChatModel,
+    MalformedReplyError,
+    chat_message,
+    extract_json,
+)
+
+spec = importlib.util.spec_from_file_location("chat_server", Path(__file__).parents[1] / "chat_server.py")
+chat_server = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(chat_server)
+Answer, ChatServer = chat_server.Answer, chat_server.ChatServer
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"noun": {"type": "string"}, "count": {"type": "integer", "minimum": 0}},
+    "required": ["noun", "count"],
+    "additionalProperties": False,
+}
+HELLO = [chat_message("user", "hello")]
+
+
+def connect(server, **options):
+    return EndpointChatModel(server.base_url, "tiny", **{"backoff": 0.01, "timeout": 5.0, **options})
+
+
+def play(*answers):
+    """A script that gives one answer after the other."""
+    return lambda request, index: answers[index]
+
+
+def test_text_and_images_arrive_in_order_and_pixel_equal():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    with ChatServer(play("a dog")) as server:
+        model = connect(server, temperature=0.3, seed=7, max_tokens=55, extra_body={"top_k": 3})
+        reply = model.complete([chat_message("system", "be brief"), chat_message("user", "what is", image, "this?")])
+    request = server.requests[0]
+    assert reply.text == "a dog" and reply.finish_reason == "stop" and reply.parsed is None
+    assert request["messages"][0] == {"role": "system", "content": "be brief"}
+    kinds = [part["type"] for part in request["messages"][1]["content"]]
+    assert kinds == ["text", "image_url", "text"]
+    np.testing.assert_array_equal(np.asarray(chat_server.images_of(request["messages"][1])[0]), pixels)
+    sent = {key: request[key] for key in ("model", "temperature", "seed", "max_tokens", "top_k")}
+    assert sent == {"model": "tiny", "temperature": 0.3, "seed": 7, "max_tokens": 55, "top_k": 3}
+
+
+def test_large_images_travel_as_jpeg_close_to_the_original():
+    ramp = np.linspace(0, 255, 400 * 500 * 3).reshape(400, 500, 3).astype(np.uint8)
+    url = encode_image(Image.fromarray(ramp))
+    assert url.startswith("data:image/jpeg;base64,")
+    (image,) = chat_server.images_of({"content": [{"type": "image_url", "image_url": {"url": url}}]})
+    assert image.size == (500, 400)
+    assert np.abs(np.asarray(image, int) - ramp).mean() < 2
+
+
+def test_usage_adds_up_over_calls_and_marks_unmetered_answers():
+    with ChatServer(play("a", Answer("b", usage=None), Answer("c", finish_reason="length"))) as server:
+        model = connect(server)
+        replies = [model.complete(HELLO) for _ in range(3)]
+    assert [r.usage.tokens for r in replies] == [110, 0, 110]
+    assert model.usage.calls == 3 and model.usage.unmetered == 1 and model.usage.tokens == 220
+    assert model.usage.seconds == pytest.approx(sum(r.usage.seconds for r in replies))
+    assert replies[2].finish_reason == "length"
+    assert ChatUsage(1, 2, 3, 4, 5, 6.0) + ChatUsage(1, 1, 1, 1, 1, 1.0) == ChatUsage(2, 3, 4, 5, 6, 7.0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Answer(status=429, body=b'{"error": "slow down"}'),
+        Answer(status=500, body=b"oops"),
+        Answer(status=503, body=b""),
+        Answer(body=b"<html>not json</html>"),
+        Answer(body=b'{"error": {"message": "overloaded"}}'),
+        Answer(hang_up=True),
+    ],
+    ids=["429", "500", "503", "not-json", "no-choices", "hang-up"],
+)
+def test_passing_failures_are_retried(fault):
+    with ChatServer(play(fault, fault, "at last")) as server:
+        reply = connect(server).complete(HELLO)
+    assert reply.text == "at last" and reply.usage.retries == 2 and reply.usage.calls == 1
+    assert len(server.requests) == 3 and server.requests[0] == server.requests[2]
+
+
+def test_time_out_is_retried_then_reported():
+    with ChatServer(play(Answer("late", delay=1.0), "in time")) as server:
+        assert connect(server, timeout=0.2).complete(HELLO).text == "in time"
+    with ChatServer(lambda request, index: Answer("late", delay=1.0)) as server:
+        with pytest.raises(ChatUnavailableError, match=r"2 attempts.*no data within 0\.2 s") as caught:
+            connect(server, timeout=0.2, max_retries=1).complete(HELLO)
+    assert caught.value.usage.retries == 1 and caught.value.usage.calls == 0 and caught.value.usage.seconds > 0.4
+
+
+def test_retry_after_is_honoured_up_to_the_ceiling():
+    slow = Answer(status=429, headers={"Retry-After": "1"}, body=b"{}")
+    with ChatServer(play(slow, "ok")) as server:
+        connect(server).complete(HELLO)
+    assert server.times[1] - server.times[0] >= 1.0
+    forever = Answer(status=429, headers={"Retry-After": "3600"}, body=b"{}")
+    with ChatServer(play(forever, "ok")) as server:
+        connect(server, max_backoff=0.1).complete(HELLO)
+    assert 0.1 <= server.times[1] - server.times[0] < 1.0
+
+
+def test_backoff_doubles():
+    with ChatServer(play(*[Answer(status=500, body=b"")] * 4, "ok")) as server:
+        connect(server, backoff=0.1).complete(HELLO)
+    waits = np.diff(server.times)
+    for index, wait in enumerate(waits):
+        assert 0.05 * 2**index <= wait < 0.1 * 2**index + 0.15
+
+
+def test_a_refusal_is_not_retried_and_says_why():
+    with ChatServer(lambda request, index: Answer(status=401, body=b'{"error": "bad key"}')) as server:
+        model = connect(server)
+        with pytest.raises(ChatRequestError, match="HTTP 401"):
+            model.complete(HELLO)
+    assert len(server.requests) == 1
+
+
+def test_nobody_listens():
+    with ChatServer(play("x")) as server:
+        pass
+    with pytest.raises(ChatUnavailableError, match="the connection failed"):
+        connect(server, max_retries=1).complete(HELLO)
+
+
+def test_only_the_given_key_is_sent(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("SAM3I_CHAT_API_KEY", raising=False)
+    with ChatServer(lambda request, index: "x") as server:
+        connect(server).complete(HELLO)
+        connect(server, api_key="given").complete(HELLO)
+        monkeypatch.setenv("SAM3I_CHAT_API_KEY", "from-environment")
+        connect(server).complete(HELLO)
+    assert [headers["authorization"] for headers in server.headers] == [
+        "Bearer none",
+        "Bearer given",
+        "Bearer from-environment",
+    ]
+
+
+def test_offline_mode_blocks_the_hub_but_not_the_named_endpoint(monkeypatch):
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with ChatServer(lambda request, index: "x") as server, ChatServer(lambda request, index: "y") as other:
+        assert connect(server).complete(HELLO).text == "x"
+        assert connect(other).complete(HELLO).text == "y"
+        assert connect(server).complete(HELLO).text == "x"
+    with pytest.raises(OfflineModeIsEnabled):
+        get_session().get("https://huggingface.co/api/models")
+
+
+def test_schema_goes_over_the_wire_in_openai_form():
+    with ChatServer(play('{"noun": "dog", "count": 2}')) as server:
+        reply = connect(server).complete(HELLO, json_schema=SCHEMA)
+    assert reply.parsed == {"noun": "dog", "count": 2}
+    form = server.requests[0]["response_format"]
+    assert form["type"] == "json_schema" and form["json_schema"]["schema"] == SCHEMA
+    assert server.requests[0]["messages"] == [{"role": "user", "content": "hello"}]
+
+
+def test_schema_is_stated_in_words_where_the_server_knows_none():
+    with ChatServer(play('```json\n{"noun": "dog", "count": 2}\n```')) as server:
+        reply = connect(server, native_json_schema=False).complete(HELLO, json_schema=SCHEMA)
+    assert reply.parsed["count"] == 2
+    assert "response_format" not in server.requests[0]
+    assert '"additionalProperties": false' in server.requests[0]["messages"][0]["content"]
+
+
+def test_malformed_answers_are_sent_back_with_the_reason():
+    with ChatServer(play("I think a dog", '{"noun": "dog"}', '{"noun": "dog", "count": 0}')) as server:
+        model = connect(server)
+        reply = model.complete(HELLO, json_schema=SCHEMA)
+    assert reply.parsed == {"noun": "dog", "count": 0}
+    assert reply.usage.calls == 3 and reply.usage.tokens == 330 and model.usage.calls == 3
+    first, second = server.requests[1]["messages"], server.requests[2]["messages"]
+    assert first[1] == {"role": "assistant", "content": "I think a dog"} and "not valid JSON" in first[2]["content"]
+    assert "'count' is a required property" in second[4]["content"]
+
+
+def test_answers_malformed_to_the_end_raise_with_their_cost():
+    with ChatServer(lambda request, index: '{"noun": 3, "count": 1}') as server:
+        with pytest.raises(MalformedReplyError, match="in 2 attempts.*noun") as caught:
+            connect(server, max_reasks=1).complete(HELLO, json_schema=SCHEMA)
+    assert caught.value.text == '{"noun": 3, "count": 1}' and caught.value.usage.calls == 2
+
+
+def test_calls_before_an_outage_stay_on_the_bill():
+    with ChatServer(lambda request, index: "junk" if index == 0 else Answer(status=500, body=b"")) as server:
+        model = connect(server, max_retries=1)
+        with pytest.raises(ChatUnavailableError) as caught:
+            model.complete(HELLO, json_schema=SCHEMA)
+    assert caught.value.usage.calls == 1 and caught.value.usage.retries == 1 and caught.value.usage.tokens == 110
+    assert model.usage.calls == 1 and model.usage.retries == 1
+
+
+def test_threads_share_the_rate_limit_and_the_bill():
+    with ChatServer(lambda request, index: "x") as server:
+        model = connect(server, requests_per_minute=600)
+        threads = [threading.Thread(target=model.complete, args=(HELLO,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert model.usage.calls == 6
+    assert max(server.times) - min(server.times) >= 0.45
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ('{"a": 1}', {"a": 1}),
+        ("<think>{maybe}</think>\n[1, 2]", [1, 2]),
+        ("reasoning without a start</think> 3", 3),
+        ('```\n{"a": "```"}\n```', {"a": "```"}),
+    ],
+)
+def test_extract_json(text, value):
+    assert extract_json(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "a dog", '{"a": 1} {"b": 2}', '{"a": 1'])
+def test_extract_json_refuses(text):
+    with pytest.raises(ValueError):
+        extract_json(text)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"base_url": "localhost:8000"}, "http://"),
+        ({"timeout": 0}, "timeout"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"requests_per_minute": 0}, "requests_per_minute"),
+    ],
+)
+def test_faulty_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        EndpointChatModel(**{"base_url": "http://127.0.0.1:9", "name": "tiny", **options})
+
+
+@pytest.fixture(scope="module")
+def tiny_llava():
+    """A random image-text-to-text model whose vocabulary is a handful of words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    words = ["<unk>", "<pad>", "</s>", "<image>", "user", "assistant", *"what is this dog cat ball red 1 2".split()]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+    )
+    template = (
+        "{% for m in messages %}{{ m.role }} {% for p in m.content %}"
+        "{% if p.type == 'image' %}<image> {% else %}{{ p.text }} {% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=template,
+        num_additional_image_tokens=1,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    text = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=len(words),
+        eos_token_id=2,
+        pad_token_id=1,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=3))
+    return model, processor
+
+
+def test_local_model_answers_and_counts_tokens(tiny_llava):
+    model, processor = tiny_llava
+    chat = LocalChatModel(model, processor, max_tokens=5)
+    image = Image.new("RGB", (20, 20), "red")
+    reply = chat.complete([chat_message("user", image, "what is this")])
+    # user, 4 image patches, three words, assistant
+    assert reply.usage.prompt_tokens == 9
+    assert 1 <= reply.usage.completion_tokens <= 5 and reply.usage.calls == 1
+    assert reply.finish_reason == ("length" if reply.usage.completion_tokens == 5 else "stop")
+    assert chat.complete([chat_message("user", image, "what is this")]).text == reply.text
+    assert chat.num_parameters == sum(p.numel() for p in model.parameters())
+    assert chat.usage.calls == 2
+
+
+def test_local_model_depends_on_the_image(tiny_llava):
+    model, processor = tiny_llava
+    seen = []
+    original = model.generate
+    try:
+        model.generate = lambda **inputs: seen.append(inputs["pixel_values"]) or original(**inputs)
+        chat = LocalChatModel(model, processor, max_tokens=1)
+        for colour in ("red", "blue"):
+            chat.complete([chat_message("user", Image.new("RGB", (20, 20), colour), "what is this")])
+    finally:
+        del model.generate
+    assert seen[0].shape == seen[1].shape and not seen[0].equal(seen[1])
+
+
+def test_local_model_gets_the_schema_in_words_and_breaks_it(tiny_llava):
+    model, processor = tiny_llava
+    chat = LocalChatModel(model, processor, max_tokens=3, max_reasks=1)
+    with pytest.raises(MalformedReplyError, match="in 2 attempts") as caught:
+        chat.complete([chat_message("user", "what is this")], json_schema=SCHEMA)
+    assert caught.value.usage.calls == 2
+
+
+def test_local_model_round_trip_through_a_folder(tiny_llava, tmp_path):
+    model, processor = tiny_llava
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    message = [chat_message("user", Image.new("RGB", (20, 20), "red"), "what is this")]
+    expected = LocalChatModel(model, processor, max_tokens=5).complete(message).text
+    loaded = LocalChatModel.from_pretrained(str(tmp_path), max_tokens=5)
+    assert loaded.complete(message).text == expected and loaded.name == str(tmp_path)
+
+
+def test_local_model_needs_a_chat_template(tiny_llava):
+    model, processor = tiny_llava
+
+    class Bare:
+        chat_template = None
+
+    with pytest.raises(ValueError, match="chat template"):
+        LocalChatModel(model, Bare())

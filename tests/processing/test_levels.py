@@ -22,7 +22,8 @@ the man next to the bike | cup behind the plate | the dog's tail | wheel of the 
 the dog that is lying on the sofa | dog and cat | cats, dogs | person without a helmet | the parked cars
 smaller dog | the tallest building | the 3rd bottle | everyone's umbrella | dog under the table
 left | the one on the left | guy on far left | dog is sleeping | all dogs except the brown one | the animal on the left
-animal lying on the couch | the vehicle parked on the left | the vehicle that is red | Can you segment the dog on the left?
+animal lying on the couch | the vehicle parked on the left | the vehicle that is red
+Can you segment the dog on the left?
 could you please find the red car | segment the umbrella next to the woman, please | both horses | no dog
 the running dog | dog running | the children playing in the garden | last slice of pizza | object on the table
 """

@@ -21,3 +21,122 @@ def reference_dir() -> Path:
     if not REFERENCE.is_dir():
         pytest.skip("the numeric ground truth (../shared/reference) is not present beside this checkout")
     return REFERENCE.resolve()
+
+
+TINY_WORDS = "a the dog cat red brown left right on of and something that sits animal to be let out man".split()
+
+
+def _tiny_sam3_config():
+    """A stock SAM3 configuration of about 0.3 M parameters: 56 px images, 16 px patches of 8."""
+    from transformers import CLIPTextConfig, Sam3Config
+
+    width = 32
+    detr = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 48, "num_layers": 2}
+    return Sam3Config(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam3_vit_model",
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 56,
+                "patch_size": 14,
+                "window_size": 2,
+                "global_attn_indexes": [1],
+                "pretrain_image_size": 28,
+            },
+            "fpn_hidden_size": width,
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        },
+        text_config=CLIPTextConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            projection_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            hidden_act="gelu",
+            bos_token_id=62,
+            eos_token_id=63,
+            pad_token_id=63,
+        ),
+        geometry_encoder_config=detr,
+        detr_encoder_config=detr,
+        detr_decoder_config=detr | {"num_queries": 6},
+        mask_decoder_config={"hidden_size": width, "num_attention_heads": 4, "num_upsampling_stages": 2},
+    )
+
+
+@pytest.fixture
+def tiny_sam3_config():
+    """A stock `Sam3Config` small enough for a test."""
+    return _tiny_sam3_config()
+
+
+@pytest.fixture
+def tiny_config():
+    """A `Sam3IConfig` on the tiny stock configuration."""
+    from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
+
+    stock = _tiny_sam3_config().to_dict() | {"model_type": "sam3i"}
+    return Sam3IConfig.from_dict(stock | {"adapter_dim": 8, "adapter_heads": 4})
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    """A `Sam3IForInstructionSegmentation` with random stock weights and fresh adapters, in evaluation mode."""
+    from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+
+    torch.manual_seed(0)
+    return Sam3IForInstructionSegmentation(tiny_config).eval()
+
+
+@pytest.fixture
+def train_adapters():
+    """A function that gives every adapter weight of a model random values, as if it had been trained."""
+
+    def randomise(model, scale: float = 0.3, seed: int = 7):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".sam3i_adapter." in name:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+        return model
+
+    return randomise
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A CLIP tokenizer of a few whole words."""
+    from transformers import CLIPTokenizer
+
+    vocab = {"<|startoftext|>": 62, "<|endoftext|>": 63}
+    vocab |= {f"{word}</w>": index for index, word in enumerate(TINY_WORDS, start=1)}
+    vocab |= {letter: len(TINY_WORDS) + 1 + index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    merges = []
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)
+
+
+@pytest.fixture(scope="session")
+def tiny_stock_repos(tmp_path_factory, tiny_tokenizer):
+    """Folders of one tiny stock SAM3 in both layouts: {"sam3": path, "sam3_video": path}."""
+    from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor, Sam3VideoConfig, Sam3VideoModel
+
+    root = tmp_path_factory.mktemp("stock")
+    torch.manual_seed(1)
+    model = Sam3Model(_tiny_sam3_config())
+    processor = Sam3Processor(Sam3ImageProcessor(size={"height": 56, "width": 56}), tiny_tokenizer)
+    model.save_pretrained(root / "sam3")
+    processor.save_pretrained(root / "sam3")
+    video_config = Sam3VideoConfig(detector_config=Sam3Config(**_tiny_sam3_config().to_dict()))
+    tracker = video_config.tracker_config
+    del tracker
+    torch.manual_seed(1)
+    video = Sam3VideoModel(video_config)
+    video.detector_model.load_state_dict(model.state_dict())
+    video.save_pretrained(root / "sam3_video")
+    processor.save_pretrained(root / "sam3_video")
+    return {"sam3": root / "sam3", "sam3_video": root / "sam3_video"}

@@ -158,7 +158,7 @@ def validate_row(row: Any) -> Iterator[FieldFault]:
     Masks are checked run by run (size, alphabet, number of pixels), not decoded to pixels; images are not opened.
     """
     if not isinstance(row, dict):
-        yield FieldFault("(row)", _shown(row), "an object", "write one object per row")
+        yield FieldFault("(row)", shown(row), "an object", "write one object per row")
         return
     for name in ROW_FIELDS:
         if name not in row:
@@ -172,19 +172,19 @@ def validate_row(row: Any) -> Iterator[FieldFault]:
 def _size_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
     for name in ("width", "height"):
         if name in row and not _is_whole(row[name], minimum=1):
-            yield FieldFault(name, _shown(row[name]), "a whole number of pixels >= 1", "write the size of the image")
+            yield FieldFault(name, shown(row[name]), "a whole number of pixels >= 1", "write the size of the image")
 
 
 def _text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
     for level in LEVEL_FIELDS:
         texts = row.get(level, [])
         if not isinstance(texts, (list, tuple)):
-            yield FieldFault(level, _shown(texts), "a list of strings", "put the instruction in a list")
+            yield FieldFault(level, shown(texts), "a list of strings", "put the instruction in a list")
             continue
         for index, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 expected = "a non-empty string"
-                yield FieldFault(f"{level}[{index}]", _shown(text), expected, "write the instruction or remove it")
+                yield FieldFault(f"{level}[{index}]", shown(text), expected, "write the instruction or remove it")
     if all(level in row and not row[level] for level in LEVEL_FIELDS):
         fix = "give the row an instruction or remove it"
         yield FieldFault("/".join(LEVEL_FIELDS), "no instruction at any level", "at least one", fix)
@@ -198,7 +198,7 @@ def _target_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
         if isinstance(row[name], (list, tuple)):
             lists[name] = row[name]
         else:
-            yield FieldFault(name, _shown(row[name]), "a list", "write [] where there is none")
+            yield FieldFault(name, shown(row[name]), "a list", "write [] where there is none")
     height, width = row.get("height"), row.get("width")
     sized = _is_whole(height, minimum=1) and _is_whole(width, minimum=1)
     if sized:
@@ -222,14 +222,14 @@ def _target_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
         yield from _kind_faults(row.get("target_kind"), count)
     for index, number in enumerate(lists.get("annotation_ids", [])):
         if not _is_whole(number):
-            yield FieldFault(f"annotation_ids[{index}]", _shown(number), "a whole number", "write the source's id")
+            yield FieldFault(f"annotation_ids[{index}]", shown(number), "a whole number", "write the source's id")
 
 
 def _kind_faults(kind: Any, count: int) -> Iterator[FieldFault]:
     if kind is None:
         return
     if kind not in TARGET_KINDS:
-        yield FieldFault("target_kind", _shown(kind), f"one of {', '.join(TARGET_KINDS)} or null", "use a known kind")
+        yield FieldFault("target_kind", shown(kind), f"one of {', '.join(TARGET_KINDS)} or null", "use a known kind")
     elif (kind == "none") != (count == 0):
         yield FieldFault("target_kind", f"{kind!r} with {count} masks", "'none' exactly without masks", "mend either")
     elif kind == "1-to-1" and count > 1:
@@ -239,25 +239,25 @@ def _kind_faults(kind: Any, count: int) -> Iterator[FieldFault]:
 def _id_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
     for name in ("row_id", "image_id"):
         if name in row and (not isinstance(row[name], str) or not row[name]):
-            yield FieldFault(name, _shown(row[name]), "a non-empty string", "write the id as a string")
+            yield FieldFault(name, shown(row[name]), "a non-empty string", "write the id as a string")
     for name, optional in (("dataset", False), ("split", True), ("file_name", True)):
         value = row.get(name, "")
         if not isinstance(value, str) and not (optional and value is None):
-            yield FieldFault(name, _shown(value), "a string", "write a string")
+            yield FieldFault(name, shown(value), "a string", "write a string")
 
 
 def box_fault(box: Any, height: int, width: int) -> str | None:
     """What is wrong with a box [x, y, w, h] in pixels of a [height, width] image, or None."""
     if not isinstance(box, (list, tuple)) or len(box) != 4:
-        return f"{_shown(box)} is not four numbers"
+        return f"{shown(box)} is not four numbers"
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) for v in box):
-        return f"{_shown(box)} holds something that is not a finite number"
+        return f"{shown(box)} holds something that is not a finite number"
     x, y, w, h = box
     if w < 0 or h < 0:
-        return f"{_shown(box)} has a negative side"
+        return f"{shown(box)} has a negative side"
     low, high_x, high_y = -BOX_TOLERANCE, width + BOX_TOLERANCE, height + BOX_TOLERANCE
     if x < low or y < low or x + w > high_x or y + h > high_y:
-        return f"{_shown(box)} reaches outside the picture"
+        return f"{shown(box)} reaches outside the picture"
     return None
 
 
@@ -265,6 +265,7 @@ def _is_whole(value: Any, minimum: int | None = None) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and (minimum is None or value >= minimum)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it appears in a message, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

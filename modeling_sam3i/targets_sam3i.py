@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels of instruction rows: their validation, and their packing into tensors that matchers and losses share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Boxes computed from masks in half precision may leave [0, 1] by a rounding step; more than this is a unit mistake.
+BOX_TOLERANCE = 1e-3
+
+
+def validate_labels(labels: Any, num_rows: int) -> None:
+    """
+    Check the `labels` of a forward pass: a list with, per instruction row, masks Bool[N,H,W] and boxes Float[N,4].
+
+    Boxes are (cx, cy, w, h) as fractions of the image; a row that denotes nothing has N = 0.
+
+    Raises:
+        TypeError: `labels` is not a list of dicts of tensors, or a tensor has the wrong dtype.
+        ValueError: a wrong number of rows, a missing key, a wrong shape, or a box outside [0, 1].
+    """
+    if not isinstance(labels, list | tuple):
+        raise TypeError(
+            "`labels` must be a list with one dict {'masks': Bool[N,H,W], 'boxes': Float[N,4]} per instruction row, "
+            f"got {type(labels).__name__}."
+        )
+    if len(labels) != num_rows:
+        raise ValueError(
+            f"`labels` must have one entry per instruction row: expected {num_rows}, got {len(labels)}. "
+            "A row that denotes nothing needs an entry too, with masks [0,H,W] and boxes [0,4]."
+        )
+    for row, label in enumerate(labels):
+        _validate_row(label, f"labels[{row}]")
+    boxes = torch.cat([label["boxes"].detach().reshape(-1).float().cpu() for label in labels])
+    # One comparison for the whole batch; the row is looked up only when it fails. NaN fails the comparison too.
+    if not bool(((boxes >= -BOX_TOLERANCE) & (boxes <= 1 + BOX_TOLERANCE)).all()):
+        for row, label in enumerate(labels):
+            wrong = ~((label["boxes"] >= -BOX_TOLERANCE) & (label["boxes"] <= 1 + BOX_TOLERANCE)).all(-1)
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"labels[{row}]['boxes'] must be (cx, cy, w, h) as fractions of the image, in [0, 1]; divide "
+                    f"pixel boxes by (width, height, width, height). Got {label['boxes'][wrong][0].tolist()}."
+                )
+
+
+def _validate_row(label: Any, name: str) -> None:
+    if not isinstance(label, Mapping):
+        raise TypeError(f"{name} must be a dict with 'masks' and 'boxes', got {type(label).__name__}.")
+    for key in ("masks", "boxes"):
+        if key not in label:
+            raise ValueError(f"{name} must have the keys 'masks' and 'boxes', got {sorted(label)}.")
+        if not isinstance(label[key], Tensor):
+            raise TypeError(f"{name}['{key}'] must be a tensor, got {type(label[key]).__name__}.")
+    masks, boxes = label["masks"], label["boxes"]
+    if masks.dtype != torch.bool:
+        raise TypeError(f"{name}['masks'] must be a bool tensor (use `masks > 0.5` or `.bool()`), got {masks.dtype}.")
+    if not boxes.is_floating_point():
+        raise TypeError(f"{name}['boxes'] must be a float tensor of fractions of the image, got {boxes.dtype}.")
+    if masks.ndim != 3:
+        raise ValueError(f"{name}['masks'] must have the shape [N,H,W], got {list(masks.shape)}.")
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name}['boxes'] must have the shape [N,4], got {list(boxes.shape)}.")
+    if len(masks) != len(boxes):
+        raise ValueError(f"{name} must have as many masks as boxes, got {len(masks)} masks and {len(boxes)} boxes.")
+    if len(masks) and 0 in masks.shape:
+        raise ValueError(f"{name}['masks'] must have at least one pixel, got the shape {list(masks.shape)}.")
+
+
+@dataclass
+class PackedTargets:
+    """
+    The objects of all rows, one after the other (T objects, R rows, at most M objects in a row).
+
+    counts: objects per row (host integers)
+    boxes [T,4] cxcywh in [0,1]; row_index [T]; slot_index [T] (which object of its row)
+    padded_boxes [R,M,4] cxcywh; padded_valid [R,M] bool
+    has_target [R] float, 1 where the row denotes something
+    mask_groups: masks of equal size, Bool[T_g,H_g,W_g]; group_index [T] and index_in_group [T] say where an object is
+    union_groups: per mask size, the rows with a target (host integers) and the union of their masks, Bool[R_g,H_g,W_g]
+    """
+
+    counts: list[int]
+    boxes: Tensor
+    row_index: Tensor
+    slot_index: Tensor
+    padded_boxes: Tensor
+    padded_valid: Tensor
+    has_target: Tensor
+    mask_groups: list[Tensor]
+    group_index: Tensor
+    index_in_group: Tensor
+    union_groups: list[tuple[list[int], Tensor]]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.counts)
+
+    @property
+    def offsets(self) -> list[int]:
+        """Index of the first object of each row."""
+        return [0, *accumulate(self.counts)][:-1]
+
+
+def pack_targets(labels: Sequence[Mapping[str, Tensor]], device: torch.device) -> PackedTargets:
+    """Pack validated labels (`validate_labels`) into the tensors of `PackedTargets`, boxes in float32."""
+    counts = [len(label["boxes"]) for label in labels]
+    rows = [row for row, count in enumerate(counts) for _ in range(count)]
+    slots = [slot for count in counts for slot in range(count)]
+    boxes = torch.cat([label["boxes"].detach().to(device, torch.float32) for label in labels])  # [T,4]
+    row_index = torch.tensor(rows, dtype=torch.long, device=device)
+    slot_index = torch.tensor(slots, dtype=torch.long, device=device)
+    padded_boxes = boxes.new_zeros(len(labels), max(counts, default=0), 4)
+    padded_valid = torch.zeros(padded_boxes.shape[:2], dtype=torch.bool, device=device)
+    padded_boxes[row_index, slot_index] = boxes
+    padded_valid[row_index, slot_index] = True
+
+    rows_of_size: dict[tuple[int, int], list[int]] = {}
+    for row, label in enumerate(labels):
+        if counts[row]:
+            rows_of_size.setdefault(tuple(label["masks"].shape[-2:]), []).append(row)
+    place: dict[int, tuple[int, int]] = {}  # row -> (group, index of its first mask there)
+    mask_groups, union_groups = [], []
+    for group, members in enumerate(rows_of_size.values()):
+        start = 0
+        for row in members:
+            place[row] = (group, start)
+            start += counts[row]
+        masks = [labels[row]["masks"].detach().to(device) for row in members]
+        mask_groups.append(torch.cat(masks))  # [T_g,H_g,W_g]
+        union_groups.append((members, torch.stack([row_masks.any(0) for row_masks in masks])))  # [R_g,H_g,W_g]
+    where = [(place[row][0], place[row][1] + slot) for row, slot in zip(rows, slots, strict=True)]
+    return PackedTargets(
+        counts=counts,
+        boxes=boxes,
+        row_index=row_index,
+        slot_index=slot_index,
+        padded_boxes=padded_boxes,
+        padded_valid=padded_valid,
+        has_target=torch.tensor([float(count > 0) for count in counts], device=device),
+        mask_groups=mask_groups,
+        group_index=torch.tensor([group for group, _ in where], dtype=torch.long, device=device),
+        index_in_group=torch.tensor([index for _, index in where], dtype=torch.long, device=device),
+        union_groups=union_groups,
+    )
+
+
+__all__ = ["PackedTargets", "pack_targets", "validate_labels"]

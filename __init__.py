@@ -33,3 +33,10 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+if __name__ == "sam3i":  # not when a test runner imports the folder by its path
+    from .registration import register
+
+    register()
+    del register

@@ -1,0 +1,41 @@
+# Two commands set everything up: `make quickstart` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help install quickstart test test-slow quality style clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+install: $(VENV)/.installed  ## create the environment and install the package
+
+quickstart: install  ## segment pictures on this machine and write the results to quickstart/
+	$(BIN)/python examples/quickstart.py
+
+test: install  ## run the tests (minutes, CPU)
+	$(BIN)/python tests/fetch_transformers_tests.py
+	$(BIN)/python -m pytest
+
+test-slow: install  ## run the slow and real-size tests as well
+	$(BIN)/python tests/fetch_transformers_tests.py
+	$(BIN)/python -m pytest -m "slow or not slow" --timeout=1800
+
+quality: install  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: install  ## fix style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what the commands made
+	rm -rf $(VENV) .transformers-tests quickstart runs build *.egg-info

@@ -136,7 +136,8 @@ class EndpointChatModel(ChatModel):
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status not in RETRIED_STATUSES:
-                raise ChatRequestError(f"{self.base_url} refused the request with HTTP {status}: {error}") from error
+                message = f"{self.base_url} refused the request with HTTP {status}: {error}"
+                raise ChatRequestError(message, status) from error
             raise _PassingError(f"HTTP {status}", error.response.headers.get("retry-after")) from error
         except InferenceTimeoutError as error:
             raise _PassingError(f"no data within {self._client.timeout} s") from error

@@ -73,6 +73,10 @@ class ChatModelError(RuntimeError):
 class ChatRequestError(ChatModelError):
     """The endpoint refused the request, and would refuse it again: a wrong key, model, address or message."""
 
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
 
 class ChatUnavailableError(ChatModelError):
     """The endpoint was overloaded, failing, silent or out of reach until the retries were used up."""

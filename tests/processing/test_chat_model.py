@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-import importlib.util
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +15,7 @@ from sam3i.processing.chat_model import (
     chat_message,
     extract_json,
 )
-
-spec = importlib.util.spec_from_file_location("chat_server", Path(__file__).parents[1] / "chat_server.py")
-chat_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(chat_server)
-Answer, ChatServer = chat_server.Answer, chat_server.ChatServer
+from sam3i.processing.chat_server import Answer, ScriptedChatServer, images_of
 
 SCHEMA = {
     "type": "object",
@@ -44,7 +38,7 @@ def play(*answers):
 def test_text_and_images_arrive_in_order_and_pixel_equal():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    with ChatServer(play("a dog")) as server:
+    with ScriptedChatServer(play("a dog")) as server:
         model = connect(server, temperature=0.3, seed=7, max_tokens=55, extra_body={"top_k": 3})
         reply = model.complete([chat_message("system", "be brief"), chat_message("user", "what is", image, "this?")])
     request = server.requests[0]
@@ -52,7 +46,7 @@ def test_text_and_images_arrive_in_order_and_pixel_equal():
     assert request["messages"][0] == {"role": "system", "content": "be brief"}
     kinds = [part["type"] for part in request["messages"][1]["content"]]
     assert kinds == ["text", "image_url", "text"]
-    np.testing.assert_array_equal(np.asarray(chat_server.images_of(request["messages"][1])[0]), pixels)
+    np.testing.assert_array_equal(np.asarray(images_of(request["messages"][1])[0]), pixels)
     sent = {key: request[key] for key in ("model", "temperature", "seed", "max_tokens", "top_k")}
     assert sent == {"model": "tiny", "temperature": 0.3, "seed": 7, "max_tokens": 55, "top_k": 3}
 
@@ -61,13 +55,13 @@ def test_large_images_travel_as_jpeg_close_to_the_original():
     ramp = np.linspace(0, 255, 400 * 500 * 3).reshape(400, 500, 3).astype(np.uint8)
     url = encode_image(Image.fromarray(ramp))
     assert url.startswith("data:image/jpeg;base64,")
-    (image,) = chat_server.images_of({"content": [{"type": "image_url", "image_url": {"url": url}}]})
+    (image,) = images_of({"content": [{"type": "image_url", "image_url": {"url": url}}]})
     assert image.size == (500, 400)
     assert np.abs(np.asarray(image, int) - ramp).mean() < 2
 
 
 def test_usage_adds_up_over_calls_and_marks_unmetered_answers():
-    with ChatServer(play("a", Answer("b", usage=None), Answer("c", finish_reason="length"))) as server:
+    with ScriptedChatServer(play("a", Answer("b", usage=None), Answer("c", finish_reason="length"))) as server:
         model = connect(server)
         replies = [model.complete(HELLO) for _ in range(3)]
     assert [r.usage.tokens for r in replies] == [110, 0, 110]
@@ -90,16 +84,16 @@ def test_usage_adds_up_over_calls_and_marks_unmetered_answers():
     ids=["429", "500", "503", "not-json", "no-choices", "hang-up"],
 )
 def test_passing_failures_are_retried(fault):
-    with ChatServer(play(fault, fault, "at last")) as server:
+    with ScriptedChatServer(play(fault, fault, "at last")) as server:
         reply = connect(server).complete(HELLO)
     assert reply.text == "at last" and reply.usage.retries == 2 and reply.usage.calls == 1
     assert len(server.requests) == 3 and server.requests[0] == server.requests[2]
 
 
 def test_time_out_is_retried_then_reported():
-    with ChatServer(play(Answer("late", delay=1.0), "in time")) as server:
+    with ScriptedChatServer(play(Answer("late", delay=1.0), "in time")) as server:
         assert connect(server, timeout=0.2).complete(HELLO).text == "in time"
-    with ChatServer(lambda request, index: Answer("late", delay=1.0)) as server:
+    with ScriptedChatServer(lambda request, index: Answer("late", delay=1.0)) as server:
         with pytest.raises(ChatUnavailableError, match=r"2 attempts.*no data within 0\.2 s") as caught:
             connect(server, timeout=0.2, max_retries=1).complete(HELLO)
     assert caught.value.usage.retries == 1 and caught.value.usage.calls == 0 and caught.value.usage.seconds > 0.4
@@ -107,17 +101,17 @@ def test_time_out_is_retried_then_reported():
 
 def test_retry_after_is_honoured_up_to_the_ceiling():
     slow = Answer(status=429, headers={"Retry-After": "1"}, body=b"{}")
-    with ChatServer(play(slow, "ok")) as server:
+    with ScriptedChatServer(play(slow, "ok")) as server:
         connect(server).complete(HELLO)
     assert server.times[1] - server.times[0] >= 1.0
     forever = Answer(status=429, headers={"Retry-After": "3600"}, body=b"{}")
-    with ChatServer(play(forever, "ok")) as server:
+    with ScriptedChatServer(play(forever, "ok")) as server:
         connect(server, max_backoff=0.1).complete(HELLO)
     assert 0.1 <= server.times[1] - server.times[0] < 1.0
 
 
 def test_backoff_doubles():
-    with ChatServer(play(*[Answer(status=500, body=b"")] * 4, "ok")) as server:
+    with ScriptedChatServer(play(*[Answer(status=500, body=b"")] * 4, "ok")) as server:
         connect(server, backoff=0.1).complete(HELLO)
     waits = np.diff(server.times)
     for index, wait in enumerate(waits):
@@ -125,7 +119,7 @@ def test_backoff_doubles():
 
 
 def test_a_refusal_is_not_retried_and_says_why():
-    with ChatServer(lambda request, index: Answer(status=401, body=b'{"error": "bad key"}')) as server:
+    with ScriptedChatServer(lambda request, index: Answer(status=401, body=b'{"error": "bad key"}')) as server:
         model = connect(server)
         with pytest.raises(ChatRequestError, match="HTTP 401"):
             model.complete(HELLO)
@@ -133,7 +127,7 @@ def test_a_refusal_is_not_retried_and_says_why():
 
 
 def test_nobody_listens():
-    with ChatServer(play("x")) as server:
+    with ScriptedChatServer(play("x")) as server:
         pass
     with pytest.raises(ChatUnavailableError, match="the connection failed"):
         connect(server, max_retries=1).complete(HELLO)
@@ -142,7 +136,7 @@ def test_nobody_listens():
 def test_only_the_given_key_is_sent(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.delenv("SAM3I_CHAT_API_KEY", raising=False)
-    with ChatServer(lambda request, index: "x") as server:
+    with ScriptedChatServer(lambda request, index: "x") as server:
         connect(server).complete(HELLO)
         connect(server, api_key="given").complete(HELLO)
         monkeypatch.setenv("SAM3I_CHAT_API_KEY", "from-environment")
@@ -159,7 +153,10 @@ def test_offline_mode_blocks_the_hub_but_not_the_named_endpoint(monkeypatch):
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with ChatServer(lambda request, index: "x") as server, ChatServer(lambda request, index: "y") as other:
+    with (
+        ScriptedChatServer(lambda request, index: "x") as server,
+        ScriptedChatServer(lambda request, index: "y") as other,
+    ):
         assert connect(server).complete(HELLO).text == "x"
         assert connect(other).complete(HELLO).text == "y"
         assert connect(server).complete(HELLO).text == "x"
@@ -168,7 +165,7 @@ def test_offline_mode_blocks_the_hub_but_not_the_named_endpoint(monkeypatch):
 
 
 def test_schema_goes_over_the_wire_in_openai_form():
-    with ChatServer(play('{"noun": "dog", "count": 2}')) as server:
+    with ScriptedChatServer(play('{"noun": "dog", "count": 2}')) as server:
         reply = connect(server).complete(HELLO, json_schema=SCHEMA)
     assert reply.parsed == {"noun": "dog", "count": 2}
     form = server.requests[0]["response_format"]
@@ -177,7 +174,7 @@ def test_schema_goes_over_the_wire_in_openai_form():
 
 
 def test_schema_is_stated_in_words_where_the_server_knows_none():
-    with ChatServer(play('```json\n{"noun": "dog", "count": 2}\n```')) as server:
+    with ScriptedChatServer(play('```json\n{"noun": "dog", "count": 2}\n```')) as server:
         reply = connect(server, native_json_schema=False).complete(HELLO, json_schema=SCHEMA)
     assert reply.parsed["count"] == 2
     assert "response_format" not in server.requests[0]
@@ -185,7 +182,7 @@ def test_schema_is_stated_in_words_where_the_server_knows_none():
 
 
 def test_malformed_answers_are_sent_back_with_the_reason():
-    with ChatServer(play("I think a dog", '{"noun": "dog"}', '{"noun": "dog", "count": 0}')) as server:
+    with ScriptedChatServer(play("I think a dog", '{"noun": "dog"}', '{"noun": "dog", "count": 0}')) as server:
         model = connect(server)
         reply = model.complete(HELLO, json_schema=SCHEMA)
     assert reply.parsed == {"noun": "dog", "count": 0}
@@ -196,14 +193,14 @@ def test_malformed_answers_are_sent_back_with_the_reason():
 
 
 def test_answers_malformed_to_the_end_raise_with_their_cost():
-    with ChatServer(lambda request, index: '{"noun": 3, "count": 1}') as server:
+    with ScriptedChatServer(lambda request, index: '{"noun": 3, "count": 1}') as server:
         with pytest.raises(MalformedReplyError, match="in 2 attempts.*noun") as caught:
             connect(server, max_reasks=1).complete(HELLO, json_schema=SCHEMA)
     assert caught.value.text == '{"noun": 3, "count": 1}' and caught.value.usage.calls == 2
 
 
 def test_calls_before_an_outage_stay_on_the_bill():
-    with ChatServer(lambda request, index: "junk" if index == 0 else Answer(status=500, body=b"")) as server:
+    with ScriptedChatServer(lambda request, index: "junk" if index == 0 else Answer(status=500, body=b"")) as server:
         model = connect(server, max_retries=1)
         with pytest.raises(ChatUnavailableError) as caught:
             model.complete(HELLO, json_schema=SCHEMA)
@@ -212,7 +209,7 @@ def test_calls_before_an_outage_stay_on_the_bill():
 
 
 def test_threads_share_the_rate_limit_and_the_bill():
-    with ChatServer(lambda request, index: "x") as server:
+    with ScriptedChatServer(lambda request, index: "x") as server:
         model = connect(server, requests_per_minute=600)
         threads = [threading.Thread(target=model.complete, args=(HELLO,)) for _ in range(6)]
         for thread in threads:

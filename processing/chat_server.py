@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real HTTP server on loopback that speaks the OpenAI chat-completions API and answers from a script."""
+"""A chat endpoint without a model: HTTP on loopback, the OpenAI chat-completions API, answers from a script.
+
+It lets the agent and the data engine be tried and tested over a real connection, faults included.
+"""
+
+from __future__ import annotations
 
 import base64
 import io
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -14,26 +20,39 @@ from PIL import Image
 
 @dataclass
 class Answer:
-    """What the server sends: a completion with `text`, or `body` as it is; after `delay` seconds."""
+    """What the server sends: a completion with `text`, or `body` as it is.
+
+    `delay` seconds pass before; `usage` None leaves the token counts out; `hang_up` closes the connection instead.
+    """
 
     text: str | None = None
     status: int = 200
-    headers: dict = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     delay: float = 0.0
-    usage: dict | None = field(default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 10})
+    usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 10})
     finish_reason: str = "stop"
     hang_up: bool = False
 
 
-class ChatServer:
-    """Answers POST /v1/chat/completions with `script(request, index)`, a str or an [`Answer`]; keeps all requests."""
+class ScriptedChatServer:
+    """Answers POST /v1/chat/completions by a script; a context manager.
 
-    def __init__(self, script):
+    Args:
+        script: called with the decoded request and its number from 0, from several threads; returns a text or an
+            [`Answer`].
+        keep_requests: whether `requests`, `headers` and `times` (seconds) keep what came in.
+
+    Attributes:
+        base_url: what a client connects to.
+    """
+
+    def __init__(self, script: Callable[[dict, int], str | Answer], *, keep_requests: bool = True):
         self.script = script
         self.requests: list[dict] = []
-        self.headers: list[dict] = []
+        self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
+        self._count = 0
         self._lock = threading.Lock()
         outer = self
 
@@ -43,10 +62,11 @@ class ChatServer:
             def do_POST(self):  # noqa: N802
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with outer._lock:
-                    index = len(outer.requests)
-                    outer.requests.append(request)
-                    outer.headers.append({key.lower(): value for key, value in self.headers.items()})
-                    outer.times.append(time.monotonic())
+                    index, outer._count = outer._count, outer._count + 1
+                    if keep_requests:
+                        outer.requests.append(request)
+                        outer.headers.append({key.lower(): value for key, value in self.headers.items()})
+                        outer.times.append(time.monotonic())
                 if self.path != "/v1/chat/completions":
                     answer = Answer(status=404, body=b'{"error": "no such path"}')
                 else:
@@ -62,7 +82,7 @@ class ChatServer:
         self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     @staticmethod
-    def _send(handler, answer: Answer):
+    def _send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
         time.sleep(answer.delay)
         if answer.hang_up:
             handler.close_connection = True
@@ -75,8 +95,8 @@ class ChatServer:
                 "message": {"role": "assistant", "content": answer.text},
                 "finish_reason": answer.finish_reason,
             }
-            completion = {"id": "x", "created": 0, "model": "scripted", "object": "chat.completion"}
-            completion |= {"choices": [choice], "system_fingerprint": ""}
+            completion = {"id": "scripted", "created": 0, "model": "scripted", "object": "chat.completion"}
+            completion |= {"choices": [choice], "system_fingerprint": "scripted"}
             if answer.usage is not None:
                 completion["usage"] = answer.usage | {"total_tokens": sum(answer.usage.values())}
             body = json.dumps(completion).encode()
@@ -88,13 +108,13 @@ class ChatServer:
             handler.end_headers()
             handler.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the client gave up waiting, which is what some tests are about
+            handler.close_connection = True  # the client gave up waiting
 
-    def __enter__(self):
+    def __enter__(self) -> ScriptedChatServer:
         self._thread.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -113,3 +133,6 @@ def images_of(message: dict) -> list[Image.Image]:
         return []
     urls = [part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url"]
     return [Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))) for url in urls]
+
+
+__all__ = ["Answer", "ScriptedChatServer", "images_of", "texts_of"]

@@ -126,6 +126,8 @@ def _adapter_settings(
 def _converted_config(config: dict[str, Any], settings: dict[str, Setting], has_adapters: bool) -> Sam3IConfig:
     """The configuration under which the model computes what the authors' code computes."""
     authors = "as in the authors' code"
+    positions = Sam3IConfig.from_dict(config).text_config.max_position_embeddings
+    settings["max_instruction_length"] = Setting(positions, "length of the text encoder")
     settings["always_encode_geometry"] = Setting(True, f"{authors}: the geometry CLS token always joins the prompt")
     settings["clamp_presence_logits"] = Setting(False, authors)
     if has_adapters:

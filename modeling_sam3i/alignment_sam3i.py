@@ -42,7 +42,7 @@ def hard_region_loss(a: Tensor, b: Tensor, target: Tensor, *, divergence: str = 
     divergence: with m = (p_a + p_b) / 2,
         "reversed": (KL(m || p_a) + KL(m || p_b)) / 2, the foreground term only: what the authors compute. It is a
             Jensen-Shannon divergence with its arguments swapped: never negative (the logarithm is concave), but not
-            bounded by log 2, and much smaller where both maps say foreground than for the same difference in the background.
+            bounded by log 2, and for equal differences of logits far smaller in the foreground than in the background.
         "jensen-shannon": (KL(p_a || m) + KL(p_b || m)) / 2 of the two Bernoulli distributions, in [0, log 2].
     Source: SAM3-I (arXiv 2512.04585), stage 3.
 

@@ -47,7 +47,8 @@ class Sam3ICriterion(nn.Module):
 
     loss = sqrt(rows) * (sum over layers of {one-to-one + 2 * one-to-many} + semantic), where a layer gives
     5 L1 + 2 (1 - GIoU) + 20 classification + 20 presence, the final one also 200 focal + 10 dice on masks.
-    Rows that denote nothing train the presence logit. Everything is computed in float32, under autocast too (no term is a matrix product).
+    Rows that denote nothing train the presence logit. Everything is computed in float32, under autocast too: no term
+    is a matrix product.
     Source: SAM3-I (arXiv 2512.04585), released training configuration; the weights are `Sam3ILossConfig`.
     """
 

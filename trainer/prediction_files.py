@@ -69,10 +69,15 @@ class AnnotationRecord:
 
 @dataclass
 class AnnotationFile:
-    """The images (id -> (height, width)) and annotations of a file, each in file order."""
+    """The images (id -> (height, width)) and annotations of a file, each in file order.
+
+    `kinds` and `ignore_masks` (RLE counts) are given by image id where the file has them.
+    """
 
     images: dict[int, tuple[int, int]] = field(default_factory=dict)
     annotations: dict[int, AnnotationRecord] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)
+    ignore_masks: dict[int, list[str]] = field(default_factory=dict)
 
     def of_image(self) -> dict[int, list[AnnotationRecord]]:
         """The annotations of every image that has some."""
@@ -155,7 +160,8 @@ def _prediction_record(reader: RecordReader) -> PredictionRecord:
 def read_annotations(path: str | Path) -> AnnotationFile:
     """The images and annotations of a COCO-style file; polygons and both kinds of RLE are read.
 
-    An annotation with a truthy "ignore" is an ignore region.
+    An annotation with a truthy "ignore" is an ignore region, and so are the "ignore_masks" of an image's "sam3i"
+    object (where the authors' layout has no place for them).
 
     Raises:
         PredictionFileError: names every record and field that cannot be used.
@@ -172,6 +178,7 @@ def read_annotations(path: str | Path) -> AnnotationFile:
         if number in file.images:
             reader.fault("id", str(number), "an id used once", "give it an id of its own")
         if not reader.faults:
+            _read_extension(file, reader, number, height, width)
             file.images[number] = (height, width)
         faults += reader.faults
     for index, data in enumerate(top.items("annotations")):
@@ -181,6 +188,21 @@ def read_annotations(path: str | Path) -> AnnotationFile:
     if faults or top.faults:
         raise PredictionFileError(top.faults + faults)
     return file
+
+
+def _read_extension(file: AnnotationFile, reader: RecordReader, number: int, height: int, width: int) -> None:
+    extension = reader.data.get("sam3i")
+    if not isinstance(extension, dict):
+        return
+    if isinstance(extension.get("target_kind"), str):
+        file.kinds[number] = extension["target_kind"]
+    for index, rle in enumerate(extension.get("ignore_masks") or []):
+        fault = rle_fault(rle, height, width)
+        if fault:
+            expected = f"compressed RLE of [{height}, {width}]"
+            reader.fault(f"sam3i.ignore_masks[{index}]", fault, expected, "encode the mask at the size of the image")
+        else:
+            file.ignore_masks.setdefault(number, []).append(rle["counts"])
 
 
 def _add_annotation(file: AnnotationFile, reader: RecordReader) -> None:
@@ -282,11 +304,11 @@ def _pair(
         "id": name,
         "group": str(image_id),
         "level": records[0].level if records else "",
-        "target_kind": "" if kept else "none",
+        "target_kind": file.kinds.get(image_id, "") if kept else "none",
         "height": height,
         "width": width,
         "masks": [target.counts for target in kept],
-        "ignore_masks": [target.counts for target in targets if target.ignored],
+        "ignore_masks": [target.counts for target in targets if target.ignored] + file.ignore_masks.get(image_id, []),
         "is_crowd": [target.is_crowd for target in kept],
     }
     return prediction, reference

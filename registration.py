@@ -56,22 +56,15 @@ def register_auto_classes() -> None:
 
 
 def _register_pipeline() -> None:
-    from .processing.pipeline_sam3i import register_pipeline
+    from .processing.pipeline_registration import register_pipeline
 
     register_pipeline()
-
-
-def _register_peft_method() -> None:
-    from .modeling_sam3i.tuner_sam3i import register_peft_method
-
-    register_peft_method()
 
 
 _REGISTRATIONS = {
     "transformers.models.auto.configuration_auto": _prepare_auto_config,
     "transformers.models.auto.processing_auto": register_auto_classes,
     "transformers.pipelines": _register_pipeline,
-    "peft": _register_peft_method,
 }
 
 

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..modeling_sam3i.configuration_sam3i import Sam3IConfig
 from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+from ..processing.processing_sam3i import Sam3IProcessor
 from .conversion_report import ConversionReport, Setting
 from .official_checkpoint import CheckpointConversionError, read_official_checkpoint
 from .official_keys import (
@@ -184,19 +185,15 @@ def _count_zeros(native: dict[str, torch.Tensor], report: ConversionReport) -> N
         )
 
 
-def _save_processor(base: str | os.PathLike | None, folder: Path) -> str:
-    """Write the processor of `base`, padding as the authors do, and say where it comes from."""
-    if base is None:
-        return "none written; give `base`, a SAM3 repository, or load the processor from one and pad with id 0"
-    from ..processing.processing_sam3i import Sam3IProcessor
-
+def _converted_processor(base: str | os.PathLike, config: Sam3IConfig) -> Sam3IProcessor:
+    """The processor of a stock repository, made to pad as the authors do."""
     processor = Sam3IProcessor.from_pretrained(base)
+    processor.max_instruction_length = config.max_instruction_length
     tokenizer = processor.tokenizer
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(PAD_TOKEN_ID)
     # The token of id 0 is "!". Without this, an exclamation mark in an instruction would be read as padding.
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
-    processor.save_pretrained(folder)
-    return f"from the base repository, padding with id {PAD_TOKEN_ID} as in the authors' code"
+    return processor
 
 
 def convert_official_checkpoint(
@@ -248,6 +245,11 @@ def convert_official_checkpoint(
     converted = _converted_config(stock, report.settings, has_adapters)
     _check_complete(native, converted, report)
     _count_zeros(native, report)
+    processor = None
+    report.processor = "none written; give `base`, a SAM3 repository, or load the processor from one and pad with id 0"
+    if base is not None:
+        processor = _converted_processor(base, converted)
+        report.processor = f"from the base repository, padding with id {PAD_TOKEN_ID} as in the authors' code"
 
     dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in native.values()})
     model = Sam3IForInstructionSegmentation.from_pretrained(None, config=converted, state_dict=native, dtype=dtype)
@@ -257,7 +259,8 @@ def convert_official_checkpoint(
         repository = workspace / output_dir.name
         repository.mkdir()
         model.save_pretrained(repository)
-        report.processor = _save_processor(base, repository)
+        if processor is not None:
+            processor.save_pretrained(repository)
         report.save(repository)
         if output_dir.exists():
             output_dir.rmdir()

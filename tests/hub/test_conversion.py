@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, Sam3Config
+from PIL import Image
+from transformers import CLIPTokenizer, PreTrainedModel, Sam3Config, Sam3ImageProcessor, Sam3Processor
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from sam3i.hub.convert_cli import convert
 from sam3i.hub.official_keys import ADAPTER_RULES, STOCK_RULES, TRANSFORMS, Transform
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+from sam3i.processing.processing_sam3i import Sam3IProcessor
 
 QKV_BIAS = "transformer.encoder.layers.0.self_attn.in_proj_bias"
 DOWN = "transformer.decoder.layers.1.adapter2.down_proj.weight"
@@ -227,6 +229,56 @@ def test_configuration_sources(official, stock_config, save, tmp_path, kind):
     }[kind]
     convert_official_checkpoint(save({"model": official}), tmp_path / "out", config=config)
     assert Sam3IConfig.from_pretrained(tmp_path / "out").detr_decoder_config.num_queries == 5
+
+
+@pytest.fixture
+def base(stock_config, tmp_path_factory) -> Path:
+    """A stock repository: configuration and processor. As in CLIP's vocabulary, "!" has id 0."""
+    characters = "!abcdeg"
+    words = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[])
+    folder = tmp_path_factory.mktemp("base")
+    Sam3Config.from_dict(stock_config).save_pretrained(folder)
+    Sam3Processor(Sam3ImageProcessor(size={"height": 56, "width": 56}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_processor_comes_from_the_base_and_pads_with_zero(official, save, base, tmp_path):
+    report = convert_official_checkpoint(save({"model": official}), tmp_path / "out", base=base)
+    assert "from the base repository" in report.processor
+    processor = Sam3IProcessor.from_pretrained(tmp_path / "out")
+    processor.save_pretrained(tmp_path / "again")
+    image = Image.new("RGB", (40, 30), "red")
+    for folder in ("out", "again"):
+        processor = Sam3IProcessor.from_pretrained(tmp_path / folder)
+        inputs = processor(images=image, text=["bad", "a!"], instruction_levels="complex", return_tensors="pt")
+        start, end, mark = (
+            processor.tokenizer.get_vocab()[word] for word in ("<|startoftext|>", "<|endoftext|>", "!</w>")
+        )
+        assert inputs["input_ids"].shape == (2, 8)
+        assert inputs["input_ids"][0].tolist()[5:] == [0, 0, 0] and inputs["input_ids"][0, 4] == end
+        # An exclamation mark is a token like any other, although the padding token is called "!".
+        assert inputs["input_ids"][1].tolist() == [start, 8, mark, end, 0, 0, 0, 0]
+        assert inputs["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 4 + [0] * 4]
+    model = Sam3IForInstructionSegmentation.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        outputs = model(**inputs)
+    results = processor.post_process_instruction_segmentation(outputs, threshold=0.0, target_sizes=[(30, 40)] * 2)
+    assert [result["level"] for result in results] == ["complex", "complex"]
+    assert results[0]["masks"].shape[1:] == (30, 40)
+
+
+def test_a_base_without_processor_writes_nothing(official, stock_config, save, tmp_path):
+    Sam3Config.from_dict(stock_config).save_pretrained(tmp_path / "bare")
+    with pytest.raises((OSError, ValueError)):
+        convert_official_checkpoint(save({"model": official}), tmp_path / "out", base=tmp_path / "bare")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "bare"}
+
+
+def test_without_a_base_the_report_says_that_there_is_no_processor(official, stock_config, save, tmp_path):
+    report = convert_official_checkpoint(save({"model": official}), tmp_path / "out", config=stock_config)
+    assert report.processor.startswith("none written")
+    assert not list((tmp_path / "out").glob("*token*"))
 
 
 class Payload:

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processor of SAM3-I: images, instructions, levels and boxes in, tensors out; raw outputs in, instances out."""
+
+from typing import Any
+
+import torch
+from transformers import BatchEncoding, Sam3Processor
+from transformers.image_utils import is_valid_image
+from transformers.utils import logging
+
+from .instruction_rows import VISUAL_PROMPT, read_boxes, read_levels, read_texts
+from .post_processing_sam3i import check_probability, row_target_sizes, segment_rows
+
+logger = logging.get_logger(__name__)
+
+STOCK_INSTRUCTION_LENGTH = 32
+"""Tokens to which stock SAM3 pads every prompt; batches of short instructions keep it."""
+
+
+def _list_images(images: Any) -> list:
+    """The images as a list, whatever they came in."""
+    if isinstance(images, list | tuple):
+        if len(images) == 0:
+            raise ValueError("Expected at least one image, found an empty list.")
+        return [image for item in images for image in _list_images(item)]
+    if getattr(images, "ndim", None) == 4:
+        return list(images)
+    if not isinstance(images, str) and not is_valid_image(images):
+        raise TypeError(
+            f"Expected images as PIL images, numpy arrays, tensors, paths or URLs, found {type(images).__name__}."
+        )
+    return [images]
+
+
+class Sam3IProcessor(Sam3Processor):
+    r"""
+    Prepares images and instructions for [`Sam3IForInstructionSegmentation`] and turns its outputs into instances.
+
+    A stock SAM3 processor repository loads as it is. The tokenizer pads with whatever id it was saved with.
+
+    Args:
+        image_processor ([`Sam3ImageProcessor`]): Prepares the images.
+        tokenizer ([`CLIPTokenizer`]): Prepares the instructions.
+        target_size (`int`, *optional*): As in [`Sam3Processor`].
+        point_pad_value (`int`, *optional*, defaults to -10): As in [`Sam3Processor`].
+        max_instruction_length (`int`, *optional*, defaults to 32): Longest instruction in tokens, the two special
+            ones included; the rest is dropped with a warning that names it.
+        auto_levels (`str`, *optional*, defaults to `"rules"`): Who resolves the level `"auto"`: `"rules"` classifies
+            the text (`sam3i.processing.levels`), `"router"` leaves the row to the model's learned router.
+
+    Raises:
+        ValueError: when `max_instruction_length` is below 3 or `auto_levels` is unknown.
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        target_size: int | None = None,
+        point_pad_value: int = -10,
+        max_instruction_length: int = STOCK_INSTRUCTION_LENGTH,
+        auto_levels: str = "rules",
+        **kwargs,
+    ):
+        super().__init__(image_processor, tokenizer, target_size, point_pad_value, **kwargs)
+        if isinstance(max_instruction_length, bool) or not isinstance(max_instruction_length, int):
+            raise TypeError(f"Expected `max_instruction_length` as an int, found {max_instruction_length!r}.")
+        if max_instruction_length < 3:
+            raise ValueError(f"Expected `max_instruction_length` of at least 3, found {max_instruction_length}.")
+        if auto_levels not in ("rules", "router"):
+            raise ValueError(f"Expected `auto_levels` 'rules' or 'router', found {auto_levels!r}.")
+        self.max_instruction_length = max_instruction_length
+        self.auto_levels = auto_levels
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors returned for images with instructions."""
+        return super().model_input_names + ["original_sizes", "instruction_levels", "image_ids"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | list[list[str]] | None = None,
+        instruction_levels: Any = None,
+        input_boxes: Any = None,
+        input_boxes_labels: Any = None,
+        segmentation_maps: Any = None,
+        original_sizes: Any = None,
+        return_tensors: str | None = None,
+        **kwargs,
+    ) -> BatchEncoding:
+        r"""
+        Prepare `I` images and `R` instructions ("rows").
+
+        Args:
+            images: One image or a list: PIL image, array, tensor, path or URL.
+            text: `str`: the same instruction for every image. `list[str]`: one per image, or all for the only image.
+                `list[list[str]]`: the instructions of each image. `None` in place of a text means "by boxes alone".
+            instruction_levels: `None` or `"auto"`, a level for all rows, or a list with one level per row, flat or
+                nested like `text`; a level is `"concept"`, `"simple"`, `"complex"`, its index, or `"auto"`.
+            input_boxes: Box exemplars (x1, y1, x2, y2) in pixels of the original image, nested `[row, box, 4]`,
+                `[image, box, 4]` (for all rows of an image) or `[image, row, box, 4]`; `None` for a row without.
+            input_boxes_labels: 1 (like this) or 0 (not like this) for each box; all 1 if not given.
+            segmentation_maps: Resized to the model's mask size and returned as `labels`, as in [`Sam3Processor`].
+            original_sizes: (height, width) of each image, for boxes without images.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; lists if not given.
+            kwargs: Passed to the image processor.
+
+        Returns:
+            [`BatchEncoding`] with `pixel_values` `(I, 3, H, W)`, `original_sizes` `(I, 2)`, `input_ids` and
+            `attention_mask` `(R, L)`, `instruction_levels` `(R,)`, `image_ids` `(R,)`, `input_boxes` `(R, N, 4)` in
+            (cx, cy, w, h) in [0, 1] and `input_boxes_labels` `(R, N)`, as far as their sources are given.
+
+        Raises:
+            TypeError: for inputs or keyword arguments of another type.
+            ValueError: for nesting, counts or values that do not fit; the message says what was expected.
+        """
+        if images is None and text is None and original_sizes is None:
+            raise ValueError("Give at least `images` or `text`.")
+        tokenizer_options = sorted({"padding", "truncation", "max_length", "text_kwargs"} & kwargs.keys())
+        if tokenizer_options:
+            raise TypeError(
+                f"{', '.join(tokenizer_options)}: the processor pads and truncates instructions itself; set "
+                "`max_instruction_length` when loading it."
+            )
+        encoding, sizes = self._encode_images(images, segmentation_maps, original_sizes, return_tensors, kwargs)
+        if text is None and input_boxes is None:
+            if instruction_levels is not None:
+                raise ValueError("`instruction_levels` need `text`.")
+            return encoding
+        if input_boxes is not None and sizes is None:
+            raise ValueError("`input_boxes` need `images` or `original_sizes`.")
+        if input_boxes is None and input_boxes_labels is not None:
+            raise ValueError("`input_boxes_labels` need `input_boxes`.")
+        texts, counts = read_texts(
+            text, None if sizes is None else len(sizes), None if input_boxes is None else len(input_boxes)
+        )
+        levels = read_levels(instruction_levels, texts, counts, self.auto_levels)
+        rows = self._encode_texts([VISUAL_PROMPT if item is None else item for item in texts], return_tensors)
+        encoding.update(rows)
+        layout = {"instruction_levels": levels}
+        if counts is not None:
+            layout["image_ids"] = [image for image, count in enumerate(counts) for _ in range(count)]
+        encoding.update(BatchEncoding(layout, tensor_type=return_tensors))
+        if input_boxes is not None:
+            row_sizes = [sizes[image] for image in layout["image_ids"]]
+            boxes, labels = read_boxes(input_boxes, input_boxes_labels, counts, row_sizes, self.point_pad_value)
+            for row, item in enumerate(texts):
+                if item is None and bool((labels[row] == self.point_pad_value).all()):
+                    raise ValueError(f"Instruction {row} has neither a text nor a box.")
+            encoding.update({"input_boxes": boxes, "input_boxes_labels": labels})
+        return encoding
+
+    def _encode_images(self, images, segmentation_maps, original_sizes, return_tensors, kwargs):
+        """Pixel values and the (height, width) of every image, from the images or from given sizes."""
+        if images is None:
+            if segmentation_maps is not None:
+                raise ValueError("`segmentation_maps` need `images`.")
+            if kwargs:
+                raise TypeError(f"Unexpected keyword arguments without images: {', '.join(sorted(kwargs))}.")
+            if original_sizes is None:
+                return BatchEncoding(), None
+            given = original_sizes.tolist() if torch.is_tensor(original_sizes) else list(original_sizes)
+            if not all(len(size) == 2 and min(size) > 0 for size in given):
+                raise ValueError(f"Expected `original_sizes` as (height, width) of each image, found {given}.")
+            return BatchEncoding({"original_sizes": given}, tensor_type=return_tensors), [tuple(s) for s in given]
+        if original_sizes is not None:
+            raise ValueError("Give `images` or `original_sizes`, not both: images bring their sizes.")
+        encoding = self.image_processor(
+            _list_images(images), segmentation_maps=segmentation_maps, return_tensors=return_tensors, **kwargs
+        )
+        for index, pixels in enumerate(encoding["pixel_values"]):
+            if not bool(torch.isfinite(torch.as_tensor(pixels)).all()):
+                raise ValueError(f"Image {index} holds pixels that are NaN or infinite.")
+        return encoding, [tuple(int(value) for value in size) for size in encoding["original_sizes"]]
+
+    def _encode_texts(self, texts: list[str], return_tensors: str | None) -> BatchEncoding:
+        """Token ids padded to stock's 32, or to `max_instruction_length` when an instruction is longer than that."""
+        limit = self.max_instruction_length
+        whole = self.tokenizer(texts, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
+        lengths = [len(ids) for ids in whole["input_ids"]]
+        dropped = []
+        for row, length in enumerate(lengths):
+            if length <= limit:
+                continue
+            if self.tokenizer.is_fast:
+                start = whole["offset_mapping"][row][limit - 1][0]
+                while start > 0 and not texts[row][start - 1].isspace():
+                    start -= 1  # name the word that was cut, whole
+                lost = texts[row][start:]
+            else:
+                lost = self.tokenizer.decode(whole["input_ids"][row][limit - 1 : -1])
+            dropped.append(f"instruction {row} ({length} tokens) loses {lost!r}")
+        if dropped:
+            logger.warning(
+                f"Instructions are cut to {limit} tokens (`max_instruction_length`): {'; '.join(dropped)}. Shorten "
+                "them, or raise `max_instruction_length` of the model and the processor."
+            )
+        padded = min(limit, STOCK_INSTRUCTION_LENGTH if max(lengths) <= STOCK_INSTRUCTION_LENGTH else limit)
+        return self.tokenizer(
+            texts, padding="max_length", truncation=True, max_length=padded, return_tensors=return_tensors
+        )
+
+    def post_process_instruction_segmentation(
+        self,
+        outputs,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        image_ids: list[int] | torch.Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        r"""
+        Turn raw outputs into instances, sorted by score.
+
+        The values equal [`Sam3Processor.post_process_instance_segmentation`] (probabilities are resized, then
+        thresholded); masks are resized for kept queries only, a few at a time, so that large images fit in memory.
+
+        Args:
+            outputs ([`Sam3IInstructionSegmentationOutput`]): Of the model; stock SAM3's work too.
+            threshold (`float`, *optional*, defaults to 0.5): Instances need a higher score.
+            mask_threshold (`float`, *optional*, defaults to 0.5): Mask pixels need a higher probability.
+            target_sizes (`list[tuple[int, int]]`, *optional*): (height, width) in pixels for each image (with
+                `image_ids`), for each row, or one for all. Without, boxes stay in [0, 1] and masks at their own size.
+            image_ids (`torch.LongTensor` of shape `(R,)`, *optional*): The image of each row, from the processor.
+
+        Returns:
+            `list[dict]` of length `R`: `"scores"` `(K,)`, `"boxes"` `(K, 4)` (x1, y1, x2, y2), `"masks"` bool
+            `(K, H, W)` and `"level"`, the name of the level the row followed.
+
+        Raises:
+            TypeError, ValueError: for thresholds outside [0, 1], sizes that do not fit, or outputs without masks.
+        """
+        threshold = check_probability("threshold", threshold)
+        mask_threshold = check_probability("mask_threshold", mask_threshold)
+        sizes = row_target_sizes(target_sizes, image_ids, len(outputs.pred_logits))
+        return segment_rows(outputs, threshold, mask_threshold, sizes)
+
+
+__all__ = ["Sam3IProcessor"]

@@ -18,6 +18,7 @@ CHUNK = 1 << 22
 MAX_ELEMENT = 1 << 28
 # A parser error this close to the end of what was read may only mean that the rest is still to come.
 TAIL = 16
+DELIMITERS = " \t\r\n,:]}"
 
 
 class JsonSyntaxError(ValueError):
@@ -88,6 +89,14 @@ def iterate_elements(path: str | Path, progress: bool = False) -> Iterator[Eleme
             scanner.fail(f"the file starts with {first!r}, expected an object or an array")
         if scanner.peek(allow_end=True):
             scanner.fail("more data after the end of the document")
+
+
+def sample(path: str | Path, size: int = 1 << 20) -> bytes:
+    """The beginning and the end of a file, by which formats are told apart."""
+    with open(path, "rb") as file:
+        head = file.read(size)
+        file.seek(max(size, file.seek(0, 2) - size))
+        return head + file.read(size)
 
 
 def read_element(file: Any, start: int, end: int) -> Any:
@@ -187,7 +196,9 @@ class _Scanner:
             except RecursionError:
                 self.fail("nested too deeply")
             else:
-                if end < len(self.buffer) or self.ended:
+                # "1" may be the beginning of "1.5": what follows decides.
+                follows = self.buffer[end : end + 1]
+                if self.ended or (follows and (follows in DELIMITERS or end + TAIL <= len(self.buffer))):
                     start = self.base + self.place
                     self.place = end
                     return value, start, self.base + end

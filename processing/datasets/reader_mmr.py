@@ -16,7 +16,7 @@ from typing import Any
 from .faults import RecordFault, RecordReader
 from .image_roots import ImageRoot, ImageRoots
 from .instances import Instances, count_kind, finish_row
-from .json_stream import JsonSyntaxError, iterate_elements, line_of, read_element
+from .json_stream import JsonSyntaxError, iterate_elements, line_of, read_element, sample
 from .schema import InstructionRow, shown
 
 
@@ -24,9 +24,8 @@ def matches(path: Path) -> bool:
     """Whether a path looks like this format."""
     if path.suffix != ".json" or not path.is_file():
         return False
-    with open(path, "rb") as file:
-        head = file.read(1 << 20)
-    return head.lstrip()[:1] == b"[" and b'"questions"' in head and b'"answers"' in head
+    content = sample(path)
+    return content.lstrip()[:1] == b"[" and b'"questions"' in content and b'"answers"' in content
 
 
 def read(

@@ -18,6 +18,7 @@ from .coco_index import CocoIndex
 from .faults import RecordFault, RecordReader
 from .image_roots import ImageRoot, ImageRoots
 from .instances import Instances, finish_row
+from .json_stream import sample
 from .schema import InstructionRow, shown
 
 TEXT_KEYS = {"concept": "concept", "simple": "simple_query", "complex": "complex_query"}
@@ -27,8 +28,7 @@ def matches(path: Path) -> bool:
     """Whether a path looks like this format."""
     if path.suffix != ".json" or not path.is_file():
         return False
-    with open(path, "rb") as file:
-        return b'"text_inst_input"' in file.read(1 << 20)
+    return b'"text_inst_input"' in sample(path)
 
 
 def read(
@@ -72,7 +72,8 @@ def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, path: Path) 
         instances.add(record, label, annotation, height, width)
     if record.faults:
         return None
-    extra = record.data.get("sam3i") or {}
+    extra = _extra(record)
+    instances.annotation_ids = extra.get("annotation_ids", instances.annotation_ids)
     return finish_row(
         record,
         instances,
@@ -88,6 +89,14 @@ def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, path: Path) 
         split=extra.get("split"),
         **texts,
     )
+
+
+def _extra(record: RecordReader) -> dict[str, Any]:
+    extra = record.data.get("sam3i", {})
+    if isinstance(extra, dict):
+        return extra
+    record.fault("sam3i", shown(extra), "an object", "remove it, or write it with `sam3i data convert`")
+    return {}
 
 
 def _texts(record: RecordReader) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .coco_index import CocoIndex
 from .faults import RecordFault, RecordReader
 from .image_roots import ImageRoot, ImageRoots
 from .instances import Instances, count_kind, finish_row
+from .json_stream import sample
 from .schema import InstructionRow
 
 SPLITS = ("train", "val", "testA", "testB", "test")
@@ -26,9 +27,8 @@ def matches(path: Path) -> bool:
     """Whether a path looks like this format."""
     if path.suffix != ".json" or not path.is_file():
         return False
-    with open(path, "rb") as file:
-        head = file.read(1 << 20)
-    return b'"caption"' in head and b'"original_id"' in head
+    content = sample(path)
+    return b'"caption"' in content and b'"original_id"' in content
 
 
 def read(

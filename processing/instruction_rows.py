@@ -182,7 +182,7 @@ def read_boxes(
                 f"{[len(row) for row in labels]}."
             )
     width = max(1, max(len(row) for row in boxes))
-    box_tensor = torch.full((rows, width, 4), float(pad_value))
+    box_tensor = torch.tensor([pad_value, pad_value, 0, 0], dtype=torch.float32).repeat(rows, width, 1)  # as stock
     label_tensor = torch.full((rows, width), pad_value, dtype=torch.int64)
     for row, (row_boxes, row_labels, (height, image_width)) in enumerate(zip(boxes, labels, row_sizes, strict=True)):
         for index, (box, label) in enumerate(zip(row_boxes, row_labels, strict=True)):

@@ -61,7 +61,7 @@ class AgentSegmenter(Segmenter):
 
     An instruction without an answer (no usable reply, budget used up, endpoint out of reach) gets an empty result
     whose `error` says why. In its cost, `failures` counts replies that could not be used and requests that had to be
-    sent again.
+    sent again; `seconds` includes waiting for others when `workers` > 1.
     """
 
     name = "agent"

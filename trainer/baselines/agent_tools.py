@@ -49,8 +49,7 @@ def parse_tool_call(text: str) -> ToolCall:
     Raises:
         UnusableReplyError: when there is no call, or it is not one of the four forms.
     """
-    start = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
-    calls = list(re.finditer(r"<tool>(.*?)</tool>", text[start:], flags=re.DOTALL))
+    calls = list(re.finditer(r"<tool>(.*?)</tool>", blank_thoughts(text), flags=re.DOTALL))
     if not calls:
         raise UnusableReplyError("there is no <tool> ... </tool> in it.")
     try:
@@ -72,7 +71,14 @@ def parse_tool_call(text: str) -> ToolCall:
         wanted = ", ".join(sorted(PARAMETERS[tool])) or "none"
         raise UnusableReplyError(f"{tool.value} takes these parameters: {wanted}.")
     _check_values(tool, parameters)
-    return ToolCall(tool, parameters, text[: start + calls[0].end()], len(calls) - 1)
+    return ToolCall(tool, parameters, text[: calls[0].end()], len(calls) - 1)
+
+
+def blank_thoughts(text: str) -> str:
+    """Replaces thoughts by as many spaces, so that positions stay; the opening tag may be missing (chat templates)."""
+    text = re.sub(r"<think>.*?</think>", lambda thought: " " * len(thought.group()), text, flags=re.DOTALL)
+    end = text.find("</think>")
+    return text if end < 0 else " " * (end + len("</think>")) + text[end + len("</think>") :]
 
 
 def _check_values(tool: AgentTool, parameters: dict[str, Any]) -> None:
@@ -112,7 +118,7 @@ def parse_verdict(text: str) -> bool:
     Raises:
         UnusableReplyError: when there is not exactly one.
     """
-    verdicts = re.findall(r"<verdict>\s*(accept|reject)\s*</verdict>", text.rsplit("</think>", 1)[-1], re.IGNORECASE)
+    verdicts = re.findall(r"<verdict>\s*(accept|reject)\s*</verdict>", blank_thoughts(text), re.IGNORECASE)
     if len({verdict.lower() for verdict in verdicts}) != 1:
         raise UnusableReplyError(f"expected one verdict, found {verdicts}.")
     return verdicts[0].lower() == "accept"

@@ -61,8 +61,10 @@ class MaskCandidates:
             x, y = innermost_point(mask)
             at, text = (round((x + 0.5) * scale), round((y + 0.5) * scale)), str(index + 1)
             left, top, right, bottom = pen.textbbox(at, text, font=font, anchor="mm")
-            pen.rectangle((left - 3, top - 3, right + 3, bottom + 3), fill="black")
-            pen.text(at, text, font=font, anchor="mm", fill=mask_colour(index))
+            pen.rectangle(
+                (left - 5, top - 5, right + 5, bottom + 5), fill="black", outline=mask_colour(index), width=2
+            )
+            pen.text(at, text, font=font, anchor="mm", fill="white")
         return drawing
 
     def draw_alone(self, image: Image.Image, index: int) -> tuple[Image.Image, Image.Image]:
@@ -92,7 +94,7 @@ def paint_masks(image: Image.Image, masks: np.ndarray) -> Image.Image:
     scale = max(1.0, MIN_DRAWING_SIDE / min(image.size))
     size = (round(image.width * scale), round(image.height * scale))
     canvas = np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float32).copy()
-    outline = max(1, min(size) // 300)
+    outline = max(1, min(size) // 150)
     for index, mask in enumerate(masks):
         large = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
         colour = np.asarray(mask_colour(index), dtype=np.float32)

@@ -31,10 +31,10 @@ ON_TARGET = 0.5  # IoU of a drawn mask with the target
 
 @dataclass(frozen=True)
 class OracleTruth:
-    """The noun phrase of a target and its N masks, bool [N, H, W]."""
+    """The noun phrase of a target and its N masks, bool [N, H, W]; without masks, every instance is the target."""
 
     concept: str
-    masks: np.ndarray
+    masks: np.ndarray | None
 
 
 class OracleChat:
@@ -52,13 +52,15 @@ class OracleChat:
 
     @classmethod
     def from_rows(cls, rows: Iterable[InstructionRow]) -> OracleChat:
-        """Reads the answers from rows of the data schema, all three levels."""
+        """Reads the answers from rows of the data schema; a concept denotes all of its instances, whatever the row."""
         truths = {}
         for row in rows:
             key = image_key(row["image"])
             masks = decode_masks(row["masks"], row["height"], row["width"])
-            for text in (*row["concept"], *row["simple"], *row["complex"]):
+            for text in (*row["simple"], *row["complex"]):
                 truths[key, text] = OracleTruth(row["concept"][0], masks)
+            for text in row["concept"]:
+                truths[key, text] = OracleTruth(text, None)
         return cls(truths)
 
     def serve(self) -> ScriptedChatServer:
@@ -91,7 +93,7 @@ class OracleChat:
             if chosen:
                 return tool("select_masks_and_return", final_answer_masks=chosen)
             return tool("report_no_mask")
-        if len(truth.masks) == 0 or f'for "{truth.concept}"' in latest:
+        if truth.masks is not None and len(truth.masks) == 0 or f'for "{truth.concept}"' in latest:
             return tool("report_no_mask")
         return tool("segment_phrase", text_prompt=truth.concept)
 
@@ -128,8 +130,10 @@ def find_painted(image: Image.Image, drawing: Image.Image, count: int) -> np.nda
     return np.stack([small == number for number in range(1, count + 1)])
 
 
-def on_target(region: np.ndarray, masks: np.ndarray) -> bool:
+def on_target(region: np.ndarray, masks: np.ndarray | None) -> bool:
     """Whether a region is one of the target's masks."""
+    if masks is None:
+        return True
     overlaps = (masks & region).sum((1, 2)) / np.maximum((masks | region).sum((1, 2)), 1)
     return bool((overlaps > ON_TARGET).any())
 

@@ -110,7 +110,7 @@ class PhraseDetector:
     def _tokenize(self, phrases: list[str]):
         tokenizer = self.processor.tokenizer
         for phrase in phrases:
-            length = len(tokenizer(phrase)["input_ids"])
+            length = len(tokenizer(phrase, verbose=False)["input_ids"])
             if length > self.max_tokens:
                 logger.warning(
                     "SAM3 reads %d tokens; the end of this text of %d is cut: %r", self.max_tokens, length, phrase

@@ -106,7 +106,9 @@ def _adapter_settings(
     native: dict[str, torch.Tensor], stated: Any, config: dict[str, Any], adapter_heads: int | None
 ) -> dict[str, Setting]:
     """The adapters' hyper-parameters: from the argument, the checkpoint, its shapes, or the released values."""
-    widths = {tensor.shape[0] for name, tensor in native.items() if name.endswith(".down_proj.weight")}
+    widths = {
+        tensor.shape[0] for name, tensor in native.items() if name.endswith(".down_proj.weight") and tensor.ndim == 2
+    }
     if len(widths) != 1:
         raise CheckpointConversionError(f"Expected adapters of one width, found widths {sorted(widths)}.")
     settings = {"adapter_dim": Setting(widths.pop(), "shapes in the checkpoint")}
@@ -120,7 +122,7 @@ def _adapter_settings(
         elif name in config:
             settings[name] = Setting(config[name], "given configuration")
         else:
-            settings[name] = Setting(value, "the authors' released configuration; the weights do not tell")
+            settings[name] = Setting(value, "the authors' training configuration; the weights do not tell")
     return settings
 
 

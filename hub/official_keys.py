@@ -14,7 +14,7 @@ import torch
 
 RELEASED_ADAPTER_HEADS = 4
 """Heads of the released text adapters. No shape tells them; the authors' training configuration (`base.yaml`,
-`adapter_config`) and the default of their model builder (`AdapterConfig`) both say 4."""
+`adapter_config`) and the default of their model builder (`AdapterConfig`) both say 4, in public copies of the code."""
 
 RELEASED_ADAPTER_SCALE = 1.0
 """Factor on the DETR adapters, from the same two places."""

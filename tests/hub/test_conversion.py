@@ -160,7 +160,7 @@ def test_configuration_follows_the_authors(official, stock_config, save, tmp_pat
     assert not config.mask_padding_in_adapters and not config.decoder_c_adapter_skip
     assert config.vision_config.backbone_config.layer_norm_eps == 1e-5
     assert config.text_config.pad_token_id == 0
-    assert "released" in report.settings["adapter_heads"].source
+    assert "training configuration" in report.settings["adapter_heads"].source
 
 
 def test_heads_come_from_argument_then_checkpoint_then_configuration(official, stock_config, save, tmp_path):
@@ -174,6 +174,12 @@ def test_heads_come_from_argument_then_checkpoint_then_configuration(official, s
     assert (stated.adapter_heads, stated.adapter_scale) == (2, 0.5)
     convert_official_checkpoint(checkpoint, tmp_path / "given", config=ours, adapter_heads=8)
     assert Sam3IConfig.from_pretrained(tmp_path / "given").adapter_heads == 8
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(official, stock_config, save, tmp_path):
+    with pytest.raises(ValueError, match="must divide the text encoder's width 16, got 3"):
+        convert_official_checkpoint(save({"model": official}), tmp_path / "out", config=stock_config, adapter_heads=3)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_adapters_fresh_ones_are_the_identity(official, stock_config, save, tmp_path):

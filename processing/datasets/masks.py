@@ -9,10 +9,13 @@ and from the third value on the difference to the value two places before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+MAX_DIGITS = 8  # characters of one run length: 2 ** 39 pixels
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -63,32 +66,35 @@ def rle_area(rle: dict[str, Any]) -> int:
     return int(coco_mask.area({"size": list(rle["size"]), "counts": _as_bytes(rle["counts"])}))
 
 
-def run_lengths(counts: str) -> list[int]:
+def run_lengths(counts: str) -> np.ndarray:
     """Run lengths of a compressed RLE string, read without the C library (which trusts its input).
 
     Raises:
         ValueError: a character outside the alphabet, a value cut off at the end, or a negative run.
     """
-    runs: list[int] = []
-    value, shift = 0, 0
-    for place, character in enumerate(counts):
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f"character {character!r} at place {place} does not occur in RLE counts")
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        if value < 0:
-            raise ValueError(f"run {len(runs)} has the negative length {value}")
-        runs.append(value)
-        value, shift = 0, 0
-    if shift:
+    if not counts.isascii():
+        raise ValueError("the counts hold characters that are not ASCII")
+    bits = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    if not len(bits):
+        return bits
+    strange = np.flatnonzero((bits < 0) | (bits > 63))
+    if len(strange):
+        raise ValueError(f"character {counts[strange[0]]!r} at place {strange[0]} does not occur in RLE counts")
+    ends = np.flatnonzero((bits & 0x20) == 0)
+    if not len(ends) or ends[-1] != len(bits) - 1:
         raise ValueError("the counts end in the middle of a number")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > MAX_DIGITS:
+        raise ValueError(f"a number of {lengths.max()} characters is no run length")
+    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((bits & 0x1F) << shifts, starts)
+    runs -= np.where(bits[ends] & 0x10, 1 << (5 * lengths), 0)
+    # From the third place on a number is the difference to the one two places before.
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    negative = np.flatnonzero(runs < 0)
+    if len(negative):
+        raise ValueError(f"run {negative[0]} has the negative length {runs[negative[0]]}")
     return runs
 
 
@@ -101,15 +107,16 @@ def rle_fault(rle: Any, height: int, width: int) -> str | None:
         return f"size {size!r} is not [height, width] = [{height}, {width}]"
     if not isinstance(counts, str):
         return f"counts are {type(counts).__name__}, not a compressed string"
-    if not counts:
-        return None
+    return _counts_fault(counts, height * width) if counts else None
+
+
+@lru_cache(maxsize=1024)  # a mask is checked when it is read and again when its row is
+def _counts_fault(counts: str, pixels: int) -> str | None:
     try:
-        total = sum(run_lengths(counts))
+        total = int(run_lengths(counts).sum())
     except ValueError as error:
         return str(error)
-    if total != height * width:
-        return f"the runs cover {total} pixels, the image has {height * width}"
-    return None
+    return None if total == pixels else f"the runs cover {total} pixels, the image has {pixels}"
 
 
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ def good_row(**changes):
 def test_every_encoding_gives_the_same_mask(seed):
     mask = np.random.default_rng(seed).random((HEIGHT, WIDTH)) > 0.6
     rle = encode_mask(mask)
-    runs = run_lengths(rle["counts"])
+    runs = run_lengths(rle["counts"]).tolist()
     assert sum(runs) == HEIGHT * WIDTH and rle_area(rle) == mask.sum() == sum(runs[1::2])
     uncompressed = {"size": [HEIGHT, WIDTH], "counts": runs}
     for segmentation in (rle, uncompressed, {**rle, "counts": rle["counts"].encode()}):
@@ -92,6 +92,9 @@ def test_union():
         ({"size": [WIDTH, HEIGHT], "counts": "0"}, "is not \\[height, width\\]"),
         ({"size": [HEIGHT, WIDTH], "counts": "\x00"}, "does not occur"),
         ({"size": [HEIGHT, WIDTH], "counts": "P"}, "middle of a number"),
+        ({"size": [HEIGHT, WIDTH], "counts": "P" * 20 + "0"}, "is no run length"),
+        ({"size": [HEIGHT, WIDTH], "counts": "é"}, "not ASCII"),
+        ({"size": [HEIGHT, WIDTH], "counts": "O"}, "negative length -1"),
         ({"counts": "1"}, "needs size"),
         ("text", "list of polygons"),
     ],

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SAME_COLOUR = 14.0  # mean absolute difference per channel that transport as JPEG stays below
 ON_TARGET = 0.5  # IoU of a drawn mask with the target
+ANY_OBJECT = "object"  # searched when the noun leads nowhere: "everything except the squares" has no noun of its own
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class OracleChat:
         if len(images) == 3:
             text = self._judge(images[0], images[1], truth)
         else:
-            text = self._take_turn(images, texts_of(messages[1]), texts_of(messages[-1]), truth)
+            text = self._take_turn(messages, images, truth)
         return Answer(text, usage={"prompt_tokens": len(words.split()), "completion_tokens": len(text.split())})
 
     def _truth(self, image: Image.Image, request: str) -> OracleTruth | None:
@@ -85,17 +86,20 @@ class OracleChat:
         asked = [text for text in self.instructions.get(key, ()) if f'"{text}"' in request]
         return self.truths[key, max(asked, key=len)] if asked else None
 
-    def _take_turn(self, images: list[Image.Image], request: str, latest: str, truth: OracleTruth) -> str:
+    def _take_turn(self, messages: list[dict], images: list[Image.Image], truth: OracleTruth) -> str:
+        request, latest = texts_of(messages[1]), texts_of(messages[-1])
         if len(images) == 2:
             count = int(re.findall(r"from 1 to (\d+)", latest)[-1])
             regions = find_painted(images[0], images[1], count)
             chosen = [number for number, region in enumerate(regions, 1) if on_target(region, truth.masks)]
             if chosen:
                 return tool("select_masks_and_return", final_answer_masks=chosen)
-            return tool("report_no_mask")
-        if truth.masks is not None and len(truth.masks) == 0 or f'for "{truth.concept}"' in latest:
-            return tool("report_no_mask")
-        return tool("segment_phrase", text_prompt=truth.concept)
+        if truth.masks is None or len(truth.masks):
+            searched = request.partition("\n")[2] + " ".join(texts_of(m) for m in messages if m["role"] == "assistant")
+            for phrase in (truth.concept, ANY_OBJECT):
+                if f'"{phrase}"' not in searched:
+                    return tool("segment_phrase", text_prompt=phrase)
+        return tool("report_no_mask")
 
     def _judge(self, image: Image.Image, marked: Image.Image, truth: OracleTruth) -> str:
         (region,) = find_painted(image, marked, 1)

@@ -14,7 +14,7 @@ from transformers.utils import can_return_tuple, logging
 from .adapters_sam3i import MaskEmbedderLevels, adapter_sites, build_adapter
 from .configuration_sam3i import Sam3IConfig
 from .decoder_sam3i import Sam3IDetrDecoder, Sam3IMaskDecoder
-from .inputs_sam3i import check_inputs, resolve_levels, row_images
+from .inputs_sam3i import check_inputs, resolve_levels, row_images, text_encoder_inputs
 from .layers_sam3i import adopt
 from .loss_sam3i import Sam3ICriterion
 from .outputs_sam3i import Sam3IInstructionSegmentationOutput, predictions_for_loss
@@ -82,17 +82,30 @@ class Sam3IForInstructionSegmentation(Sam3Model):
             embeddings.init_long_positions()
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
-        """Accept a stock checkpoint, which has no adapter at all; refuse any other difference."""
+        """Called while loading: a stock checkpoint, which has no adapter at all, misses nothing."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
         adapters = set(self.adapter_parameters())
-        if adapters <= loading_info.missing_keys:
-            loading_info.missing_keys = loading_info.missing_keys - adapters
+        if loading_info.missing_keys == adapters:
+            loading_info.missing_keys = set()
             logger.warning_once(
                 "The checkpoint holds no instruction adapters: simple and complex instructions run as concepts "
                 "until adapters are trained or loaded."
             )
-        if loading_info.missing_keys or loading_info.unexpected_keys:
-            raise CheckpointMismatchError(loading_info.missing_keys, loading_info.unexpected_keys)
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """Load stock SAM3 or SAM3-I weights, as every Transformers model does, but never a part of them.
+
+        Raises:
+            CheckpointMismatchError: when tensors are missing or left over. With `output_loading_info=True` the caller
+                gets the two lists instead and decides.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
+        if info["missing_keys"] or info["unexpected_keys"]:
+            raise CheckpointMismatchError(info["missing_keys"], info["unexpected_keys"])
+        return model
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that SAM3-I adds to SAM3, by name; all others are stock's and stay frozen in training."""
@@ -144,30 +157,8 @@ class Sam3IForInstructionSegmentation(Sam3Model):
 
     def _encode_text(self, input_ids, attention_mask, routing: LevelRouting, **kwargs):
         embeddings = self.text_encoder.text_model.embeddings
-        stock_length, tokens = embeddings.position_embedding.num_embeddings, input_ids.shape[1]
-        limit = max(stock_length, self.config.max_instruction_length)
-        if tokens > limit:
-            raise ValueError(
-                f"Expected instructions of at most {limit} tokens, found {tokens}. Let the processor truncate them, "
-                "or load the model with a larger `max_instruction_length`."
-            )
-        if tokens > stock_length:
-            lengths = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).sum(dim=1)
-            kwargs["position_ids"] = embeddings.positions_for(lengths, tokens)
-        padding_mask = None
-        if not self.config.mask_padding_in_adapters:
-            # The adapters see the padding, so its states must be the ones they were trained on: causal mask only.
-            text_attention_mask = None
-        else:
-            text_attention_mask = attention_mask
-            padding_mask = None if attention_mask is None else attention_mask.bool()
-        outputs = self.text_encoder(
-            input_ids=input_ids,
-            attention_mask=text_attention_mask,
-            level_routing=routing,
-            adapter_padding_mask=padding_mask,
-            **kwargs,
-        )
+        inputs = text_encoder_inputs(embeddings, self.config, input_ids, attention_mask)
+        outputs = self.text_encoder(input_ids=input_ids, level_routing=routing, **inputs, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.last_hidden_state)
         return outputs
 

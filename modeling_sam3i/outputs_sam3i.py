@@ -92,8 +92,12 @@ def predictions_for_loss(
         embeddings, pixels = mask_outputs.pred_masks
 
         def predict(row_index: torch.Tensor, query_index: torch.Tensor) -> torch.Tensor:
-            """Mask logits `(chosen, height, width)` of the chosen queries."""
-            return torch.einsum("kc,kchw->khw", embeddings[row_index, query_index + offset], pixels[row_index])
+            """Mask logits `(chosen, height, width)` of the chosen queries, given in the order of their rows."""
+            chosen = embeddings[row_index, query_index + offset]  # (chosen, width)
+            counts = torch.bincount(row_index, minlength=len(pixels)).tolist()
+            # Row by row: indexing the pixels by `row_index` would copy a whole feature map for every query.
+            by_row = zip(chosen.split(counts), pixels, strict=True)
+            return torch.cat([torch.einsum("kc,chw->khw", queries, row_pixels) for queries, row_pixels in by_row])
 
         return predict
 

@@ -89,7 +89,7 @@ class TestConceptLevelIsStock:
         tiny_model.train()
         tiny_model.freeze_stock()
         optimizer = torch.optim.SGD(list(tiny_model.adapter_parameters().values()), lr=1e-2)
-        for step in range(3):
+        for _ in range(3):
             tiny_model(**inputs, labels=make_labels(), instruction_levels=torch.tensor([0, 1, 2])).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -135,7 +135,7 @@ class TestLoading:
         with torch.no_grad():
             expected = tiny_model(**inputs, instruction_levels=levels)
             found = again(**inputs, instruction_levels=levels)
-        assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), tiny_model.state_dict().values()))
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), tiny_model.parameters(), strict=True))
         torch.testing.assert_close(found.pred_masks, expected.pred_masks, atol=1e-5, rtol=0)
 
 

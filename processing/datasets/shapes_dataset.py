@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from .conversion import write_official
 from .masks import encode_mask
 from .schema import InstructionRow, make_row
-from .shapes_language import families_of
+from .shapes_language import NONE, families_of
 from .shapes_world import Scene, ShapesWorld
 from .shapes_writer import InstructionWriter, WrittenTarget, kinds_of
 
@@ -123,22 +123,34 @@ class ShapesInstructionDataset(Dataset):
         self._scenes: OrderedDict[int, Scene] = OrderedDict()
 
     @classmethod
-    def evaluation(cls, split: str = "test", cases_per_cell: int = 125, seed: int = 0) -> ShapesInstructionDataset:
+    def evaluation(
+        cls,
+        split: str = "test",
+        cases_per_cell: int = 125,
+        seed: int = 0,
+        levels: Sequence[str | InstructionLevel] = tuple(InstructionLevel),
+    ) -> ShapesInstructionDataset:
         """The fixed evaluation set of a split: `cases_per_cell` instructions for every (level, target kind).
 
         Simple and complex cases of a kind ask the same questions as far as both can say them. A concept names all
-        instances, so it has no 1-to-N. Held-out compositions: about half of the phrasings, and every colour-noun pair
-        in proportion to the pictures.
+        instances, so it has no 1-to-N; its other two positive kinds get twice the cases, which leaves a fifth without
+        a target. Held-out compositions: about half of the phrasings, and every colour-noun pair in proportion to the
+        pictures.
         """
         world = ShapesWorld(seed, split)
+        wanted = {}
+        for level in map(InstructionLevel.from_any, levels):
+            for kind in kinds_of(level):
+                wanted[level, kind] = cases_per_cell * (2 if level is CONCEPT and kind != NONE else 1)
+        targets = 1 if any(level is not CONCEPT for level, _ in wanted) else 0
+        concepts = 1 if any(level is CONCEPT for level, _ in wanted) else 0
         cases: list[ShapesCase] = []
         filled: Counter = Counter()
-        wanted = {(level, kind) for level in InstructionLevel for kind in kinds_of(level)}
         start, step = 0, 200
-        while any(filled[cell] < cases_per_cell for cell in wanted):
-            for index, target in write_targets(world, range(start, start + step), 1, 1):
+        while any(filled[cell] < count for cell, count in wanted.items()):
+            for index, target in write_targets(world, range(start, start + step), targets, concepts):
                 for level in target.phrasings:
-                    if filled[level, target.kind] < cases_per_cell:
+                    if filled[level, target.kind] < wanted.get((level, target.kind), 0):
                         filled[level, target.kind] += 1
                         cases.append(ShapesCase(index, target, level))
             start += step
@@ -210,7 +222,6 @@ def shapes_rows(split: str, num_scenes: int, seed: int = 0, targets_per_scene: i
             complex=texts.get("complex"),
             target_kind=target.kind,
             annotation_ids=[index * 10 + i for i in chosen],
-            file_name=_file_name(index),
             dataset=DATASET_NAME,
             split=split,
         )
@@ -220,45 +231,11 @@ def write_official_json(directory: str | Path, split: str, num_scenes: int, seed
     """Write scenes as PNG files and their rows in the authors' format; returns the JSON's path.
 
     The authors' loader needs all three instruction lists, so only targets that every level can ask for are written.
-    A picture appears under several record ids, one per target; annotation ids are unique over the file.
+    A picture appears under several record ids, one per target.
     """
-    directory = Path(directory)
-    folder = directory / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
-    for row in shapes_rows(split, num_scenes, seed):
-        if not row["simple"]:
-            continue
-        path = folder / row["file_name"]
-        if not path.exists():
-            row["image"].save(path)
-        record = {
-            "id": len(images) + 1,
-            "file_name": row["file_name"],
-            "width": row["width"],
-            "height": row["height"],
-            "text_inst_input": {
-                "concept": row["concept"],
-                "simple_query": row["simple"],
-                "complex_query": row["complex"],
-            },
-        }
-        images.append(record)
-        for mask, box in zip(row["masks"], row["boxes"], strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record["id"],
-                    "category_id": 1,
-                    "bbox": box,
-                    "area": int(box[2] * box[3]),
-                    "iscrowd": 0,
-                    "segmentation": mask,
-                }
-            )
-    path = directory / f"sam3i_{split}.json"
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    path = Path(directory) / f"sam3i_{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_official((row for row in shapes_rows(split, num_scenes, seed) if row["simple"]), path)
     return path
 
 
@@ -276,7 +253,3 @@ def _row_id(world: ShapesWorld, index: int, target: WrittenTarget) -> str:
 
 def _image_id(world: ShapesWorld, index: int) -> str:
     return f"{DATASET_NAME}-{world.seed}-{world.split}-{index}"
-
-
-def _file_name(index: int) -> str:
-    return f"{index:06d}.png"

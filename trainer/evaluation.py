@@ -15,7 +15,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-from .baselines.sam3i import Sam3ISegmenter
 from .mask_scores import MaskScores, score_masks
 from .prediction_log import PredictionLog, make_record, read_records, read_settings, record_samples
 from .protocols import Protocol, get_protocol
@@ -108,6 +107,8 @@ def evaluate_model(
         ValueError: for an unknown protocol or level, or data without an instruction at the level.
         PredictionLogError: when `output_dir` holds predictions of other settings, or any without `resume`.
     """
+    from .baselines.sam3i import Sam3ISegmenter
+
     was_training = model.training
     segmenter = Sam3ISegmenter(
         model, processor, threshold=threshold, mask_threshold=mask_threshold, batch_size=batch_size

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..processing.datasets.masks import encode_mask
-from .metrics import encode_reference
 from .protocols import Protocol
+from .samples import encode_reference
 from .segmenter import SegmentationResult
 
 MERGED_NAME = "predictions.jsonl"

@@ -243,14 +243,17 @@ class LocalChatModel(ChatModel):
         if json_schema is not None:
             messages = state_schema(messages, json_schema)
         started = time.monotonic()
-        inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(self.model.device, dtype=self.model.dtype)
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {}
+        sampling = (
+            {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
+        )
+        # Neither fast tokenizers nor the random state may be shared by threads at work.
         with self._generate_lock, torch.inference_mode():
-            if self.seed is not None and sampling:
+            inputs = self.processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            ).to(self.model.device, dtype=self.model.dtype)
+            if self.seed is not None and self.temperature > 0:
                 torch.manual_seed(self.seed)
-            tokens = self.model.generate(**inputs, max_new_tokens=self.max_tokens, **({"do_sample": False} | sampling))
+            tokens = self.model.generate(**inputs, max_new_tokens=self.max_tokens, **sampling)
         prompt_length = inputs["input_ids"].shape[1]
         answer = tokens[0, prompt_length:]
         text = self.processor.decode(answer, skip_special_tokens=True)

@@ -323,6 +323,34 @@ def test_local_model_answers_and_counts_tokens(tiny_llava):
     assert chat.usage.calls == 2
 
 
+def test_local_model_reads_several_images_and_a_conversation_from_several_threads(tiny_llava):
+    chat = LocalChatModel(*tiny_llava, max_tokens=1)
+    image = Image.new("RGB", (20, 20), "red")
+    messages = [
+        chat_message("user", "what", image, "is", image),
+        chat_message("assistant", "dog"),
+        chat_message("user", "this"),
+    ]
+    replies = []
+    threads = [threading.Thread(target=lambda: replies.append(chat.complete(messages))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # user what 4 is 4, assistant dog, user this, assistant
+    assert [reply.usage.prompt_tokens for reply in replies] == [16] * 4
+    assert len({reply.text for reply in replies}) == 1 and chat.usage.calls == 4
+
+
+def test_local_model_samples_by_seed(tiny_llava):
+    message = [chat_message("user", "what is this")]
+    texts = [
+        LocalChatModel(*tiny_llava, max_tokens=8, temperature=5.0, seed=seed).complete(message).text
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_local_model_depends_on_the_image(tiny_llava):
     model, processor = tiny_llava
     seen = []

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Processor
 
 from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
+from sam3i.processing.datasets.shapes_rendering import IMAGE_SIZE
 from sam3i.processing.datasets.shapes_tokenizer import MAX_TOKENS
-from sam3i.processing.datasets.shapes_world import IMAGE_SIZE
 
 WIDTH, HEADS, FEED_FORWARD = 64, 4, 192
 QUERIES = 16  # a grid of 4 x 4

@@ -39,8 +39,9 @@ from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel, Sam3IConf
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from sam3i.processing.datasets import shapes_lexicon as lexicon
 from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
+from sam3i.processing.datasets.shapes_rendering import COLOURS, NOUNS
 from sam3i.processing.datasets.shapes_tokenizer import build_tokenizer
-from sam3i.processing.datasets.shapes_world import COLOURS, NOUNS, Scene, ShapesWorld
+from sam3i.processing.datasets.shapes_world import Scene, ShapesWorld
 from sam3i.processing.datasets.shapes_writer import InstructionWriter
 
 IMAGES, ABSENT_SHARE, EVERYTHING_SHARE = 9, 0.85, 0.12

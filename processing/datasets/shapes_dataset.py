@@ -17,7 +17,7 @@ from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from .conversion import write_official
 from .masks import encode_mask
 from .schema import InstructionRow, make_row
-from .shapes_language import NONE, families_of
+from .shapes_meaning import NONE, families_of
 from .shapes_world import Scene, ShapesWorld
 from .shapes_writer import InstructionWriter, WrittenTarget, kinds_of
 

@@ -54,7 +54,15 @@ SIMPLE_TEMPLATES = {
         "the {n} of the same color as the {ref}",
     ),
 }
-SIMPLE_CARRIERS = ("{np}", "{np}", "find {np}", "show {np}", "segment {np}", "please point to {np}", "please find {np}")
+SIMPLE_CARRIERS = (
+    "{np}",
+    "{np}",
+    "find {np}",
+    "show {np}",
+    "segment {np}",
+    "please point to {np}",
+    "please find {np}",
+)
 
 # What each shape is for, does, or is found with; every clause follows "that", "what" or "whatever".
 DESCRIPTORS = {

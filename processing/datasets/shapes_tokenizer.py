@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .shapes_language import vocabulary
+from .shapes_lexicon import vocabulary
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

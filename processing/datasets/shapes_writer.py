@@ -15,24 +15,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from .shapes_language import (
+from .shapes_meaning import (
     ALL,
     FAMILIES,
     NONE,
     ONE,
     SOME,
     Meaning,
-    Phrasing,
     denotation,
     draw_meaning,
     families_of,
-    mirror_text,
     names_held_out_pair,
     place_shortcuts,
-    say,
     target_kind,
 )
-from .shapes_world import NOUNS, ShapeObject
+from .shapes_phrasing import Phrasing, mirror_text, say
+from .shapes_rendering import NOUNS, ShapeObject
 
 NONE_SHARE = 0.25
 HELD_OUT_PHRASING_SHARE = 0.5  # of the validation and test instructions

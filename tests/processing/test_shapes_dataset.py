@@ -11,7 +11,7 @@ from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.datasets.masks import box_of_rle, decode_mask
 from sam3i.processing.datasets.schema import row_features, validate_row
 from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset, shapes_rows, write_official_json
-from sam3i.processing.datasets.shapes_language import denotation
+from sam3i.processing.datasets.shapes_meaning import denotation
 from sam3i.processing.datasets.shapes_writer import kinds_of
 
 

@@ -8,23 +8,21 @@ import pytest
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.datasets import shapes_lexicon as lexicon
-from sam3i.processing.datasets.shapes_language import (
+from sam3i.processing.datasets.shapes_lexicon import PLURAL, SINGULAR, vocabulary
+from sam3i.processing.datasets.shapes_meaning import (
     FAMILIES,
-    PLURAL,
-    SINGULAR,
     Meaning,
     denotation,
     draw_meaning,
     families_of,
-    mirror_text,
     names_held_out_pair,
     place_shortcuts,
-    say,
     target_kind,
-    vocabulary,
 )
+from sam3i.processing.datasets.shapes_phrasing import mirror_text, say
+from sam3i.processing.datasets.shapes_rendering import COLOURS, NOUNS, ShapeObject
 from sam3i.processing.datasets.shapes_tokenizer import MAX_TOKENS, build_tokenizer
-from sam3i.processing.datasets.shapes_world import COLOURS, NOUNS, ShapeObject, ShapesWorld
+from sam3i.processing.datasets.shapes_world import ShapesWorld
 from sam3i.processing.datasets.shapes_writer import InstructionWriter, cell_weights, kinds_of
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel

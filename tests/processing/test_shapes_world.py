@@ -6,18 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from sam3i.processing.datasets.shapes_world import (
-    COLOURS,
-    HELD_OUT_PAIRS,
-    IMAGE_SIZE,
-    NOUNS,
-    RADII,
-    ShapeObject,
-    ShapesWorld,
-    mask_boxes,
-    outlines,
-    render,
-)
+from sam3i.processing.datasets.shapes_rendering import COLOURS, IMAGE_SIZE, NOUNS, ShapeObject, outlines, render
+from sam3i.processing.datasets.shapes_world import HELD_OUT_PAIRS, RADII, ShapesWorld, mask_boxes
 
 
 def test_scenes_are_a_function_of_seed_split_and_index():

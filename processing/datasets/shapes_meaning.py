@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meanings of instructions in the shapes world: what they denote in a scene, and how they are said at each level.
+"""Meanings of instructions in the shapes world, and what they denote in a scene.
 
-Truth comes first: a [`Meaning`] is drawn, [`denotation`] computes its targets from the objects alone, and only then is
-it put into words. "A concept names a shape; a simple instruction names it too and adds a colour, size, place or
-relation; a complex one never says the noun nor the name of a colour, only what the thing is for or like."
+Truth comes first: a [`Meaning`] is drawn, [`denotation`] computes its targets from the objects alone, and only then
+is it put into words (`shapes_phrasing`).
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from . import shapes_lexicon as lexicon
 from .schema import TARGET_KINDS
-from .shapes_lexicon import PLURAL, SINGULAR
-from .shapes_world import HELD_OUT_PAIRS, IMAGE_SIZE, NOUNS, SIZES, ShapeObject
+from .shapes_lexicon import COLOUR_REFERENCES, PLURAL, SINGULAR
+from .shapes_rendering import IMAGE_SIZE, NOUNS, ShapeObject
+from .shapes_world import HELD_OUT_PAIRS, SIZES
 
 ONE, SOME, ALL, NONE = TARGET_KINDS
 SIDES = ("left", "right", "top", "bottom")
@@ -66,7 +64,7 @@ class Family:
 
 _ANY = {SINGULAR: (ONE, NONE), PLURAL: (SOME, ALL, NONE)}
 _ONE = {SINGULAR: (ONE, NONE)}
-_COLOURS = tuple(lexicon.COLOUR_REFERENCES)
+_COLOURS = tuple(COLOUR_REFERENCES)
 FAMILIES: dict[str, Family] = {
     "category": Family({SINGULAR: (ONE, NONE), PLURAL: (ALL, NONE)}),
     "colour": Family(_ANY, _COLOURS),
@@ -145,15 +143,20 @@ def draw_meaning(
 ) -> Meaning:
     """A random meaning of a family about one of `nouns`; nothing is known yet about what it denotes."""
     spec = FAMILIES[family]
-    noun = None if spec.any_noun else _one_of(rng, nouns)
+    noun = None if spec.any_noun else one_of(rng, nouns)
     others = [name for name in references if name != noun] or [name for name in NOUNS if name != noun]
     return Meaning(
         family=family,
         noun=noun,
-        value=_one_of(rng, spec.values) if spec.values else None,
-        second=_one_of(rng, SIZES) if family == "colour_size" else None,
-        reference=_one_of(rng, others) if spec.relational else None,
+        value=one_of(rng, spec.values) if spec.values else None,
+        second=one_of(rng, SIZES) if family == "colour_size" else None,
+        reference=one_of(rng, others) if spec.relational else None,
     )
+
+
+def one_of(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """One of some words, all equally likely."""
+    return words[int(rng.integers(len(words)))]
 
 
 def names_held_out_pair(meaning: Meaning) -> bool:
@@ -256,124 +259,3 @@ _DENOTATIONS: dict[str, Callable] = {
     "colour_shared": _shared("colour", True),
     "colour_alone": _shared("colour", False),
 }
-
-
-@dataclass(frozen=True)
-class Phrasing:
-    """A meaning in words: the text, which phrasing it is, and whether training ever uses that phrasing."""
-
-    text: str
-    template: str
-    held_out: bool
-
-
-def say(
-    meaning: Meaning, number: str, level: InstructionLevel, rng: np.random.Generator, held_out: bool = False
-) -> Phrasing:
-    """Put a meaning into words.
-
-    Args:
-        meaning: what to say.
-        number: "singular" or "plural".
-        level: concept, simple or complex.
-        rng: chooses among phrasings and synonyms.
-        held_out: use a template or a carrier sentence (or both) that training never uses.
-
-    Raises:
-        ValueError: for a meaning that the level cannot say.
-    """
-    level = InstructionLevel.from_any(level)
-    if meaning.family not in families_of(level):
-        raise ValueError(f"The level {level.value} says {families_of(level)}, not {meaning.family!r}.")
-    if level is InstructionLevel.CONCEPT:
-        return Phrasing(meaning.noun, "concept/category/0/0", False)
-    simple = level is InstructionLevel.SIMPLE
-    templates = lexicon.SIMPLE_TEMPLATES[meaning.family] if simple else _complex_templates(meaning)
-    carriers = lexicon.SIMPLE_CARRIERS if simple else lexicon.COMPLEX_CARRIERS
-    which = int(rng.integers(3)) if held_out else -1  # held out: the template, the carrier, or both
-    template = _pick(templates, which in (0, 2), rng)
-    carrier = _pick(carriers, which in (1, 2), rng)
-    slots = _simple_slots(meaning, number, rng) if simple else _complex_slots(meaning, number, rng)
-    text = carriers[carrier].format(np=templates[template].format(**slots))
-    return Phrasing(text, f"{level.value}/{meaning.family}/{template}/{carrier}", held_out)
-
-
-def mirror_text(text: str) -> str:
-    """The sentence that says of the mirrored scene what `text` says of the scene."""
-    return " ".join(lexicon.MIRROR_WORDS.get(word, word) for word in text.split())
-
-
-def _pick(phrasings: tuple[str, ...], last: bool, rng: np.random.Generator) -> int:
-    return len(phrasings) - 1 if last else int(rng.integers(len(lexicon.in_training(phrasings))))
-
-
-def _one_of(rng: np.random.Generator, words: Sequence[str]) -> str:
-    return words[int(rng.integers(len(words)))]
-
-
-def _simple_slots(meaning: Meaning, number: str, rng: np.random.Generator) -> dict[str, str]:
-    plural = number == PLURAL
-    words = {
-        "region": lexicon.SIDE_WORDS,
-        "extreme": lexicon.EXTREME_WORDS,
-        "all_but_extreme": lexicon.EXTREME_WORDS,
-        "extreme_size": lexicon.EXTREME_SIZE_WORDS,
-        "side": lexicon.DIRECTION_WORDS,
-        "beside": lexicon.DIRECTION_WORDS,
-        "distance": lexicon.DISTANCE_WORDS,
-    }.get(meaning.family)
-    size = meaning.second or meaning.value
-    return {
-        "n": lexicon.PLURALS[meaning.noun] if plural else meaning.noun,
-        "ns": lexicon.PLURALS[meaning.noun],
-        "c": meaning.value,
-        "s": _one_of(rng, lexicon.SIZE_WORDS[size]) if size in lexicon.SIZE_WORDS else "",
-        "x": _one_of(rng, words[meaning.value]) if words else "",
-        "ref": meaning.reference,
-        "be": "are" if plural else "is",
-        "have": "have" if plural else "has",
-        "the": "all the" if plural else "the",
-    }
-
-
-def _complex_templates(meaning: Meaning) -> tuple[str, ...]:
-    if meaning.family in lexicon.COMPLEX_TEMPLATES:
-        return lexicon.COMPLEX_TEMPLATES[meaning.family]
-    related = meaning.reference is not None or meaning.family in ("extreme", "extreme_size")
-    return lexicon.COMPLEX_TEMPLATES["related" if related else "modified"]
-
-
-def _complex_slots(meaning: Meaning, number: str, rng: np.random.Generator) -> dict[str, str]:
-    plural = number == PLURAL
-    thing = _one_of(rng, lexicon.THINGS)
-    return {
-        "t": thing + "s" if plural else thing,
-        "be": "are" if plural else "is",
-        "all": "everything" if plural else "the only thing",
-        "the": "all the" if plural else "the",
-        "d": _one_of(rng, lexicon.DESCRIPTORS[meaning.noun]) if meaning.noun else "",
-        "m": _modifier(meaning, rng),
-    }
-
-
-def _modifier(meaning: Meaning, rng: np.random.Generator) -> str:
-    """What narrows the choice, said without a colour's name and without a noun of the world."""
-    family = {"all_but_extreme": "extreme", "any_colour": "colour"}.get(meaning.family, meaning.family)
-    if family == "colour_size":
-        colour = _modifier(Meaning("colour", None, meaning.value), rng)
-        return f"{colour} and {_modifier(Meaning('size', None, meaning.second), rng)}"
-    table = lexicon.COMPLEX_MODIFIERS
-    phrasings = table.get((family, meaning.value)) or table.get((family, None))
-    if phrasings is None:
-        return ""
-    return _one_of(rng, phrasings).format(
-        c=_one_of(rng, lexicon.COLOUR_REFERENCES.get(meaning.value, ("",))),
-        x=_one_of(rng, lexicon.DIRECTION_WORDS.get(meaning.value, ("",))),
-        d2=_one_of(rng, lexicon.DESCRIPTORS[meaning.reference]) if meaning.reference else "",
-    )
-
-
-@lru_cache(maxsize=1)
-def vocabulary() -> tuple[str, ...]:
-    """Every word of the world, sorted."""
-    return lexicon.vocabulary()

@@ -60,7 +60,7 @@ class Sam3IConfig(Sam3Config):
         adapter_design (`str`, defaults to `"cascade"`): The kind of the level modules: `"cascade"` are the paper's
             bottleneck S-Adapter and C-Adapter.
         adapter_dim (`int`, defaults to 64): Width of the bottleneck.
-        adapter_heads (`int`, defaults to 8): Attention heads of the text adapters; divides the text width.
+        adapter_heads (`int`, defaults to 4): Attention heads of the text adapters; divides the text width.
         adapter_dropout (`float`, defaults to 0.1): Dropout on the attention weights of the text adapters.
         adapter_scale (`float`, defaults to 1.0): Factor on the adapters of the DETR encoder and decoder.
         decoder_c_adapter_skip (`bool`, defaults to `True`): Whether the C-Adapter of the DETR decoder has an inner
@@ -84,7 +84,7 @@ class Sam3IConfig(Sam3Config):
 
     adapter_design: Literal["cascade"] = "cascade"
     adapter_dim: int = 64
-    adapter_heads: int = 8
+    adapter_heads: int = 4
     adapter_dropout: float | int = 0.1
     adapter_scale: float | int = 1.0
     decoder_c_adapter_skip: bool = True

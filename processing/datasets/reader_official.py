@@ -66,7 +66,7 @@ def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, path: Path) 
             record.fault("category_id", found, "the id of a category", "add the category or mend the id", label)
         if "iscrowd" not in annotation:
             record.fault("iscrowd", "missing", "0 or 1 (the authors' loader needs it)", "write 0", label)
-        if "bbox" not in annotation:
+        if annotation.get("bbox") is None:
             record.fault("bbox", "missing", "[x, y, w, h] in pixels", "write the box of the mask", label)
             continue
         instances.add(record, label, annotation, height, width)

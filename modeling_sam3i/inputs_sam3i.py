@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
+from .layers_sam3i import Sam3ITextEmbeddings
 
 
 def _one_of(first: object, second: object, names: tuple[str, str]) -> None:
@@ -89,6 +90,40 @@ def resolve_levels(
             f"{low} to {high}."
         )
     return levels
+
+
+def text_encoder_inputs(
+    embeddings: Sam3ITextEmbeddings, settings, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
+) -> dict[str, torch.Tensor | None]:
+    """What the text encoder is given beside the tokens: masks and, for long instructions, positions.
+
+    Args:
+        embeddings: Where the encoder reads its positions.
+        settings: `max_instruction_length` and `mask_padding_in_adapters`, of the model's or the adapter's
+            configuration.
+        input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
+        attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
+
+    Raises:
+        ValueError: for more tokens than the encoder has positions.
+    """
+    stock_length, tokens = embeddings.position_embedding.num_embeddings, input_ids.shape[1]
+    limit = max(stock_length, settings.max_instruction_length)
+    if tokens > limit:
+        raise ValueError(
+            f"Expected instructions of at most {limit} tokens, found {tokens}. Let the processor truncate them, "
+            "or load the model with a larger `max_instruction_length`."
+        )
+    inputs = {"attention_mask": attention_mask, "adapter_padding_mask": None}
+    if tokens > stock_length:
+        lengths = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).sum(dim=1)
+        inputs["position_ids"] = embeddings.positions_for(lengths, tokens)
+    if not settings.mask_padding_in_adapters:
+        # The adapters see the padding, so its states must be the ones they were trained on: causal mask only.
+        inputs["attention_mask"] = None
+    elif attention_mask is not None:
+        inputs["adapter_padding_mask"] = attention_mask.bool()
+    return inputs
 
 
 def row_images(

@@ -23,6 +23,10 @@ def _rle(counts: str, height: int, width: int) -> dict[str, Any] | None:
     return {"size": [height, width], "counts": counts.encode("ascii")} if counts else None
 
 
+def _empty(height: int, width: int) -> dict[str, Any]:
+    return coco_mask.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
+
+
 def _union(masks: Sequence[str], height: int, width: int) -> dict[str, Any] | None:
     rles = [rle for counts in masks if (rle := _rle(counts, height, width)) is not None]
     return coco_mask.merge(rles) if rles else None
@@ -175,9 +179,10 @@ def average_precision(scores: MaskScores, *, merged: bool) -> dict[str, Any]:
         targets = [_rle(counts, height, width) for counts in reference["masks"]]
         found = [(_rle(c, height, width), s) for c, s in zip(prediction["masks"], prediction["scores"], strict=True)]
         if merged:
-            empty = coco_mask.encode(np.zeros((height, width), dtype=np.uint8, order="F"))
-            targets = [rle or empty for rle in targets]
-            found = [(_union(prediction["masks"], height, width) or empty, max(prediction["scores"]))] if found else []
+            targets = [rle or _empty(height, width) for rle in targets]
+            if found:
+                union = _union(prediction["masks"], height, width) or _empty(height, width)
+                found = [(union, max(prediction["scores"]))]
         for rle, crowd in zip(targets, reference["is_crowd"], strict=True):
             if merged or _area(rle):
                 annotations.append(_coco_entry(len(annotations) + 1, image["id"], rle) | {"iscrowd": int(crowd)})

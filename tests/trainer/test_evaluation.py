@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from segmenter_fixtures import HEIGHT, WIDTH, HalfSegmenter, square_rows
+
+from sam3i.processing.datasets.schema import row_features
+from sam3i.trainer.evaluation import evaluate_segmenter, group_questions, score_run
+from sam3i.trainer.prediction_log import PredictionLog, PredictionLogError, read_records
+from sam3i.trainer.protocols import get_protocol
+from sam3i.trainer.segmenter import SegmentationResult, Segmenter
+
+FOLDER = Path(__file__).parent
+
+
+def run(rows, segmenter=None, protocol="default", **options):
+    return evaluate_segmenter(segmenter or HalfSegmenter(rows), rows, protocol, progress=False, **options)
+
+
+def test_figures_of_a_known_segmenter():
+    result = run(square_rows(4))
+    # per image: concept 1 and 1, simple 1/2, 1/2 and 1, complex 0 and 1
+    assert result.figures["gIoU"] == pytest.approx(100 * 5 / 7)
+    assert result.figures["n"] == result.instructions == 28
+    assert result.images == 4
+    assert result.breakdown["level"]["complex"]["gIoU"] == 50
+    assert result.cost["seconds"] == 0.5
+    assert result.cost["vision_passes"] == pytest.approx(1 / 7)
+    assert result.parameters == 7
+    assert result.datasets == ["squares"]
+    json.dumps(result.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "level", "expected", "n"),
+    [
+        ("sam3i-1to1", "simple", 50, 4),  # the first instruction, one annotation each
+        ("sam3i-1to1", "complex", 0, 4),
+        ("sam3i-multi", "simple", 25, 8),  # right silence counts 0
+        ("grefcoco", "simple", 100 * (0.5 + 0.5 + 1) / 3, 12),
+        ("refzom", "simple", 50, 12),
+        ("reasonseg", "complex", 50, 8),
+    ],
+)
+def test_protocols_choose_their_samples(protocol, level, expected, n):
+    result = run(square_rows(4), protocol=protocol, level=level)
+    assert result.figures["gIoU"] == pytest.approx(expected)
+    assert result.figures["n"] == n
+
+
+def test_instructions_of_an_image_are_asked_together():
+    rows = square_rows(5)
+    segmenter = HalfSegmenter(rows)
+    run(rows, segmenter, batch_size=2)
+    assert len(segmenter.seen) == 5
+    assert all(len(instructions) == 7 for _, instructions, _ in segmenter.seen)
+
+
+def test_images_are_collected_up_to_the_batch_size():
+    rows, sizes = square_rows(6), []
+
+    class Counting(HalfSegmenter):
+        def segment_images(self, images, instructions, levels):
+            sizes.append(len(images))
+            return super().segment_images(images, instructions, levels)
+
+    run(rows, Counting(rows), batch_size=14)
+    assert sizes == [2, 2, 2]
+
+
+def test_a_datasets_dataset_gives_the_same_as_a_list():
+    rows = square_rows(3)
+    dataset = Dataset.from_list(rows, features=row_features())
+    found = evaluate_segmenter(HalfSegmenter(rows), dataset, progress=False)
+    assert found.figures == run(rows).figures
+
+
+def test_auto_leaves_the_level_to_the_system_and_reports_how_often_it_was_right():
+    rows = square_rows(2)
+    segmenter = HalfSegmenter(rows)
+    result = run(rows, segmenter, level="auto")
+    assert {level for _, _, levels in segmenter.seen for level in levels} == {None}
+    assert result.level_accuracy == pytest.approx(100 * 3 / 7)  # it always says "simple"
+
+
+def test_a_system_fed_the_concept_hears_the_noun_and_is_scored_on_the_instruction():
+    rows = square_rows(2)
+    segmenter = HalfSegmenter(rows, text_source="concept")
+    result = run(rows, segmenter, level="complex")
+    assert {text for _, texts, _ in segmenter.seen for text in texts} == {"square", "circle"}
+    assert result.figures["gIoU"] == 100
+    rows[0]["concept"] = []
+    with pytest.raises(ValueError, match="Row '0-square' has no concept"):
+        run(rows, segmenter, level="complex")
+
+
+def test_faults_of_the_request_are_named():
+    rows = square_rows(1)
+    with pytest.raises(ValueError, match="Unknown instruction level 'hard'"):
+        run(rows, level="hard")
+    with pytest.raises(ValueError, match="Unknown protocol"):
+        run(rows, protocol="coco")
+    with pytest.raises(ValueError, match="no instruction at level 'simple'"):
+        run([{**row, "simple": []} for row in rows], level="simple")
+    with pytest.raises(ValueError, match="resume needs output_dir"):
+        run(rows, resume=True)
+    with pytest.raises(ValueError, match="dataset of known length"):
+        run(iter(rows), HalfSegmenter(rows))
+
+
+def test_masks_of_another_size_are_refused():
+    class Wrong(Segmenter):
+        num_parameters = None
+
+        def segment(self, image, instructions, levels):
+            return [SegmentationResult.empty(3, 4) for _ in instructions]
+
+    with pytest.raises(ValueError, match=r"masks of \(3, 4\) pixels, expected \(24, 32\)"):
+        run(square_rows(1), Wrong())
+
+
+def test_an_answer_in_error_counts_as_nothing(tmp_path):
+    class Failing(Segmenter):
+        num_parameters = None
+
+        def segment(self, image, instructions, levels):
+            return [SegmentationResult.empty(HEIGHT, WIDTH, error="no reply") for _ in instructions]
+
+    result = run(square_rows(1), Failing())
+    assert result.errors == 7
+    assert result.figures["T-acc"] == 0 and result.figures["N-acc"] == 100
+
+
+def test_resuming_asks_only_what_is_left(tmp_path):
+    rows = square_rows(4)
+    whole = run(rows, output_dir=tmp_path / "whole")
+
+    class Dying(HalfSegmenter):
+        def segment_images(self, images, instructions, levels):
+            if len(self.seen) == 2:
+                raise KeyboardInterrupt
+            return super().segment_images(images, instructions, levels)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(rows, Dying(rows), batch_size=1, output_dir=tmp_path / "cut")
+    part = next((tmp_path / "cut").glob("*.part-*"))
+    with open(part, "ab") as file:
+        file.write(b'{"place": [0, 0, 0], "torn')
+    segmenter = HalfSegmenter(rows)
+    result = run(rows, segmenter, output_dir=tmp_path / "cut", resume=True)
+    assert len(segmenter.seen) == 2
+    assert result.figures == whole.figures
+    assert (tmp_path / "cut/predictions.jsonl").read_bytes() == (tmp_path / "whole/predictions.jsonl").read_bytes()
+    assert not list((tmp_path / "cut").glob("*.part-*"))
+
+
+def test_predictions_are_never_overwritten_or_mixed(tmp_path):
+    rows = square_rows(1)
+    run(rows, output_dir=tmp_path)
+    with pytest.raises(PredictionLogError, match="holds predictions already"):
+        run(rows, output_dir=tmp_path)
+    with pytest.raises(PredictionLogError, match="other settings .*level: None there, 'simple' now"):
+        run(rows, level="simple", output_dir=tmp_path, resume=True)
+    other = [{**row, "simple": ["another text"]} for row in rows]
+    with pytest.raises(PredictionLogError, match="instructions_digest"):
+        run(other, HalfSegmenter(other), output_dir=tmp_path, resume=True)
+
+
+def test_a_run_is_scored_again_under_another_protocol(tmp_path):
+    rows = square_rows(2)
+    run(rows, output_dir=tmp_path)
+    again = score_run(tmp_path / "predictions.jsonl", "sam3i-1to1")
+    assert again.figures["n"] == 2 * 3
+    assert again.figures["gIoU"] == pytest.approx(50)
+
+
+def test_a_broken_record_is_named_by_line(tmp_path):
+    rows = square_rows(1)
+    run(rows, output_dir=tmp_path)
+    path = tmp_path / "predictions.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"{}\n", *lines[3:]]))
+    with pytest.raises(PredictionLogError, match="line 4: expected a prediction record"):
+        list(read_records(path))
+
+
+def test_an_unfinished_run_does_not_merge(tmp_path):
+    log = PredictionLog(tmp_path, {"a": 1})
+    with pytest.raises(PredictionLogError, match="0 of 3 predictions"):
+        log.merge(3)
+
+
+def test_questions_follow_the_protocol():
+    rows = square_rows(1)
+    count = {name: len(group_questions(rows, get_protocol(name), "simple")[0]) for name in ("sam3i-1to1", "grefcoco")}
+    assert count == {"sam3i-1to1": 2, "grefcoco": 3}
+
+
+SCRIPT = """
+import sys
+from sam3i.trainer.evaluation import evaluate_segmenter
+from segmenter_fixtures import HalfSegmenter, square_rows
+rows = square_rows(int(sys.argv[2]))
+result = evaluate_segmenter(
+    HalfSegmenter(rows, seconds=float(sys.argv[3])), rows, output_dir=sys.argv[1], resume=True, batch_size=1,
+    progress=False,
+)
+print("gIoU", result.figures["gIoU"], result.instructions, flush=True)
+"""
+
+
+def environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(FOLDER),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def test_kill_9_loses_nothing_that_was_answered(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", SCRIPT, str(folder), "12"]
+    process = subprocess.Popen([*command, "0.2"], env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    part = folder / "predictions.part-00000-of-00001.jsonl"
+    while not (part.exists() and part.read_bytes().count(b"\n") > 14):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = len(list(read_records(part)))
+    assert 14 <= kept < 84
+    output = subprocess.run([*command, "0"], env=environment(), capture_output=True, text=True, timeout=200)
+    assert output.returncode == 0, output.stderr
+    rows = square_rows(12)
+    expected = run(rows, output_dir=tmp_path / "whole")
+    assert output.stdout.split() == ["gIoU", str(expected.figures["gIoU"]), "84"]
+    merged = [folder / "predictions.jsonl", tmp_path / "whole" / "predictions.jsonl"]
+    assert merged[0].read_bytes() == merged[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_merge_to_the_file_of_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    folder = tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    output = subprocess.run(
+        [*command, str(folder), "5", "0"], env=environment(), capture_output=True, text=True, timeout=250
+    )
+    assert output.returncode == 0, output.stderr
+    rows = square_rows(5)
+    expected = run(rows, output_dir=tmp_path / "one")
+    lines = [line.split() for line in output.stdout.splitlines() if line.startswith("gIoU")]
+    assert lines == [["gIoU", str(expected.figures["gIoU"]), "35"]] * 2
+    merged = [folder / "predictions.jsonl", tmp_path / "one" / "predictions.jsonl"]
+    assert merged[0].read_bytes() == merged[1].read_bytes()
+
+
+def test_result_shapes_are_checked():
+    with pytest.raises(ValueError, match="masks .K, H, W. and scores .K. of one K"):
+        SegmentationResult(np.zeros((2, 3, 4)), np.zeros(1))

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from sam3i.trainer.mask_scores import average_precision, score_masks
+from sam3i.trainer.metrics import InstructionSegmentationMetric, encode_prediction, encode_reference
+
+SIDE = 20
+
+
+def square(left: int, top: int, size: int = 6) -> np.ndarray:
+    mask = np.zeros((SIDE, SIDE), dtype=bool)
+    mask[top : top + size, left : left + size] = True
+    return mask
+
+
+def masks(*items: np.ndarray) -> np.ndarray:
+    return np.array(items, dtype=bool).reshape(-1, SIDE, SIDE)
+
+
+def random_samples(count: int = 60) -> tuple[list, list]:
+    """Rectangles of all sizes, near misses, duplicates, crowds, empty targets and empty answers."""
+    rng = np.random.default_rng(5)
+    predictions, references = [], []
+    for index in range(count):
+        targets, answers = [], []
+        for _ in range(rng.integers(0, 4)):
+            left, top, size = rng.integers(0, 12), rng.integers(0, 12), rng.integers(2, 8)
+            targets.append(square(left, top, size))
+            if rng.random() < 0.8:
+                answers.append(square(left + rng.integers(0, 2), top, size))
+        if rng.random() < 0.4:
+            answers.append(square(*rng.integers(0, 12, size=2)))
+        scores = rng.random(len(answers)).round(3)
+        crowd = [bool(rng.random() < 0.1) for _ in targets]
+        predictions.append(encode_prediction({"masks": masks(*answers), "scores": scores}))
+        references.append(
+            encode_reference(
+                masks(*targets),
+                sample_id=str(index),
+                level=("concept", "simple", "complex")[index % 3],
+                target_kind="none" if not targets else ("1-to-1" if len(targets) == 1 else "1-to-N"),
+                is_crowd=crowd,
+            )
+        )
+    return predictions, references
+
+
+def dense(counts: list[str]) -> np.ndarray:
+    found = [coco_mask.decode({"size": [SIDE, SIDE], "counts": c.encode()}).astype(bool) for c in counts]
+    return np.any(masks(*found), axis=0) if found else np.zeros((SIDE, SIDE), dtype=bool)
+
+
+def test_hand_computed_figures(tmp_path):
+    metric = InstructionSegmentationMetric(cache_dir=str(tmp_path))
+    half = square(0, 0)
+    half[3:] = False
+    pairs = [
+        (masks(square(0, 0)), masks(square(0, 0)), "simple", "1-to-1"),  # IoU 1
+        (masks(half), masks(square(0, 0)), "simple", "1-to-1"),  # IoU 18 / 36
+        (masks(), masks(square(0, 0), square(10, 10)), "complex", "1-to-N"),  # IoU 0, union 72
+        (masks(), masks(), "complex", "none"),  # rightly silent
+        (masks(square(0, 0)), masks(), "complex", "none"),  # IoU 0, union 36
+    ]
+    for found, target, level, kind in pairs:
+        metric.add(
+            prediction=encode_prediction({"masks": torch.tensor(found), "scores": torch.full((len(found),), 0.9)}),
+            reference=encode_reference(torch.tensor(target), level=level, target_kind=kind),
+        )
+    figures = metric.compute()
+    assert figures["n"] == 5
+    assert figures["gIoU"] == pytest.approx(100 * 2.5 / 5)
+    assert figures["cIoU"] == pytest.approx(100 * (36 + 18) / (36 + 36 + 72 + 0 + 36))
+    assert [figures[f"P@{t}"] for t in (0.5, 0.6, 0.9)] == [60, 40, 40]
+    assert figures["N-acc"] == 50
+    assert figures["T-acc"] == pytest.approx(200 / 3)
+    assert figures["gIoU-nothing"] == 40
+    assert figures["per_level"]["simple"]["gIoU"] == 75
+    assert figures["per_level"]["complex"]["gIoU"] == pytest.approx(100 / 3)
+    assert figures["per_kind"]["none"]["n"] == 2
+    assert figures["per_kind"]["1-to-1"]["N-acc"] is None
+    assert set(figures["per_size"]) == {"none", "small"}
+    json.dumps(figures)
+
+
+def test_run_length_scores_equal_dense_ones():
+    predictions, references = random_samples()
+    rng = np.random.default_rng(1)
+    for reference in references[::4]:
+        reference["ignore_masks"] = [encode_reference(masks(square(*rng.integers(0, 12, size=2))))["masks"][0]]
+    scores = score_masks(predictions, references)
+    for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        counted = ~dense(reference["ignore_masks"])
+        found, target = dense(prediction["masks"]) & counted, dense(reference["masks"]) & counted
+        assert scores.intersection[index] == (found & target).sum()
+        assert scores.union[index] == (found | target).sum()
+        assert scores.predicted_area[index] == found.sum()
+        assert scores.target_area[index] == target.sum()
+        assert scores.no_target[index] == (not reference["masks"])
+
+
+def coco_by_the_book(predictions, references) -> list[float]:
+    images = [{"id": i + 1, "height": SIDE, "width": SIDE} for i in range(len(references))]
+    annotations, detections = [], []
+    for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        for counts, crowd in zip(reference["masks"], reference["is_crowd"], strict=True):
+            rle = {"size": [SIDE, SIDE], "counts": counts}
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": 1,
+                    "iscrowd": int(crowd),
+                    "segmentation": rle,
+                    "area": float(coco_mask.area(rle)),
+                    "bbox": coco_mask.toBbox(rle).tolist(),
+                }
+            )
+        for counts, score in zip(prediction["masks"], prediction["scores"], strict=True):
+            rle = {"size": [SIDE, SIDE], "counts": counts}
+            detections.append({"image_id": index + 1, "category_id": 1, "segmentation": rle, "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(detections), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+def test_average_precision_equals_pycocotools():
+    predictions, references = random_samples()
+    expected = coco_by_the_book(predictions, references)
+    found = average_precision(score_masks(predictions, references), merged=False)
+    assert 0.1 < expected[0] < 0.95
+    assert found["AP"] == expected[0]
+    assert found["AP50"] == expected[1]
+
+
+def test_average_precision_without_an_instance_is_none():
+    scores = score_masks([{"masks": [], "scores": []}], [encode_reference(masks(), sample_id="a")])
+    assert average_precision(scores, merged=False)["AP"] is None
+
+
+def test_add_batch_add_and_compute_agree(tmp_path):
+    predictions, references = random_samples(20)
+    whole = InstructionSegmentationMetric(cache_dir=str(tmp_path)).compute(
+        predictions=predictions, references=references
+    )
+    pieces = InstructionSegmentationMetric(cache_dir=str(tmp_path), experiment_id="pieces")
+    pieces.add_batch(predictions=predictions[:12], references=references[:12])
+    for prediction, reference in zip(predictions[12:], references[12:], strict=True):
+        pieces.add(prediction=prediction, reference=reference)
+    assert pieces.compute() == whole
+    other = InstructionSegmentationMetric("refzom", keep_in_memory=True, cache_dir=str(tmp_path))
+    other.add_batch(predictions=predictions, references=references)
+    figures = other.compute(breakdown=False)
+    assert "Acc" in figures and "per_level" not in figures
+
+
+WORKER = """
+import json, sys
+from sam3i.trainer.metrics import InstructionSegmentationMetric
+process, cache, data = int(sys.argv[1]), sys.argv[2], json.load(open(sys.argv[3]))
+metric = InstructionSegmentationMetric(
+    num_process=2, process_id=process, experiment_id="two", cache_dir=cache, timeout=60
+)
+metric.add_batch(predictions=data["predictions"][process::2], references=data["references"][process::2])
+print(json.dumps(metric.compute()))
+"""
+
+
+def test_two_processes_give_the_figures_of_one(tmp_path):
+    predictions, references = random_samples(21)
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"predictions": predictions, "references": references}))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, "-c", WORKER]
+    workers = [
+        subprocess.Popen(
+            [*command, str(process), str(tmp_path / "cache"), str(data)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    outputs = [worker.communicate(timeout=200) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs[0][1] + outputs[1][1]
+    assert json.loads(outputs[1][0]) is None
+    found = json.loads(outputs[0][0])
+    expected = InstructionSegmentationMetric(cache_dir=str(tmp_path)).compute(
+        predictions=predictions, references=references
+    )
+    for name, value in expected.items():
+        if not name.startswith("per_"):
+            assert found[name] == pytest.approx(value), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"masks": ["zz"]}, r"Sample 'x', predictions.masks\[0\]: character 'z'"),
+        ({"masks": ["04"]}, r"predictions.masks\[0\]: the runs cover 4 pixels, the image has 400"),
+        ({"scores": []}, r"Sample 'x': expected one score per mask, found 1 masks and 0 scores"),
+    ],
+)
+def test_broken_run_lengths_are_refused_before_the_c_library_sees_them(change, message):
+    prediction = {**encode_prediction({"masks": masks(square(1, 1)), "scores": [0.5]}), **change}
+    with pytest.raises(ValueError, match=message):
+        score_masks([prediction], [encode_reference(masks(square(0, 0)), sample_id="x")])
+
+
+def test_unknown_protocol_is_named():
+    with pytest.raises(ValueError, match="expected one of default, sam3i-1to1.*found 'coco'"):
+        InstructionSegmentationMetric("coco")

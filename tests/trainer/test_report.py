@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from segmenter_fixtures import HEIGHT, WIDTH, HalfSegmenter, rectangle, square_rows
+from typer.testing import CliRunner
+
+from sam3i.trainer.evaluate_cli import evaluate, format_results
+from sam3i.trainer.evaluation import evaluate_segmenter
+from sam3i.trainer.published_figures import published_for
+from sam3i.trainer.report import format_count, load_entry, write_report
+from sam3i.trainer.report_charts import group_bars, iou_histogram, precision_recall
+from sam3i.trainer.report_panels import contact_sheet, draw_masks, panel
+
+HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>\x00\x1b[31m\u202e{}%s"
+app = typer.Typer()
+app.command()(evaluate)
+
+
+class Page(HTMLParser):
+    """Collects the tags, attributes and text of a page, and notices tags left open."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "img", "br", "rect", "line", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        if tag not in ("rect", "line", "polyline"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def entries(tmp_path, rows, names=("half", "concept")):
+    found = []
+    for name in names:
+        segmenter = HalfSegmenter(rows, text_source="concept" if name == "concept" else "instruction")
+        segmenter.name = name
+        result = evaluate_segmenter(segmenter, rows, output_dir=tmp_path / str(len(found)), progress=False)
+        found.append(load_entry(result))
+    return found
+
+
+def test_page_is_self_contained_and_complete(tmp_path):
+    rows = square_rows(4)
+    page = write_report(entries(tmp_path, rows), tmp_path / "report", rows)
+    content = Page(page.read_text(encoding="utf-8"))
+    assert content.open == []
+    text = " ".join(content.text)
+    for expected in ("gIoU", "71.43", "Protocol", "answering nothing", "42.86", "Per level", "Best answers of half"):
+        assert expected in text
+    assert content.tags.count("svg") >= 4
+    assert content.tags.count("img") == 4 + 4 + 6  # rows with a target, rows answered wrongly, six at random
+    sources = [value for name, value in content.attributes if name in ("src", "href")]
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert not {"script", "link", "iframe"} & set(content.tags)
+    for name in ("best", "worst", "random"):
+        with Image.open(tmp_path / "report" / f"{name}.png") as sheet:
+            assert sheet.width > 500 and len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 20
+
+
+def test_hostile_text_stays_text(tmp_path):
+    rows = [
+        {**row, "simple": [HOSTILE], "dataset": HOSTILE, "row_id": f"{HOSTILE}{i}"}
+        for i, row in enumerate(square_rows(2))
+    ]
+    page = write_report(entries(tmp_path, rows, names=(HOSTILE.replace("/", "|"),)), tmp_path / "report", rows)
+    content = Page(page.read_text(encoding="utf-8"))
+    assert content.open == []
+    assert "script" not in content.tags
+    assert not any(name.startswith("on") for name, _ in content.attributes)
+    assert all(value.startswith("data:image/jpeg") for name, value in content.attributes if name == "src")
+    assert "alert(1)" in " ".join(content.text)
+
+
+def test_page_without_images_has_tables_and_charts(tmp_path):
+    page = write_report(entries(tmp_path, square_rows(2)), tmp_path / "report")
+    content = Page(page.read_text(encoding="utf-8"))
+    assert "img" not in content.tags and "svg" in content.tags
+
+
+def test_report_is_the_same_twice(tmp_path):
+    rows = square_rows(3)
+    found = entries(tmp_path, rows)
+    first = write_report(found, tmp_path / "a", rows, seed=3).read_bytes()
+    assert write_report(found, tmp_path / "b", rows, seed=3).read_bytes() == first
+
+
+def test_histogram_bars_are_the_shares():
+    svg = iou_histogram({"a": np.array([0.0, 0.02, 0.51, 1.0])}, bins=4)
+    tips = re.findall(r"<title>a: ([\d.]+) % of the samples have IoU ([\d.]+)", svg)
+    assert tips == [("50.0", "0.00"), ("25.0", "0.50"), ("25.0", "0.75")]
+
+
+def test_charts_cope_with_extremes():
+    assert "<polyline" in precision_recall({"a": (np.linspace(0, 1, 101), np.full(101, -1.0))})
+    assert group_bars(["x", "y"], {"a": [None, 100.0]}).count("<rect") == 1
+    assert "<rect" in iou_histogram({"a": np.ones(5), "b": np.zeros(0)})
+
+
+def test_masks_are_drawn_where_they_are():
+    image = Image.new("RGB", (WIDTH, HEIGHT), (100, 100, 100))
+    drawn = np.asarray(draw_masks(image, [rectangle(8, 8, 16, 16)], (255, 0, 0)))
+    factor = drawn.shape[1] // WIDTH
+    assert drawn.shape[0] == HEIGHT * factor
+    assert drawn[12 * factor, 12 * factor, 0] > drawn[12 * factor, 12 * factor, 2]
+    assert len(set(drawn[2, 2])) == 1  # grey outside
+    sheet = contact_sheet("title", [("a\nb", panel([("target", image), ("x" * 500, image)]))] * 3)
+    assert sheet.height > sheet.width / 4
+
+
+@pytest.mark.parametrize(
+    ("protocol", "dataset", "level", "count"),
+    [
+        ("sam3i-1to1", "sam3i_val", "simple", 5),
+        ("sam3i-multi", "HMPL-Instruct", None, 12),
+        ("grefcoco", "sam3i_val", "simple", 0),
+        ("sam3i-1to1", "shapes", "simple", 0),
+        ("sam3i-1to1", "refcoco", "simple", 1),
+        ("sam3i-1to1", "refcoco+", "simple", 0),
+    ],
+)
+def test_published_figures_only_beside_the_same_protocol_and_data(protocol, dataset, level, count):
+    assert len(published_for(protocol, [dataset], level)) == count
+
+
+def test_published_figures_stand_in_the_tables(tmp_path):
+    rows = [{**row, "dataset": "sam3i_val"} for row in square_rows(2)]
+    result = evaluate_segmenter(
+        HalfSegmenter(rows), rows, "sam3i-1to1", level="complex", output_dir=tmp_path / "run", progress=False
+    )
+    table = format_results([result])
+    assert re.search(r"SAM3-I complex \(published\) +49\.00 +51\.00", table)
+    page = write_report([load_entry(result)], tmp_path / "report").read_text(encoding="utf-8")
+    assert "SAM3+Agent (Qwen3-VL-8B) complex" in page and "26.40" in page
+
+
+def test_counts_for_people():
+    assert [format_count(n) for n in (None, 7, 12_300, 840_400_000)] == ["unknown", "7", "12.3 k", "840.4 M"]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_command_scores_files_as_one_json_object(reference_dir):
+    files = ("--predictions", reference_dir / "metrics_pred.json", "--references", reference_dir / "metrics_gt.json")
+    figures = json.loads(invoke(*files, "--protocol", "sam3i-1to1", "--json").stdout)
+    assert [round(figures[name], 2) for name in ("gIoU", "P@0.5", "AP", "AP50")] == [32.61, 28.57, 4.9, 14.17]
+    figures = json.loads(invoke(*files, "--protocol", "sam3i-multi", "--json").stdout)
+    assert round(figures["gIoU"], 2) == 22.21 and "AP" not in figures
+    shown = invoke(*files, "--protocol", "sam3i-multi").stdout
+    assert shown.startswith("Protocol sam3i-multi: ") and "22.21" in shown
+
+
+def test_command_scores_a_run_and_writes_its_report(tmp_path):
+    rows = square_rows(2)
+    evaluate_segmenter(HalfSegmenter(rows), rows, output_dir=tmp_path, progress=False)
+    done = invoke(
+        "--predictions", tmp_path / "predictions.jsonl", "--protocol", "grefcoco", "--report", tmp_path / "r"
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "r/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Give --model and --data"),
+        (("--predictions", "nowhere.json"), "--references"),
+        (("--predictions", "nowhere.json", "--references", "g.json"), "nowhere.json: (file)"),
+        (("--predictions", "a.json", "--model", "m"), "--predictions does not go together with --model"),
+        (("--model", "m", "--data", "nowhere.json", "--protocol", "x"), "Unknown protocol"),
+        (("--model", "m", "--data", "./nowhere.json"), "does not exist"),
+    ],
+)
+def test_command_refuses_with_one_line_and_no_traceback(arguments, message):
+    done = invoke(*arguments)
+    assert done.exit_code == 1
+    assert message in done.stderr and "Traceback" not in done.stderr

@@ -1,88 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline "instruction-segmentation": images and instructions in, masks out."""
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from itertools import islice
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import Pipeline
-from transformers.image_transforms import to_pil_image
-from transformers.image_utils import load_image
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
+from .pipeline_inputs import Batches, Results, SizedBatches, read_image
 from .post_processing_sam3i import check_probability
 from .processing_sam3i import Sam3IProcessor
 
 _ITEM_KEYS = ("text", "level", "boxes", "box_labels")
 _NEEDED_OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "instruction_levels")
-
-
-def read_image(source: Any, timeout: float | None = None) -> Image.Image:
-    """An RGB image from a path, a URL, base64 text, a PIL image, an array or a tensor.
-
-    Raises:
-        TypeError: when `source` is of another type.
-        ValueError: when it cannot be read as an image; the message names it.
-    """
-    if torch.is_tensor(source):
-        source = source.detach().cpu().numpy()
-    try:
-        if isinstance(source, np.ndarray):
-            if np.issubdtype(source.dtype, np.floating) and not np.isfinite(source).all():
-                raise ValueError("it holds pixels that are NaN or infinite")
-            image = to_pil_image(source).convert("RGB")
-        elif isinstance(source, str | Image.Image):
-            image = load_image(source, timeout=timeout).convert("RGB")
-        elif hasattr(source, "__fspath__"):
-            image = load_image(str(source), timeout=timeout).convert("RGB")
-        else:
-            raise TypeError(
-                f"Expected an image as path, URL, PIL image, array or tensor, found {type(source).__name__}."
-            )
-    except (OSError, ValueError) as error:
-        name = repr(source)[:200] if isinstance(source, str) else f"<{type(source).__name__}>"
-        raise ValueError(f"Cannot read image {name}: {error}") from error
-    return image
-
-
-class _Batches:
-    """The inputs in lists of `batch_size`, with a length and items where the inputs have them."""
-
-    def __init__(self, inputs: Any, batch_size: int):
-        self.inputs = inputs
-        self.batch_size = batch_size
-
-    def __iter__(self) -> Iterator[list]:
-        items = iter(self.inputs)
-        while batch := list(islice(items, self.batch_size)):
-            yield batch
-
-
-class _SizedBatches(_Batches):
-    def __len__(self) -> int:
-        return -(-len(self.inputs) // self.batch_size)
-
-    def __getitem__(self, index: int) -> list:
-        stop = min((index + 1) * self.batch_size, len(self.inputs))
-        return [self.inputs[item] for item in range(index * self.batch_size, stop)]
-
-
-class _Results:
-    """Results one by one from an iterator over batches of them."""
-
-    def __init__(self, batches: Iterable[list], inputs: Any):
-        self.batches = batches
-        self.inputs = inputs
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __iter__(self) -> Iterator:
-        for batch in self.batches:
-            yield from batch
 
 
 class InstructionSegmentationPipeline(Pipeline):
@@ -224,9 +157,9 @@ class InstructionSegmentationPipeline(Pipeline):
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ):
-        batches = (_SizedBatches if isinstance(inputs, Sized) else _Batches)(inputs, batch_size)
+        batches = (SizedBatches if isinstance(inputs, Sized) else Batches)(inputs, batch_size)
         results = super().get_iterator(batches, num_workers, 1, preprocess_params, forward_params, postprocess_params)
-        return _Results(results, inputs)
+        return Results(results, inputs)
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
         model_inputs = self.preprocess([inputs], **preprocess_params)
@@ -273,7 +206,7 @@ class InstructionSegmentationPipeline(Pipeline):
     @staticmethod
     def _per_row(value: Any, rows: int, depth: int) -> list:
         """A setting of one image for each of its rows: the same for all, or already one for each."""
-        if value is None:
+        if value is None or len(value) == 0:
             return [None] * rows
         if torch.is_tensor(value) or isinstance(value, np.ndarray):
             value = value.tolist()
@@ -281,7 +214,11 @@ class InstructionSegmentationPipeline(Pipeline):
         while isinstance(inner, list | tuple):
             found += 1
             inner = next((item for item in inner if item is not None), None)
-        if found <= depth:
+        if found < depth:
+            raise ValueError(
+                f"Expected a list of boxes (x1, y1, x2, y2), or a list of labels of boxes, found {value!r}."
+            )
+        if found == depth:
             return [value] * rows
         if len(value) != rows:
             raise ValueError(f"Expected boxes and their labels for each of {rows} instructions, found {len(value)}.")
@@ -338,4 +275,4 @@ class _Outputs:
         self.__dict__.update(fields)
 
 
-__all__ = ["InstructionSegmentationPipeline", "read_image"]
+__all__ = ["InstructionSegmentationPipeline"]

@@ -65,7 +65,7 @@ def predict(
         FileExistsError: when `output` is a file.
     """
     from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-    from .pipeline_sam3i import read_image
+    from .pipeline_inputs import read_image
     from .post_processing_sam3i import check_probability
     from .visualization import draw_instances, results_to_json
 

@@ -61,10 +61,16 @@ def _register_pipeline() -> None:
     register_pipeline()
 
 
+def _register_peft_method() -> None:
+    # The module registers itself at its end. It is not asked to: its own import of PEFT may be what brought us here.
+    importlib.import_module(".modeling_sam3i.tuner_sam3i", __package__)
+
+
 _REGISTRATIONS = {
     "transformers.models.auto.configuration_auto": _prepare_auto_config,
     "transformers.models.auto.processing_auto": register_auto_classes,
     "transformers.pipelines": _register_pipeline,
+    "peft": _register_peft_method,
 }
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SAM3-I: frozen SAM3 that follows instructions at three levels in one forward pass."""
 
+import os
+
 import torch
 from torch import nn
 from transformers import Sam3Model
@@ -11,6 +13,7 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 from transformers.utils import can_return_tuple, logging
 
+from .adapter_files_sam3i import find_instruction_adapter, load_with_base
 from .adapters_sam3i import MaskEmbedderLevels, adapter_sites, build_adapter
 from .configuration_sam3i import Sam3IConfig
 from .decoder_sam3i import Sam3IDetrDecoder, Sam3IMaskDecoder
@@ -49,6 +52,7 @@ class Sam3IForInstructionSegmentation(Sam3Model):
     """
 
     config_class = Sam3IConfig
+    _has_fresh_adapters = False
     supports_gradient_checkpointing = True
 
     def __init__(self, config: Sam3IConfig):
@@ -64,6 +68,7 @@ class Sam3IForInstructionSegmentation(Sam3Model):
         for _, site in adapter_sites(self):
             adapter = build_adapter(site, config)
             adopt(site).sam3i_adapter = adapter
+        self.selects_instances = hasattr(self.dot_product_scoring, "sam3i_adapter")
         self.criterion = Sam3ICriterion(config.loss_config)
         self.post_init()
 
@@ -87,25 +92,59 @@ class Sam3IForInstructionSegmentation(Sam3Model):
         adapters = set(self.adapter_parameters())
         if loading_info.missing_keys == adapters:
             loading_info.missing_keys = set()
-            logger.warning_once(
-                "The checkpoint holds no instruction adapters: simple and complex instructions run as concepts "
-                "until adapters are trained or loaded."
-            )
+            self._has_fresh_adapters = True
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        *args,
+        base_model_name_or_path: str | None = None,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
         """Load stock SAM3 or SAM3-I weights, as every Transformers model does, but never a part of them.
+
+        Args:
+            pretrained_model_name_or_path: A SAM3-I repository (a whole model, or adapters alone: their base model is
+                then loaded as well), or a stock SAM3 repository.
+            base_model_name_or_path (`str`, *optional*): For adapters alone: where SAM3 is, instead of where the
+                adapters say.
+            output_loading_info (`bool`): Return the model and the report on the weights of SAM3.
+            kwargs: As for every Transformers model.
 
         Raises:
             CheckpointMismatchError: when tensors are missing or left over. With `output_loading_info=True` the caller
                 gets the two lists instead and decides.
+            AdapterFileError: when the adapters cannot be read or are not those of the model.
+            BaseModelNotFoundError: when the adapters' base model cannot be loaded.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        adapter = find_instruction_adapter(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            base = base_model_name_or_path or adapter.base_in_use
+            model, info = load_with_base(cls, adapter, base, *args, **kwargs)
+        elif base_model_name_or_path is not None:
+            raise ValueError(
+                f"`base_model_name_or_path` is for repositories of instruction adapters, and "
+                f"{pretrained_model_name_or_path} is none."
+            )
+        else:
+            model, info = cls._load(pretrained_model_name_or_path, *args, **kwargs)
+            if model._has_fresh_adapters:
+                logger.warning_once(
+                    "The checkpoint holds no instruction adapters: simple and complex instructions run as concepts "
+                    "until adapters are trained or loaded."
+                )
         if output_loading_info:
             return model, info
         if info["missing_keys"] or info["unexpected_keys"]:
             raise CheckpointMismatchError(info["missing_keys"], info["unexpected_keys"])
         return model
+
+    @classmethod
+    def _load(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load a whole model, and report on it."""
+        return super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that SAM3-I adds to SAM3, by name; all others are stock's and stay frozen in training."""
@@ -271,10 +310,19 @@ class Sam3IForInstructionSegmentation(Sam3Model):
         queries = decoded.intermediate_hidden_states  # (layers, rows, queries, width)
         offsets = self.detr_decoder.box_head(queries)
         boxes_cxcywh = (inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid()
-        logits = self.dot_product_scoring(
-            decoder_hidden_states=queries, text_features=encoded.text_features, text_mask=prompt_mask
-        ).squeeze(-1)  # (layers, rows, queries)
         num_queries = self.config.detr_decoder_config.num_queries
+        selection = {}
+        if self.selects_instances:
+            selection = {
+                "boxes": boxes_cxcywh,
+                "instruction": (text_features, text_mask),
+                "level_routing": routing,
+                "one_to_many_queries": queries.shape[2] - num_queries,
+                "last_layer_only": labels is None,
+            }
+        logits = self.dot_product_scoring(
+            decoder_hidden_states=queries, text_features=encoded.text_features, text_mask=prompt_mask, **selection
+        ).squeeze(-1)  # (layers, rows, queries)
         mask_outputs = self.mask_decoder(
             decoder_queries=queries[-1],
             backbone_features=fpn_states,

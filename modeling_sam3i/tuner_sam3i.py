@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAM3-I as a PEFT method: the native model's adapters on a stock SAM3, in the same files.
+
+Importing this module registers the method with PEFT.
+"""
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import ClassVar, Literal, get_args
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from transformers import CLIPTextConfig, Sam3Model
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
+
+from .adapter_files_sam3i import AdapterMismatchError
+from .adapters_sam3i import adapter_sites, build_adapter
+from .configuration_sam3i import Sam3IConfig
+from .layers_sam3i import Sam3ITextEmbeddings
+from .modeling_sam3i import Sam3IForInstructionSegmentation
+from .tuner_layers_sam3i import (
+    CONTAINER,
+    AdapterNotMergeableError,
+    InstructionAdapterLayer,
+    TunedTextEmbeddings,
+    prepare_stock,
+    restore_stock,
+    tune,
+)
+
+EMBEDDINGS = "text_encoder.text_model.embeddings"
+
+
+class Sam3IPeftType(str, Enum):
+    """The name of the method in `adapter_config.json`; PEFT's own enumeration cannot be extended."""
+
+    SAM3I = "SAM3I"
+
+
+@dataclass
+class InstructionAdapterConfig(PeftConfig):
+    """
+    Configuration of SAM3-I's instruction adapters as a PEFT method on a stock `Sam3Model`.
+
+    The fields below have the names, defaults and meanings of [`Sam3IConfig`].
+
+    Raises:
+        ValueError: when a field is out of its range; the message ends with the value received.
+
+    Example:
+
+    ```python
+    >>> from peft import get_peft_model
+    >>> from transformers import Sam3Model
+    >>> from sam3i import InstructionAdapterConfig
+
+    >>> stock = Sam3Model.from_pretrained("facebook/sam3")
+    >>> model = get_peft_model(stock, InstructionAdapterConfig(), adapter_name="instruction")
+    >>> outputs = model(**inputs, instruction_levels=["simple"])
+    ```
+    """
+
+    adapter_design: Literal["cascade"] = field(
+        default="cascade", metadata={"help": "Kind of the level modules: 'cascade' are the S-Adapter and C-Adapter."}
+    )
+    adapter_dim: int = field(default=64, metadata={"help": "Width of the bottleneck."})
+    adapter_heads: int = field(
+        default=8, metadata={"help": "Attention heads of the text adapters; divides the text encoder's width."}
+    )
+    adapter_dropout: float = field(
+        default=0.1, metadata={"help": "Dropout on the attention weights of the text adapters."}
+    )
+    adapter_scale: float = field(
+        default=1.0, metadata={"help": "Factor on the adapters of the DETR encoder and decoder."}
+    )
+    decoder_c_adapter_skip: bool = field(
+        default=True, metadata={"help": "Inner skip connection of the DETR decoder's C-Adapter."}
+    )
+    mask_padding_in_adapters: bool = field(default=True, metadata={"help": "Let the text adapters ignore padding."})
+    always_encode_geometry: bool = field(
+        default=False, metadata={"help": "Append the geometry CLS token to the prompt even without boxes."}
+    )
+    clamp_presence_logits: bool = field(default=True, metadata={"help": "Clamp presence logits to [-10, 10]."})
+    max_instruction_length: int = field(
+        default=32,
+        metadata={"help": "Longest instruction in tokens; above the stock length a second position table is trained."},
+    )
+
+    target_modules: ClassVar[None] = None  # PEFT reads it; where the adapters go is not a choice
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = Sam3IPeftType.SAM3I
+        designs = get_args(type(self).__annotations__["adapter_design"])
+        if self.adapter_design not in designs:
+            raise ValueError(f"`adapter_design` must be one of {designs}, got {self.adapter_design!r}.")
+        for name in ("adapter_dim", "adapter_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.adapter_dropout < 1:
+            raise ValueError(f"`adapter_dropout` must be in [0, 1), got {self.adapter_dropout}.")
+        if self.max_instruction_length < 3:
+            raise ValueError(f"`max_instruction_length` must be at least 3, got {self.max_instruction_length}.")
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """The fields that SAM3-I adds to those of every PEFT method."""
+        general = {item.name for item in fields(PeftConfig)}
+        return [item.name for item in fields(cls) if item.name not in general]
+
+    @classmethod
+    def from_model_config(cls, config: Sam3IConfig, **kwargs) -> "InstructionAdapterConfig":
+        """The configuration under which a stock SAM3 computes what the native model does."""
+        return cls(**{name: getattr(config, name) for name in cls.setting_names()}, **kwargs)
+
+    def settings(self) -> dict:
+        """The fields as arguments of [`Sam3IConfig`]."""
+        return {name: getattr(self, name) for name in self.setting_names()}
+
+    def check_fits(self, text_config: CLIPTextConfig) -> None:
+        """Check what depends on the text encoder.
+
+        Raises:
+            ValueError: when heads or lengths do not fit.
+        """
+        if text_config.hidden_size % self.adapter_heads:
+            raise ValueError(
+                f"`adapter_heads` must divide the text encoder's width {text_config.hidden_size}, "
+                f"got {self.adapter_heads}."
+            )
+        positions = text_config.max_position_embeddings
+        if self.max_instruction_length > positions and not self.mask_padding_in_adapters:
+            raise ValueError(
+                f"`max_instruction_length` above the text encoder's {positions} positions needs "
+                f"`mask_padding_in_adapters=True`, got {self.max_instruction_length} with False."
+            )
+
+
+class InstructionAdapterModel(BaseTuner):
+    """
+    The tuner that puts instruction adapters on a stock `Sam3Model`, in place.
+
+    Args:
+        model ([`Sam3Model`]): A stock SAM3, or the `detector_model` of a `Sam3VideoModel`.
+        config ([`InstructionAdapterConfig`]): Settings of the adapters.
+        adapter_name (`str`): Name of the first adapter.
+
+    Raises:
+        TypeError: when `model` is something else.
+    """
+
+    prefix = "sam3i_"
+    tuner_layer_cls = InstructionAdapterLayer
+    target_module_mapping = {}
+
+    def _prepare_adapter_config(self, peft_config: InstructionAdapterConfig, model_config: dict) -> PeftConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: InstructionAdapterConfig, model: nn.Module) -> None:
+        if isinstance(model, Sam3IForInstructionSegmentation):
+            raise TypeError(
+                "Expected a stock Sam3Model, found Sam3IForInstructionSegmentation, which has instruction adapters of "
+                "its own. Fill them with `load_instruction_adapter(model, repo)`, or load the pair with "
+                "`Sam3IForInstructionSegmentation.from_pretrained(repo)`."
+            )
+        if not isinstance(model, Sam3Model):
+            hint = "Pass its `detector_model`. " if hasattr(model, "detector_model") else ""
+            raise TypeError(
+                f"Expected a stock Sam3Model to put instruction adapters on, found {type(model).__name__}. {hint}"
+                "An adapter repository loads by itself with `Sam3IForInstructionSegmentation.from_pretrained(repo)`."
+            )
+        peft_config.check_fits(model.config.text_config)
+        prepare_stock(model)
+        self._site_names = {name for name, _ in adapter_sites(model)}
+        if peft_config.max_instruction_length > model.config.text_config.max_position_embeddings:
+            self._site_names.add(EMBEDDINGS)
+
+    def _check_target_module_exists(self, peft_config: InstructionAdapterConfig, key: str) -> bool:
+        return key in self._site_names
+
+    def _create_and_replace(
+        self,
+        peft_config: InstructionAdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, CLIPTextEmbeddings):
+            adapter = self._long_positions(target, peft_config.max_instruction_length)
+        else:
+            adapter = build_adapter(target, peft_config)
+        if not hasattr(tune(target), CONTAINER):
+            setattr(target, CONTAINER, InstructionAdapterLayer(target))
+        getattr(target, CONTAINER).add(adapter_name, peft_config, adapter)
+
+    @staticmethod
+    def _long_positions(embeddings: CLIPTextEmbeddings, length: int) -> nn.Embedding:
+        embeddings.__class__ = Sam3ITextEmbeddings  # a tuned one shows the table of its active adapter instead
+        embeddings.extend(length)
+        table = embeddings._modules.pop("long_position_embedding")
+        embeddings.__class__ = TunedTextEmbeddings
+        return table
+
+    def _check_merge_allowed(self) -> None:
+        raise AdapterNotMergeableError
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs) -> nn.Module:
+        if merge:
+            raise AdapterNotMergeableError
+        restore_stock(self.model)
+        del self.model.peft_config
+        return self.model
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return key.replace(f".sam3i_adapter.{adapter_name}.", ".sam3i_adapter.", 1)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: InstructionAdapterConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """As in every tuner; and refuse a file that is not exactly this adapter, leaving the model without it."""
+        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        part = f".{CONTAINER}.sam3i_adapter.{adapter_name}."
+        expected = {name: tensor for name, tensor in model.state_dict().items() if part in name}
+        try:
+            AdapterMismatchError.check(state_dict, expected)
+        except AdapterMismatchError:
+            discard_adapter(model.get_base_model() if isinstance(model, PeftModel) else model, adapter_name)
+            raise
+        return state_dict
+
+
+def discard_adapter(model: Sam3Model, adapter_name: str) -> None:
+    """Take one instruction adapter off a stock model; the last one leaves the model as stock has it."""
+    for module in model.modules():
+        if isinstance(module, InstructionAdapterLayer):
+            module.delete_adapter(adapter_name)
+    model.peft_config.pop(adapter_name, None)
+    if not any(module.settings for module in model.modules() if isinstance(module, InstructionAdapterLayer)):
+        restore_stock(model)
+    if not model.peft_config:
+        del model.peft_config
+        model._hf_peft_config_loaded = False
+
+
+def register_peft_method() -> None:
+    """Make PEFT know the method; again, it changes nothing."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterConfig
+    PEFT_TYPE_TO_TUNER_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel
+    PEFT_TYPE_TO_PREFIX_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel.prefix
+
+
+register_peft_method()
+
+__all__ = ["InstructionAdapterConfig", "InstructionAdapterModel", "Sam3IPeftType", "register_peft_method"]

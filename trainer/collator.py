@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instruction rows to model inputs: which text of which level is trained, and on what targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from ..modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..processing.datasets.masks import decode_mask
+from ..processing.datasets.schema import LEVEL_FIELDS, InstructionRow
+from ..processing.transforms import InstructionTransform, Placement, keyed_random
+
+if TYPE_CHECKING:
+    from ..processing.processing_sam3i import Sam3IProcessor
+
+JOINT = "joint"
+MIN_OBJECT_AREA = 1e-6  # of the picture: smaller instances are no training targets (as the authors' loader has it)
+
+
+class InstructionCollator:
+    """Collates rows of `schema.InstructionRow` into the inputs of `Sam3IForInstructionSegmentation`.
+
+    Every draw is a pure function of (seed, epoch, row): the same row in the same epoch gives the same text and the
+    same placement, whatever the batch, the worker, the process, or where training was resumed.
+
+    Args:
+        processor: prepares pictures and texts.
+        sampling: the level to train: "concept", "simple", "complex"; "joint" for pairs of a simple and a complex
+            instruction of one target plus its concept phrase; or a mapping from levels to weights, by which a level
+            is drawn for each row among those it has.
+        texts_per_row: instructions (pairs, for "joint") drawn from each row without repetition, as far as it has them.
+        transform: augmentation; None leaves pictures as inference sees them.
+        mask_size: (height, width) of the target masks; None for the model's input size.
+        load_images: False leaves pictures unread and `pixel_values` out, for cached vision features.
+        seed: of all draws.
+
+    Returns (from `__call__`), for I pictures and R instruction rows:
+        pixel_values [I, 3, H, W]; input_ids, attention_mask [R, L]; instruction_levels, image_ids [R];
+        labels: R dicts {"masks": Bool[N, h, w], "boxes": Float[N, 4] (cx, cy, w, h) in [0, 1]}, N = 0 for no target;
+        concept_names: R noun phrases ("" where a row has none); image_keys: I strings, one per picture.
+        For "joint", rows 2p and 2p + 1 are the simple and the complex instruction of pair p, and
+        concept_input_ids, concept_attention_mask [R / 2, L] hold the concept phrases, which need no picture.
+    Rows of one picture share it: it is encoded once, and its rows stand side by side.
+    """
+
+    def __init__(
+        self,
+        processor: Sam3IProcessor,
+        sampling: str | Mapping[str, float] = "simple",
+        *,
+        texts_per_row: int = 1,
+        transform: InstructionTransform | None = None,
+        mask_size: tuple[int, int] | None = None,
+        load_images: bool = True,
+        seed: int = 0,
+    ):
+        if isinstance(texts_per_row, bool) or not isinstance(texts_per_row, int) or texts_per_row < 1:
+            raise ValueError(f"texts_per_row must be a whole number >= 1, found {texts_per_row!r}")
+        if transform is not None and not load_images:
+            raise ValueError("a transform moves the picture, cached features show it as it is: drop one of the two")
+        self.processor = processor
+        self.sampling = read_sampling(sampling)
+        self.texts_per_row = texts_per_row
+        self.transform = transform
+        size = processor.image_processor.size
+        self.canvas = (int(size["height"]), int(size["width"]))
+        self.mask_size = self.canvas if mask_size is None else (int(mask_size[0]), int(mask_size[1]))
+        self.load_images = load_images
+        self.seed = seed
+        # Shared memory: workers that outlive an epoch see the next one too.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose draws are made."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, before its first batch."""
+        self._epoch.fill_(int(epoch))
+
+    def __call__(self, rows: Sequence[InstructionRow]) -> dict[str, Any]:
+        if not rows:
+            raise ValueError("an empty batch: expected at least one row")
+        for row in rows:
+            problem = row_problem(row, self.sampling)
+            if problem:
+                raise ValueError(f"row {row['row_id']!r} of {row['dataset']!r}: {problem}; use select_rows() first")
+        groups: dict[str, list[InstructionRow]] = {}
+        for row in rows:
+            groups.setdefault(image_key(row), []).append(row)
+        texts, levels, labels, names, images, concepts = [], [], [], [], [], []
+        for key, members in groups.items():
+            placement = self._placement(key, members)
+            if self.load_images:
+                images.append(self._picture(members[0], placement))
+            picture_texts, picture_levels = [], []
+            for row in members:
+                drawn = self._draw(row)
+                label = self._label(row, placement)
+                name = row["concept"][0].lower() if row["concept"] else ""
+                for level, text in drawn:
+                    picture_texts.append(text)
+                    picture_levels.append(level)
+                labels.extend([label] * len(drawn))
+                names.extend([name] * len(drawn))
+                concepts.extend([name] * (len(drawn) // 2))
+            texts.append(picture_texts)
+            levels.append(picture_levels)
+        batch = self._encode(images, texts, levels)
+        batch.update(labels=labels, concept_names=names, image_keys=list(groups))
+        if self.sampling == JOINT:
+            phrases = self.processor(text=concepts, return_tensors="pt")
+            batch["concept_input_ids"] = phrases["input_ids"]
+            batch["concept_attention_mask"] = phrases["attention_mask"]
+        return batch
+
+    def _encode(self, images: list[Any], texts: list[list[str]], levels: list[list[str]]) -> dict[str, Any]:
+        if self.load_images:
+            encoded = self.processor(images=images, text=texts, instruction_levels=levels, return_tensors="pt")
+        else:
+            flat = [text for group in texts for text in group]
+            flat_levels = [level for group in levels for level in group]
+            encoded = self.processor(text=flat, instruction_levels=flat_levels, return_tensors="pt")
+            encoded["image_ids"] = torch.tensor([index for index, group in enumerate(texts) for _ in group])
+        names = ("pixel_values", "input_ids", "attention_mask", "instruction_levels", "image_ids")
+        return {name: encoded[name] for name in names if name in encoded}
+
+    def _draw(self, row: InstructionRow) -> list[tuple[str, str]]:
+        """(level, text) of the rows to train, in order."""
+        generator = keyed_random(self.seed, self.epoch, "text", row["dataset"], row["split"] or "", row["row_id"])
+        if self.sampling == JOINT:
+            count = min(self.texts_per_row, len(row["simple"]), len(row["complex"]))
+            simple, complex_ = (generator.sample(row[level], count) for level in ("simple", "complex"))
+            pairs = zip(simple, complex_, strict=True)
+            return [item for a, b in pairs for item in (("simple", a), ("complex", b))]
+        present = [level for level in self.sampling if row[level]]
+        level = generator.choices(present, [self.sampling[name] for name in present])[0]
+        return [(level, text) for text in generator.sample(row[level], min(self.texts_per_row, len(row[level])))]
+
+    def _placement(self, key: str, rows: Sequence[InstructionRow]) -> Placement:
+        if self.transform is None:
+            return Placement(self.canvas, self.canvas)
+        texts = (text for row in rows for level in LEVEL_FIELDS for text in row[level])
+        return self.transform(self.canvas, texts, keyed_random(self.seed, self.epoch, "image", key))
+
+    def _picture(self, row: InstructionRow, placement: Placement) -> Image.Image:
+        picture = row["image"]
+        if picture is None:
+            raise ValueError(f"row {row['row_id']!r} has no picture; load the data with image_root=")
+        if not isinstance(picture, Image.Image):
+            raise TypeError(f"row {row['row_id']!r}: expected a decoded picture, found {type(picture).__name__}")
+        if picture.size != (row["width"], row["height"]):
+            raise ValueError(
+                f"row {row['row_id']!r}: the picture has {picture.width} x {picture.height} pixels, the row says "
+                f"{row['width']} x {row['height']}; `sam3i data validate` finds such rows"
+            )
+        return picture.convert("RGB") if self.transform is None else placement.place_image(picture)
+
+    def _label(self, row: InstructionRow, placement: Placement) -> dict[str, torch.Tensor]:
+        kept = [index for index in range(len(row["masks"])) if _is_target(row, index)]
+        masks = [decode_mask(row["masks"][index]) for index in kept]
+        boxes = [row["boxes"][index] for index in kept]
+        return {
+            "masks": placement.place_masks(masks, self.mask_size),
+            "boxes": placement.place_boxes(boxes, row["height"], row["width"]),
+        }
+
+
+def read_sampling(sampling: str | Mapping[str, float]) -> str | dict[str, float]:
+    """ "joint", or weights by level.
+
+    Raises:
+        ValueError: an unknown level, no level, or weights that are negative or all zero.
+    """
+    if sampling == JOINT:
+        return JOINT
+    weights = {sampling: 1.0} if isinstance(sampling, str) else dict(sampling)
+    known = {InstructionLevel.from_any(level).value: float(weight) for level, weight in weights.items()}
+    if not known or min(known.values()) < 0 or not sum(known.values()):
+        raise ValueError(f"sampling weights must be >= 0, and not all 0, found {sampling!r}")
+    return {level: weight for level, weight in known.items() if weight}
+
+
+def row_problem(row: Mapping[str, Any], sampling: str | Mapping[str, float]) -> str | None:
+    """Why a row cannot be trained with this sampling, or None; the picture is not looked at."""
+    if sampling == JOINT:
+        missing = [level for level in LEVEL_FIELDS if not row[level]]
+        if missing:
+            return f"joint training needs an instruction of every level, {', '.join(missing)} is empty"
+    elif not any(row[level] for level in sampling):
+        return f"no instruction of the level {' or '.join(sampling)}"
+    if None in row["masks"]:
+        return "an instance has a box and no mask"
+    if row["masks"] and not any(_is_target(row, index) for index in range(len(row["masks"]))):
+        return "all its instances are crowds or smaller than a pixel, so it would be trained as having no target"
+    return None
+
+
+def select_rows(dataset: Any, sampling: str | Mapping[str, float]) -> Any:
+    """The rows of a `datasets` object that can be trained with this sampling."""
+    columns = [*LEVEL_FIELDS, "masks", "boxes", "is_crowd", "width", "height"]
+    return dataset.filter(_can_train, input_columns=columns, fn_kwargs={"sampling": read_sampling(sampling)})
+
+
+def image_key(row: Mapping[str, Any]) -> str:
+    """A name for the picture of a row, equal for all rows of one picture."""
+    return f"{row['dataset']}/{row['split'] or ''}/{row['image_id']}"
+
+
+def _can_train(concept, simple, complex_, masks, boxes, is_crowd, width, height, sampling) -> bool:
+    row = {"concept": concept, "simple": simple, "complex": complex_, "masks": masks, "boxes": boxes}
+    row.update(is_crowd=is_crowd, width=width, height=height)
+    return row_problem(row, sampling) is None
+
+
+def _is_target(row: Mapping[str, Any], index: int) -> bool:
+    _, _, width, height = row["boxes"][index]
+    return not row["is_crowd"][index] and width * height >= MIN_OBJECT_AREA * row["width"] * row["height"]

@@ -405,3 +405,14 @@ def test_info_of_broken_repositories(tiny_stock_repos, tmp_path):
         weights.write_bytes(broken)
         with pytest.raises(ValueError, match="fetch or save it again"):
             repo_info(tmp_path / "cut")
+
+
+def test_the_video_processor_of_stock_gives_its_parts(tiny_stock_repos, tiny_tokenizer, tmp_path):
+    from transformers import Sam2VideoVideoProcessor, Sam3VideoProcessor
+
+    repo = tmp_path / "video"
+    shutil.copytree(tiny_stock_repos["sam3_video"], repo)
+    image_processor = Sam3ImageProcessor(size={"height": 56, "width": 56})
+    Sam3VideoProcessor(image_processor, Sam2VideoVideoProcessor(), tiny_tokenizer).save_pretrained(repo)
+    pipe = pipeline(TASK, model=str(repo), device="cpu")
+    assert isinstance(pipe.processor, Sam3IProcessor) and len(pipe(_image(), text="dog", **EASY)) == 6

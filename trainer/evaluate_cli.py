@@ -46,6 +46,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     chat_url: Annotated[str | None, typer.Option(help="Agent: address of an OpenAI-compatible API.")] = None,
     chat_model: Annotated[str | None, typer.Option(help="Agent: name at --chat-url, or a local model.")] = None,
+    chat_workers: Annotated[int, typer.Option(min=1, help="Agent: instructions under way at a time.")] = 1,
 ) -> None:
     """Score a model on data, compare it with baselines, or score prediction files alone.
 
@@ -63,7 +64,8 @@ def evaluate(
             _check_unused("--model", references=references)
             dataset = _load_data(data, split, image_root, max_rows)
             folder = output_dir or DEFAULT_FOLDER / _folder_name(model, data, protocol, level)
-            systems = _systems(model, baselines, batch_size, threshold, chat_url, chat_model)
+            chat = (chat_url, chat_model, chat_workers)
+            systems = _systems(model, baselines, batch_size, threshold, chat)
             results = _run(systems, dataset, chosen, level, batch_size, threshold, folder, resume)
             entries = None
     except (ValueError, OSError, ImportError) as error:
@@ -139,7 +141,7 @@ def _run(systems, dataset, protocol, level, batch_size, threshold, folder, resum
 
 
 def _systems(
-    model: str, baselines: str, batch_size: int, threshold: float, chat_url: str | None, chat_model: str | None
+    model: str, baselines: str, batch_size: int, threshold: float, chat: tuple[str | None, str | None, int]
 ) -> list[Segmenter]:
     from accelerate import PartialState
 
@@ -154,7 +156,8 @@ def _systems(
     unknown = [name for name in names if name not in BASELINES]
     if unknown:
         raise ValueError(f"--baselines takes {', '.join(BASELINES)}, found {', '.join(unknown)}.")
-    chat = _chat_model(chat_url, chat_model) if "agent" in names else None
+    *address, workers = chat
+    chat_model = _chat_model(*address) if "agent" in names else None
     loaded = Sam3IForInstructionSegmentation.from_pretrained(model).to(PartialState().device)
     processor = Sam3IProcessor.from_pretrained(model)
     systems: list[Segmenter] = [Sam3ISegmenter(loaded, processor, threshold=threshold, batch_size=batch_size)]
@@ -163,7 +166,7 @@ def _systems(
     makers = {
         "sam3": lambda: StockSam3Segmenter(detector),
         "sam3-concept": lambda: StockSam3Segmenter(detector, text_source="concept"),
-        "agent": lambda: AgentSegmenter(detector, chat),
+        "agent": lambda: AgentSegmenter(detector, chat_model, workers=workers),
     }
     return systems + [makers[name]() for name in dict.fromkeys(names)]
 
@@ -201,7 +204,8 @@ def _score_files(predictions: Path, references: Path | None, protocol) -> tuple[
     if references is None:
         raise ValueError("Give the annotations of the predictions with --references.")
     records = read_predictions(predictions)
-    scores = score_masks(*pair_files(protocol, records, read_annotations(references), str(predictions)), check=False)
+    annotations = read_annotations(references)
+    scores = score_masks(*pair_files(protocol, records, annotations, str(predictions)), check=False)
     result = EvaluationResult(
         system=predictions.stem,
         protocol=protocol.name,
@@ -213,7 +217,7 @@ def _score_files(predictions: Path, references: Path | None, protocol) -> tuple[
         parameters=None,
         instructions=len(records),
         images=len({record.image_id for record in records}),
-        datasets=[references.stem],
+        datasets=sorted(annotations.datasets),
     )
     return [result], [ReportEntry(result, scores)], None
 

@@ -97,7 +97,9 @@ def evaluate_model(
         dataset: rows, a `datasets.Dataset` or any sequence of them.
         protocol: name, see `trainer.protocols`.
         level: "concept", "simple" or "complex" asks the instructions of that level; None those of all levels, each
-            down its own path; "auto" those of all levels, the model choosing the path.
+            down its own path; "auto" those of all levels, the model choosing the path. Where a row has instructions,
+            its concept only names the kind of thing and need not denote the target: None and "auto" ask it in rows
+            that have nothing else, "concept" asks it always.
         batch_size: instructions per forward pass.
         threshold, mask_threshold: in [0, 1].
         output_dir: where predictions are kept; needed to resume and with several processes.
@@ -214,11 +216,8 @@ def group_questions(
         ValueError: for an unknown level, without any instruction, or when a system that reads the concept meets a row
             without one.
     """
-    wanted = (
-        [each.value for each in InstructionLevel]
-        if level in (None, AUTO)
-        else [InstructionLevel.from_any(level).value]
-    )
+    names = [each.value for each in InstructionLevel]
+    asked = None if level in (None, AUTO) else InstructionLevel.from_any(level).value
     if not hasattr(dataset, "__len__"):
         raise ValueError(
             f"Evaluation needs a dataset of known length (datasets.Dataset or a list of rows), found "
@@ -226,7 +225,8 @@ def group_questions(
         )
     images: dict[tuple[str, str], list[Question]] = {}
     for row_index, row in enumerate(_rows_without_images(dataset)):
-        for level_index, name in enumerate(each.value for each in InstructionLevel):
+        wanted = [asked] if asked else [name for name in names[1:] if row[name]] or names[:1]
+        for level_index, name in enumerate(names):
             texts = row[name] if name in wanted else []
             for text_index, text in enumerate(texts[:1] if protocol.texts == "first" else texts):
                 heard = text

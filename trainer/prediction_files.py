@@ -71,13 +71,15 @@ class AnnotationRecord:
 class AnnotationFile:
     """The images (id -> (height, width)) and annotations of a file, each in file order.
 
-    `kinds` and `ignore_masks` (RLE counts) are given by image id where the file has them.
+    `kinds` and `ignore_masks` (RLE counts) are given by image id where the file has them, `datasets` are the names of
+    the data in it (its own where it names none).
     """
 
     images: dict[int, tuple[int, int]] = field(default_factory=dict)
     annotations: dict[int, AnnotationRecord] = field(default_factory=dict)
     kinds: dict[int, str] = field(default_factory=dict)
     ignore_masks: dict[int, list[str]] = field(default_factory=dict)
+    datasets: set[str] = field(default_factory=set)
 
     def of_image(self) -> dict[int, list[AnnotationRecord]]:
         """The annotations of every image that has some."""
@@ -192,8 +194,9 @@ def read_annotations(path: str | Path) -> AnnotationFile:
 
 def _read_extension(file: AnnotationFile, reader: RecordReader, number: int, height: int, width: int) -> None:
     extension = reader.data.get("sam3i")
-    if not isinstance(extension, dict):
-        return
+    extension = extension if isinstance(extension, dict) else {}
+    name = extension.get("dataset")
+    file.datasets.add(name if isinstance(name, str) else Path(reader.file).stem)
     if isinstance(extension.get("target_kind"), str):
         file.kinds[number] = extension["target_kind"]
     for index, rle in enumerate(extension.get("ignore_masks") or []):

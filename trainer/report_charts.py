@@ -42,7 +42,9 @@ def precision_recall(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str
     """Precision over recall at IoU .50; per system recall and precision, float [101] each, in [0, 1]."""
     lines = []
     for index, (name, (recall, precision)) in enumerate(curves.items()):
-        points = " ".join(f"{_x(r):.1f},{_y(p):.1f}" for r, p in zip(recall, np.maximum(precision, 0), strict=True))
+        reached = max(1, int((precision > 0).sum()))  # precision is 0 beyond the highest recall
+        pairs = zip(recall[:reached], np.maximum(precision[:reached], 0), strict=True)
+        points = " ".join(f"{_x(r):.1f},{_y(p):.1f}" for r, p in pairs)
         lines.append(
             f'<polyline points="{points}" fill="none" stroke="{colour(index)}" stroke-width="2.5" '
             f'stroke-linejoin="round"><title>{escape(name)}</title></polyline>'

@@ -27,13 +27,13 @@ def run(rows, segmenter=None, protocol="default", **options):
 
 def test_figures_of_a_known_segmenter():
     result = run(square_rows(4))
-    # per image: concept 1 and 1, simple 1/2, 1/2 and 1, complex 0 and 1
-    assert result.figures["gIoU"] == pytest.approx(100 * 5 / 7)
-    assert result.figures["n"] == result.instructions == 28
+    # per image: simple 1/2, 1/2 and 1, complex 0 and 1
+    assert result.figures["gIoU"] == pytest.approx(60)
+    assert result.figures["n"] == result.instructions == 20
     assert result.images == 4
     assert result.breakdown["level"]["complex"]["gIoU"] == 50
     assert result.cost["seconds"] == 0.5
-    assert result.cost["vision_passes"] == pytest.approx(1 / 7)
+    assert result.cost["vision_passes"] == pytest.approx(1 / 5)
     assert result.parameters == 7
     assert result.datasets == ["squares"]
     json.dumps(result.to_dict())
@@ -56,12 +56,20 @@ def test_protocols_choose_their_samples(protocol, level, expected, n):
     assert result.figures["n"] == n
 
 
+def test_a_concept_is_asked_when_asked_for_or_alone():
+    rows = square_rows(2)
+    assert run(rows, level="concept").figures["gIoU"] == 100
+    alone = [{**row, "simple": [], "complex": []} for row in rows]
+    result = run(alone)
+    assert result.figures["n"] == 4 and set(result.breakdown["level"]) == {"concept"}
+
+
 def test_instructions_of_an_image_are_asked_together():
     rows = square_rows(5)
     segmenter = HalfSegmenter(rows)
     run(rows, segmenter, batch_size=2)
     assert len(segmenter.seen) == 5
-    assert all(len(instructions) == 7 for _, instructions, _ in segmenter.seen)
+    assert all(len(instructions) == 5 for _, instructions, _ in segmenter.seen)
 
 
 def test_images_are_collected_up_to_the_batch_size():
@@ -73,7 +81,7 @@ def test_images_are_collected_up_to_the_batch_size():
             return super().segment_images(images, instructions, levels)
 
     run(rows, Counting(rows), batch_size=14)
-    assert sizes == [2, 2, 2]
+    assert sizes == [3, 3]
 
 
 def test_a_datasets_dataset_gives_the_same_as_a_list():
@@ -88,7 +96,7 @@ def test_auto_leaves_the_level_to_the_system_and_reports_how_often_it_was_right(
     segmenter = HalfSegmenter(rows)
     result = run(rows, segmenter, level="auto")
     assert {level for _, _, levels in segmenter.seen for level in levels} == {None}
-    assert result.level_accuracy == pytest.approx(100 * 3 / 7)  # it always says "simple"
+    assert result.level_accuracy == pytest.approx(60)  # it always says "simple"
 
 
 def test_a_system_fed_the_concept_hears_the_noun_and_is_scored_on_the_instruction():
@@ -135,7 +143,7 @@ def test_an_answer_in_error_counts_as_nothing(tmp_path):
             return [SegmentationResult.empty(HEIGHT, WIDTH, error="no reply") for _ in instructions]
 
     result = run(square_rows(1), Failing())
-    assert result.errors == 7
+    assert result.errors == 5
     assert result.figures["T-acc"] == 0 and result.figures["N-acc"] == 100
 
 
@@ -178,8 +186,8 @@ def test_a_run_is_scored_again_under_another_protocol(tmp_path):
     rows = square_rows(2)
     run(rows, output_dir=tmp_path)
     again = score_run(tmp_path / "predictions.jsonl", "sam3i-1to1")
-    assert again.figures["n"] == 2 * 3
-    assert again.figures["gIoU"] == pytest.approx(50)
+    assert again.figures["n"] == 2 * 2
+    assert again.figures["gIoU"] == pytest.approx(25)
 
 
 def test_a_broken_record_is_named_by_line(tmp_path):
@@ -239,12 +247,12 @@ def test_kill_9_loses_nothing_that_was_answered(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     kept = len(list(read_records(part)))
-    assert 14 <= kept < 84
+    assert 14 <= kept < 60
     output = subprocess.run([*command, "0"], env=environment(), capture_output=True, text=True, timeout=200)
     assert output.returncode == 0, output.stderr
     rows = square_rows(12)
     expected = run(rows, output_dir=tmp_path / "whole")
-    assert output.stdout.split() == ["gIoU", str(expected.figures["gIoU"]), "84"]
+    assert output.stdout.split() == ["gIoU", str(expected.figures["gIoU"]), "60"]
     merged = [folder / "predictions.jsonl", tmp_path / "whole" / "predictions.jsonl"]
     assert merged[0].read_bytes() == merged[1].read_bytes()
 
@@ -262,7 +270,7 @@ def test_two_processes_merge_to_the_file_of_one(tmp_path):
     rows = square_rows(5)
     expected = run(rows, output_dir=tmp_path / "one")
     lines = [line.split() for line in output.stdout.splitlines() if line.startswith("gIoU")]
-    assert lines == [["gIoU", str(expected.figures["gIoU"]), "35"]] * 2
+    assert lines == [["gIoU", str(expected.figures["gIoU"]), "25"]] * 2
     merged = [folder / "predictions.jsonl", tmp_path / "one" / "predictions.jsonl"]
     assert merged[0].read_bytes() == merged[1].read_bytes()
 

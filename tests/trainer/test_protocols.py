@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import time
 
 import numpy as np
 import pytest
@@ -232,3 +233,34 @@ def test_annotation_files_bring_every_encoding_ignore_regions_and_empty_masks(tm
     assert scores.iou(0).tolist() == pytest.approx([1, 20 / 70])
     assert scores.levels == ["simple", ""]
     assert scores.kinds == ["", "1-to-N"]
+
+
+@pytest.mark.slow
+def test_ten_thousand_predictions_a_minute(tmp_path):
+    count, rng = 10_000, np.random.default_rng(0)
+    y, x = np.mgrid[:480, :640]
+    shapes = []
+    for _ in range(200):
+        cx, cy, radius, waves = rng.integers(80, 560), rng.integers(80, 400), rng.integers(20, 120), rng.integers(3, 9)
+        edge = radius * (1 + 0.25 * np.sin(waves * np.arctan2(y - cy, x - cx)))
+        shapes.append(encode_mask((x - cx) ** 2 + (y - cy) ** 2 < edge**2))
+    drawn = rng.integers(len(shapes), size=(count, 4))
+    images = [{"id": i, "height": 480, "width": 640} for i in range(count)]
+    annotations = [{"id": i, "image_id": i, "iscrowd": 0, "segmentation": shapes[drawn[i, 0]]} for i in range(count)]
+    predictions = [
+        {
+            "annotation_id": i,
+            "image_id": i,
+            "predictions": [{"rle": shapes[s], "score": float(s) / 200} for s in drawn[i, 1:]],
+        }
+        for i in range(count)
+    ]
+    files = [
+        write(tmp_path / "p.json", predictions),
+        write(tmp_path / "g.json", {"images": images, "annotations": annotations}),
+    ]
+    start = time.monotonic()
+    protocol = get_protocol("sam3i-1to1")
+    scores = score_masks(*pair_files(protocol, read_predictions(files[0]), read_annotations(files[1])), check=False)
+    assert protocol.compute(scores)["n"] == count
+    assert time.monotonic() - start < 60

@@ -64,7 +64,7 @@ def test_page_is_self_contained_and_complete(tmp_path):
     content = Page(page.read_text(encoding="utf-8"))
     assert content.open == []
     text = " ".join(content.text)
-    for expected in ("gIoU", "71.43", "Protocol", "answering nothing", "42.86", "Per level", "Best answers of half"):
+    for expected in ("gIoU", "60.00", "Protocol", "answering nothing", "40.00", "Per level", "Best answers of half"):
         assert expected in text
     assert content.tags.count("svg") >= 4
     assert content.tags.count("img") == 4 + 4 + 6  # rows with a target, rows answered wrongly, six at random

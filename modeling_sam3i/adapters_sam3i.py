@@ -1,55 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's S-Adapter / C-Adapter cascade: the modules that one site of SAM3 holds.
+"""The paper's S-Adapter / C-Adapter cascade, and which modules each site of SAM3 holds in either design.
 
 SAM3-I (arXiv 2512.04585), method: bottleneck adapters on the residual stream. A *simple* instruction passes the
 S-Adapter. A *complex* one passes a copy of the S-Adapter and then the C-Adapter. A *concept* passes neither.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
-from transformers.models.sam3.modeling_sam3 import Sam3DetrDecoderLayer, Sam3DetrEncoderLayer, Sam3MaskEmbedder
+from transformers.models.sam3.modeling_sam3 import (
+    Sam3DetrDecoderLayer,
+    Sam3DetrEncoderLayer,
+    Sam3DotProductScoring,
+    Sam3MaskEmbedder,
+)
 
 from .configuration_sam3i import InstructionLevel
+from .level_modules_sam3i import AdapterSettings, LevelModules, init_linear, init_norm
+from .low_rank_sam3i import LowRankLevels
 from .routing_sam3i import LevelRouting
-
-
-class AdapterSettings(Protocol):
-    """What the adapters need to know; `Sam3IConfig` and `InstructionAdapterConfig` both say it."""
-
-    adapter_design: str
-    adapter_dim: int
-    adapter_heads: int
-    adapter_dropout: float
-    adapter_scale: float
-    decoder_c_adapter_skip: bool
-
-
-def _init_linear(linear: nn.Linear, zero: bool = False) -> None:
-    """PyTorch's default initialisation, or zero for an output projection (which makes the adapter the identity)."""
-    if zero:
-        init.zeros_(linear.weight)
-        init.zeros_(linear.bias)
-    else:
-        bound = linear.in_features**-0.5
-        init.uniform_(linear.weight, -bound, bound)
-        init.uniform_(linear.bias, -bound, bound)
+from .selector_sam3i import InstanceSelector
 
 
 def _zero(*linears: nn.Linear) -> None:
     for linear in linears:
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
-
-
-def _init_norm(norm: nn.LayerNorm) -> None:
-    init.ones_(norm.weight)
-    init.zeros_(norm.bias)
 
 
 class TextAdapter(nn.Module):
@@ -76,12 +56,12 @@ class TextAdapter(nn.Module):
 
     def init_weights(self) -> None:
         """Start as the identity: only the two output projections are zero, so gradients reach every weight."""
-        _init_norm(self.attention_norm)
-        _init_linear(self.qkv_proj)
-        _init_linear(self.attn_proj, zero=True)
-        _init_norm(self.bottleneck_norm)
-        _init_linear(self.down_proj)
-        _init_linear(self.up_proj, zero=True)
+        init_norm(self.attention_norm)
+        init_linear(self.qkv_proj)
+        init_linear(self.attn_proj, zero=True)
+        init_norm(self.bottleneck_norm)
+        init_linear(self.down_proj)
+        init_linear(self.up_proj, zero=True)
 
     def neutralize(self) -> None:
         """Become the identity again, whatever was learned."""
@@ -131,9 +111,9 @@ class BottleneckAdapter(nn.Module):
 
     def init_weights(self) -> None:
         """Start at zero (at the identity with `skip`)."""
-        _init_linear(self.down_proj)
-        _init_norm(self.norm)
-        _init_linear(self.up_proj, zero=True)
+        init_linear(self.down_proj)
+        init_norm(self.norm)
+        init_linear(self.up_proj, zero=True)
 
     def neutralize(self) -> None:
         """Become zero (the identity with `skip`) again, whatever was learned."""
@@ -145,7 +125,7 @@ class BottleneckAdapter(nn.Module):
         return hidden_states + update if self.skip else update
 
 
-class AdapterCascade(nn.Module):
+class AdapterCascade(LevelModules):
     """The three adapters of one site and the path each level takes through them.
 
     With `scale=None` the adapters contain their residuals (text encoder): simple `S(h)`, complex `C(S'(h))`.
@@ -190,7 +170,7 @@ class AdapterCascade(nn.Module):
         return routing.apply(hidden_states, branches, *context)
 
 
-class MaskEmbedderLevels(nn.Module):
+class MaskEmbedderLevels(LevelModules):
     """One mask embedder per adapted level; each starts as a copy of the stock one and replaces it for its rows."""
 
     def __init__(self, stock: Sam3MaskEmbedder):
@@ -219,12 +199,21 @@ class MaskEmbedderLevels(nn.Module):
         return routing.apply(queries, branches, concept=concept)
 
 
+LAYERS = (CLIPEncoderLayer, Sam3DetrEncoderLayer, Sam3DetrDecoderLayer)
+
+
 def build_adapter(site: nn.Module, settings: AdapterSettings) -> nn.Module:
     """The level modules for one stock module of SAM3.
 
     Raises:
-        TypeError: when `site` is none of the four kinds of module that SAM3-I adapts.
+        TypeError: when `site` is none of the kinds of module that SAM3-I adapts.
     """
+    if isinstance(site, Sam3DotProductScoring):
+        return InstanceSelector(site.query_proj.in_features, settings)
+    if isinstance(site, Sam3MaskEmbedder):
+        return MaskEmbedderLevels(site)
+    if settings.adapter_design == "selective" and isinstance(site, LAYERS):
+        return LowRankLevels(site, settings)
     if isinstance(site, CLIPEncoderLayer):
         width = site.layer_norm1.normalized_shape[0]
         return AdapterCascade(*(TextAdapter(width, settings) for _ in range(3)), scale=None)
@@ -237,16 +226,20 @@ def build_adapter(site: nn.Module, settings: AdapterSettings) -> nn.Module:
             BottleneckAdapter(width, settings, skip=skip),
             scale=settings.adapter_scale,
         )
-    if isinstance(site, Sam3MaskEmbedder):
-        return MaskEmbedderLevels(site)
     raise TypeError(
-        "Expected a text encoder layer, a DETR encoder or decoder layer, or a mask embedder of SAM3, "
+        "Expected a text encoder layer, a DETR encoder or decoder layer, a mask embedder or the scoring of SAM3, "
         f"found {type(site).__name__}."
     )
 
 
-def adapter_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The names and modules of a stock SAM3 detector (or of ours) that hold instruction adapters, in order."""
+def adapter_sites(model: nn.Module, settings: AdapterSettings | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """The names and modules of a stock SAM3 detector (or of ours) that hold instruction adapters, in order.
+
+    Args:
+        model: The detector.
+        settings: Of the adapters; those in the model's own configuration if not given.
+    """
+    settings = settings or model.config
     layers = {
         "text_encoder.text_model.encoder.layers": model.text_encoder.text_model.encoder.layers,
         "detr_encoder.layers": model.detr_encoder.layers,
@@ -256,3 +249,6 @@ def adapter_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for index, module in enumerate(modules):
             yield f"{prefix}.{index}", module
     yield "mask_decoder.mask_embedder", model.mask_decoder.mask_embedder
+    # A stock model's configuration says nothing about adapters.
+    if getattr(settings, "adapter_design", None) == "selective" and settings.selector_queries:
+        yield "dot_product_scoring", model.dot_product_scoring

@@ -58,14 +58,22 @@ class Sam3IConfig(Sam3Config):
 
     Args:
         adapter_design (`str`, defaults to `"cascade"`): The kind of the level modules: `"cascade"` are the paper's
-            bottleneck S-Adapter and C-Adapter.
+            bottleneck S-Adapter and C-Adapter, `"selective"` are low-rank updates of the projections and a pairwise
+            selector of instances. The fields of the other design are without effect.
         adapter_dim (`int`, defaults to 64): Width of the bottleneck.
         adapter_heads (`int`, defaults to 4): Attention heads of the text adapters; divides the text width.
         adapter_dropout (`float`, defaults to 0.1): Dropout on the attention weights of the text adapters.
-        adapter_scale (`float`, defaults to 1.0): Factor on the adapters of the DETR encoder and decoder.
+        adapter_scale (`float`, defaults to 1.0): Factor on the adapters of the DETR encoder and decoder, and on every
+            low-rank update.
         decoder_c_adapter_skip (`bool`, defaults to `True`): Whether the C-Adapter of the DETR decoder has an inner
             skip connection, as those of the text encoder and DETR encoder have. The authors' code has none; converted
             checkpoints set `False`. With the skip, the complex path starts where the simple path ended.
+        adapter_rank (`int`, defaults to 4): Rank of the low-rank updates of the simple level; the complex level
+            has twice as much. 0 leaves them out.
+        selector_dim (`int`, defaults to 32): Width of the selector.
+        selector_heads (`int`, defaults to 4): Attention heads of the selector; divides its width.
+        selector_queries (`int`, defaults to 48): How many of the best queries the selector compares; memory grows
+            with the square. 0 leaves the selector out.
         mask_padding_in_adapters (`bool`, defaults to `True`): Whether the text adapters ignore padding. The authors'
             code attends to all 32 positions; converted checkpoints set `False`.
         always_encode_geometry (`bool`, defaults to `False`): Whether the geometry CLS token joins the prompt when no
@@ -82,12 +90,16 @@ class Sam3IConfig(Sam3Config):
 
     model_type = "sam3i"
 
-    adapter_design: Literal["cascade"] = "cascade"
+    adapter_design: Literal["cascade", "selective"] = "cascade"
     adapter_dim: int = 64
     adapter_heads: int = 4
     adapter_dropout: float | int = 0.1
     adapter_scale: float | int = 1.0
     decoder_c_adapter_skip: bool = True
+    adapter_rank: int = 4
+    selector_dim: int = 32
+    selector_heads: int = 4
+    selector_queries: int = 48
     mask_padding_in_adapters: bool = True
     always_encode_geometry: bool = False
     clamp_presence_logits: bool = True
@@ -97,10 +109,17 @@ class Sam3IConfig(Sam3Config):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         text_width = self.text_config.hidden_size
-        for name in ("adapter_dim", "adapter_heads"):
+        for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if text_width % self.adapter_heads:
+        for name in ("adapter_rank", "selector_queries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if self.selector_dim % self.selector_heads:
+            raise ValueError(
+                f"`selector_heads` must divide `selector_dim` ({self.selector_dim}), got {self.selector_heads}."
+            )
+        if self.adapter_design == "cascade" and text_width % self.adapter_heads:
             raise ValueError(
                 f"`adapter_heads` must divide the text encoder's width {text_width}, got {self.adapter_heads}."
             )

@@ -6,6 +6,7 @@ levels as an explicit argument. A stock instance becomes one of ours by [`adopt`
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,14 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextEmbeddings
-from transformers.models.sam3.modeling_sam3 import Sam3DetrDecoderLayer, Sam3DetrEncoderLayer, Sam3MaskEmbedder
+from transformers.models.sam3.modeling_sam3 import (
+    Sam3DetrDecoderLayer,
+    Sam3DetrEncoderLayer,
+    Sam3DotProductScoring,
+    Sam3MaskEmbedder,
+)
 
+from .low_rank_sam3i import BLOCK_CLASSES
 from .routing_sam3i import LevelRouting
 
 
@@ -33,6 +40,13 @@ class AdapterSite:
         if adapter is None or routing is None:
             return hidden_states
         return adapter(hidden_states, routing, *context)
+
+    def updates(self, part: str, routing: LevelRouting | None) -> dict[str, Any]:
+        """Arguments for the attention or MLP called `part`: the updates of its projections, if the design has any."""
+        adapter = self.instruction_adapter()
+        if routing is None or not getattr(adapter, "updates_projections", False):
+            return {}
+        return adapter.projection_updates(part, routing)
 
 
 class CheckpointedSite(AdapterSite, GradientCheckpointingLayer):
@@ -75,9 +89,14 @@ class Sam3ITextLayer(AdapterSite, CLIPEncoderLayer):
         Returns:
             `torch.Tensor` of shape `(rows, tokens, hidden_size)`.
         """
-        attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
+        attended, _ = self.self_attn(
+            self.layer_norm1(hidden_states),
+            attention_mask=attention_mask,
+            **self.updates("self_attn", level_routing),
+            **kwargs,
+        )
         hidden_states = hidden_states + attended
-        update = self.mlp(self.layer_norm2(hidden_states))
+        update = self.mlp(self.layer_norm2(hidden_states), **self.updates("mlp", level_routing))
         return self.adapt(hidden_states, level_routing, adapter_padding_mask) + update
 
 
@@ -98,17 +117,24 @@ class Sam3IDetrEncoderLayer(CheckpointedSite, Sam3DetrEncoderLayer):
         """`vision_feats` `(rows, pixels, hidden_size)` to the same shape; arguments as in stock."""
         normed = self.layer_norm1(vision_feats)
         normed_with_pos = normed + vision_pos_encoding
-        attended, _ = self.self_attn(query=normed_with_pos, key=normed_with_pos, value=normed, **kwargs)
+        attended, _ = self.self_attn(
+            query=normed_with_pos,
+            key=normed_with_pos,
+            value=normed,
+            **self.updates("self_attn", level_routing),
+            **kwargs,
+        )
         hidden_states = self.dropout(attended) + vision_feats
         attended, _ = self.cross_attn(
             query=self.layer_norm2(hidden_states),
             key=prompt_feats,
             value=prompt_feats,
             attention_mask=prompt_cross_attn_mask,
+            **self.updates("cross_attn", level_routing),
             **kwargs,
         )
         hidden_states = self.dropout(attended) + hidden_states
-        update = self.dropout(self.mlp(self.layer_norm3(hidden_states)))
+        update = self.dropout(self.mlp(self.layer_norm3(hidden_states), **self.updates("mlp", level_routing)))
         return update + self.adapt(hidden_states, level_routing)
 
 
@@ -143,7 +169,12 @@ class Sam3IDetrDecoderLayer(CheckpointedSite, Sam3DetrDecoderLayer):
         queries = hidden_states[:, :own]
         queries_with_pos = queries + query_pos[:, :own]
         attended, _ = self.self_attn(
-            query=queries_with_pos, key=queries_with_pos, value=queries, attention_mask=None, **kwargs
+            query=queries_with_pos,
+            key=queries_with_pos,
+            value=queries,
+            attention_mask=None,
+            **self.updates("self_attn", level_routing),
+            **kwargs,
         )
         queries = queries + self.self_attn_dropout(attended)
         if one_to_many_queries:
@@ -155,6 +186,7 @@ class Sam3IDetrDecoderLayer(CheckpointedSite, Sam3DetrDecoderLayer):
             key=text_features,
             value=text_features,
             attention_mask=text_cross_attn_mask,
+            **self.updates("text_cross_attn", level_routing),
             **kwargs,
         )
         hidden_states = self.text_cross_attn_layer_norm(hidden_states + self.text_cross_attn_dropout(attended))
@@ -164,11 +196,12 @@ class Sam3IDetrDecoderLayer(CheckpointedSite, Sam3DetrDecoderLayer):
             key=vision_features + vision_pos_encoding,
             value=vision_features,
             attention_mask=vision_cross_attn_mask,
+            **self.updates("vision_cross_attn", level_routing),
             **kwargs,
         )
         hidden_states = self.vision_cross_attn_layer_norm(hidden_states + self.vision_cross_attn_dropout(attended))
 
-        update = self.mlp_dropout(self.mlp(hidden_states))
+        update = self.mlp_dropout(self.mlp(hidden_states, **self.updates("mlp", level_routing)))
         return self.mlp_layer_norm(self.adapt(hidden_states, level_routing) + update)
 
 
@@ -182,6 +215,48 @@ class Sam3IMaskEmbedder(AdapterSite, Sam3MaskEmbedder):
         if adapter is None or level_routing is None:
             return stock(queries)
         return adapter(queries, level_routing, stock)
+
+
+class Sam3IDotProductScoring(AdapterSite, Sam3DotProductScoring):
+    """The classification scores of queries; the selective design then chooses among the queries."""
+
+    def forward(
+        self,
+        decoder_hidden_states: torch.Tensor,
+        text_features: torch.Tensor,
+        text_mask: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        instruction: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+        level_routing: LevelRouting | None = None,
+        one_to_many_queries: int = 0,
+        last_layer_only: bool = False,
+    ) -> torch.Tensor:
+        """
+        Args:
+            decoder_hidden_states (`torch.Tensor` of shape `(layers, rows, queries, hidden_size)`): Queries.
+            text_features, text_mask: The prompt, as in stock.
+            boxes (`torch.Tensor` of shape `(layers, rows, queries, 4)`): Their boxes (cx, cy, w, h) in [0, 1].
+            instruction (`tuple`): Projected tokens of the instruction `(rows, tokens, hidden_size)` and their mask
+                `(rows, tokens)` or `None`.
+            level_routing: Rows of each level; without it the scores are stock's.
+            one_to_many_queries (`int`): How many queries at the end several of which may settle on one object; there
+                is nothing to choose among them.
+            last_layer_only (`bool`): Whether the scores of earlier layers are not needed.
+
+        Returns:
+            `torch.Tensor` of shape `(layers, rows, queries, 1)`.
+        """
+        scores = super().forward(decoder_hidden_states, text_features, text_mask)
+        if self.instruction_adapter() is None or level_routing is None:
+            return scores
+        own = scores.shape[2] - one_to_many_queries
+        chosen = (slice(-1 if last_layer_only else None, None), slice(None), slice(None, own))
+        by_row = [tensor[chosen].transpose(0, 1) for tensor in (scores[..., 0], decoder_hidden_states, boxes)]
+        logits, *context = by_row  # (rows, layers, queries, ...)
+        logits = self.adapt(logits, level_routing, *context, *instruction)
+        scores = scores.clone()
+        scores[chosen] = logits.transpose(0, 1)[..., None]
+        return scores
 
 
 class Sam3ITextEmbeddings(CLIPTextEmbeddings):
@@ -238,12 +313,13 @@ SITE_CLASSES = {
     Sam3DetrEncoderLayer: Sam3IDetrEncoderLayer,
     Sam3DetrDecoderLayer: Sam3IDetrDecoderLayer,
     Sam3MaskEmbedder: Sam3IMaskEmbedder,
+    Sam3DotProductScoring: Sam3IDotProductScoring,
     CLIPTextEmbeddings: Sam3ITextEmbeddings,
 }
 
 
 def adopt(module: nn.Module) -> nn.Module:
-    """Turn a stock module into ours in place: same weights, same names, same hooks.
+    """Turn a stock module and its attention and MLP blocks into ours in place: same weights, same names, same hooks.
 
     Raises:
         TypeError: when the module is not one of those that SAM3-I extends.
@@ -252,4 +328,7 @@ def adopt(module: nn.Module) -> nn.Module:
         names = ", ".join(stock.__name__ for stock in SITE_CLASSES)
         raise TypeError(f"Expected a stock module ({names}), found {type(module).__name__}.")
     module.__class__ = SITE_CLASSES[type(module)]
+    for block in module.children():
+        if type(block) in BLOCK_CLASSES:
+            block.__class__ = BLOCK_CLASSES[type(block)]
     return module

@@ -25,6 +25,11 @@ class LevelRouting:
         self.uniform: int | None = present[0] if len(present) == 1 else None
         self.rows = [(levels == index).nonzero().squeeze(-1) for index in range(len(InstructionLevel))]
 
+    @staticmethod
+    def must_run(owner: torch.nn.Module) -> bool:
+        """Whether a module must run even on no rows, so that its trainable weights get a gradient."""
+        return torch.is_grad_enabled() and owner.training and any(p.requires_grad for p in owner.parameters())
+
     def apply(
         self,
         hidden_states: torch.Tensor,
@@ -49,11 +54,7 @@ class LevelRouting:
         """
         concept = concept or (lambda states: states)
         uniform = None if self.uniform is None else list(InstructionLevel)[self.uniform]
-        training = torch.is_grad_enabled() and any(
-            owner.training and parameter.requires_grad
-            for owner, _ in branches.values()
-            for parameter in owner.parameters()
-        )
+        training = any(self.must_run(owner) for owner, _ in branches.values())
         if uniform is not None and not training:
             return branches[uniform][1](hidden_states, *row_context) if uniform in branches else concept(hidden_states)
         output = concept(hidden_states)

@@ -2,7 +2,6 @@
 """The agent over a real HTTP connection: its protocol, its books, and everything a chat model can do wrong."""
 
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -385,7 +384,6 @@ class TestSeveralInstructions:
             groups = agent.segment_images([picture, picture], [["first", "second"], ["third"]], [[None] * 2, [None]])
         assert [[result.cost.calls for result in group] for group in groups] == [[1, 2], [2]]
         assert agent.chat.usage.calls == 5
-        assert threading.active_count() < 20
 
     def test_the_oracle_refuses_what_it_does_not_know(self, picture):
         with self.oracle(picture).serve() as server:

@@ -110,7 +110,8 @@ GERUND_COMPOUNDS = re.compile(
     r"suits?|ships?|press|desks?|lamps?|pins?|cards?|utensils?|mowers?|helmets?|bins?|needles?|signs?|poles?|masks?)"
 )
 FIXED_PHRASES = re.compile(
-    r"\b(top hats?|tank tops?|crop tops?|table tops?|front doors?|back doors?|side tables?|back packs?|right angles?|"
+    r"\b(top hats?|tank tops?|crop tops?|table tops?|front doors?|back doors?|back packs?|right angles?|"
+    r"side (tables?|mirrors?)|rear ?view mirrors?|"
     r"shopping centers?|city centers?|center ?pieces?|salt and pepper|mac and cheese|fish and chips|"
     r"cups? and saucers?|bows? and arrows?|black and white|ping pong|first aid|second hand|stop light|hot dogs?|"
     r"teddy bears?|side walks?|jack in the box|bed and breakfast|fire ?place|market ?place|living rooms?|parking|"
@@ -213,8 +214,8 @@ def _leaves_noun_open(words: list[str]) -> bool:
 
 def _narrows_down(text: str, words: list[str]) -> bool:
     """Whether anything beside the noun phrase itself restricts which instances are meant."""
-    singular = set(words)
-    if singular & (LINKS | POSITIONS | ORDER_AND_NUMBER | COPULAS) or "," in text or "&" in text:
+    parts = {part for word in words for part in word.split("-") if part in {"left", "right", "top", "bottom"}}
+    if (set(words) | parts) & (LINKS | POSITIONS | ORDER_AND_NUMBER | COPULAS) or "," in text or "&" in text:
         return True
     if any(_is_superlative(word) or re.fullmatch(r"\d+(st|nd|rd|th)?", word) for word in words):
         return True

@@ -13,7 +13,8 @@ yellow school bus | red car | a red car | striped cat | black and white cat | wo
 glass of water | bunch of bananas | statue of liberty | pair of scissors | ceiling fan | ring | bed | hot dog | nest
 front door | top hat | teddy bear | men's shoes | animal | animals | object | person wearing-hat | trash can
 can of soda | segment dogs | find the dog | show me all the cats | please highlight every car | mask | the mask
-spot | forest | T-shirt | 7-up | soldier | batsman | potted plant | unripe banana | 猫 | собака | grey hair
+spot | forest | T-shirt | 7-up | side mirror | soldier | batsman | potted plant | unripe banana | 猫 | собака
+grey hair
 """
 SIMPLE = """
 the brown dog | the brown dog on the left | dog on the left | left dog | leftmost cup | the largest elephant
@@ -21,7 +22,8 @@ the red car | two dogs | second giraffe from the right | man in blue | man ridin
 the man next to the bike | cup behind the plate | the dog's tail | wheel of the car | the dog that is brown
 the dog that is lying on the sofa | dog and cat | cats, dogs | person without a helmet | the parked cars
 smaller dog | the tallest building | the 3rd bottle | everyone's umbrella | dog under the table
-left | the one on the left | guy on far left | dog is sleeping | all dogs except the brown one | the animal on the left
+left | left-most dog | top-left window
+the one on the left | guy on far left | dog is sleeping | all dogs except the brown one | the animal on the left
 animal lying on the couch | the vehicle parked on the left | the vehicle that is red
 Can you segment the dog on the left?
 could you please find the red car | segment the umbrella next to the woman, please | both horses | no dog

@@ -4,6 +4,9 @@
 import json
 import shutil
 import struct
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -17,6 +20,12 @@ from sam3i.processing.pipeline_registration import TASK, register_pipeline
 from sam3i.processing.pipeline_sam3i import InstructionSegmentationPipeline
 from sam3i.processing.predict_cli import predict, repo_info
 from sam3i.processing.processing_sam3i import Sam3IProcessor
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
 
 EASY = {"threshold": 0.0}  # random weights: keep every query
 
@@ -132,6 +141,19 @@ def test_forms_of_an_image(pipe, tmp_path):
     assert pipe(image.convert("L"), text="dog", **EASY)
     _same(pipe(image=image, text="dog", **EASY), expected)
     _same(pipe(images=image, text="dog", **EASY), expected)
+
+
+def test_urls(pipe, tmp_path):
+    image = _image()
+    image.save(tmp_path / "image.png")
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        _same(pipe(f"{url}/image.png", text="dog", timeout=10, **EASY), pipe(image, text="dog", **EASY))
+        with pytest.raises(ValueError, match="Cannot read image 'http"):
+            pipe(f"{url}/missing.png", text="dog", timeout=10)
+        server.shutdown()
 
 
 def test_lists_pair_with_lists(pipe):

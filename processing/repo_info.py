@@ -183,8 +183,10 @@ def repo_info(model: str | Path) -> RepoInfo:
 
 
 def _settings(config: dict, adapter_config: dict, processor_config: dict) -> dict[str, Any]:
-    names = ("adapter_design", "adapter_dim", "adapter_heads", "adapter_rank", "max_instruction_length")
-    settings = {name: source[name] for name in names for source in (adapter_config, config) if name in source}
+    fields = config | adapter_config
+    sizes = ("adapter_dim", "adapter_heads") if fields.get("adapter_design") == "cascade" else ("adapter_rank",)
+    names = ("adapter_design", *sizes, "max_instruction_length")
+    settings = {name: fields[name] for name in names if name in fields}
     detector = config.get("detector_config", config)
     image_size = ((detector.get("vision_config") or {}).get("backbone_config") or {}).get("image_size")
     queries = (detector.get("detr_decoder_config") or {}).get("num_queries")

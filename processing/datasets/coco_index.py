@@ -12,7 +12,7 @@ import numpy as np
 
 from .faults import RecordFault
 from .json_stream import JsonSyntaxError, iterate_elements, line_of, read_element
-from .schema import shown
+from .schema import MAX_INTEGER, MIN_INTEGER, shown
 
 
 class CocoIndex:
@@ -35,7 +35,7 @@ class CocoIndex:
         self._file = None
 
     def __len__(self) -> int:
-        return len(self._tables["images"].ids)
+        return len(self._tables["images"].order)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -79,8 +79,10 @@ class CocoIndex:
         except JsonSyntaxError as error:
             where = f"line {line_of(self.path, error.offset)}, byte {error.offset}"
             self.faults.append(RecordFault(str(self.path), where, "(syntax)", error.reason, "JSON", "mend the syntax"))
-        for table in self._tables.values():
-            table.close()
+        for key, table in self._tables.items():
+            for row in table.close():
+                expected = f"an id used once in {key!r}"
+                self._fault(table.label(key, row), "id", str(table.ids[row]), expected, "give it an id of its own")
 
     def _add(self, element: Any) -> None:
         table, value = self._tables[element.key], element.value
@@ -91,15 +93,10 @@ class CocoIndex:
             return
         for name in wanted:
             found = value.get(name)
-            if isinstance(found, bool) or not isinstance(found, int):
+            if isinstance(found, bool) or not isinstance(found, int) or not MIN_INTEGER <= found <= MAX_INTEGER:
                 shape = shown(found) if name in value else "missing"
-                self._fault(label, name, shape, "a whole number", f"write {name!r} as a number")
+                self._fault(label, name, shape, "a whole number of 64 bits", f"write {name!r} as a number")
                 return
-        if value["id"] in table.seen:
-            self._fault(
-                label, "id", str(value["id"]), f"an id used once in {element.key!r}", "give it an id of its own"
-            )
-            return
         table.add(element, value["id"], value.get("image_id", 0) if len(wanted) > 1 else 0)
 
     def _add_category(self, element: Any) -> None:
@@ -133,21 +130,25 @@ class _Table:
     def __init__(self) -> None:
         self.ids, self.owners = array("q"), array("q")
         self.starts, self.ends, self.positions = array("q"), array("q"), array("q")
-        self.seen: set[int] = set()
 
     def add(self, element: Any, number: int, owner: int) -> None:
-        self.seen.add(number)
         self.ids.append(number)
         self.owners.append(owner)
         self.starts.append(element.start)
         self.ends.append(element.end)
         self.positions.append(element.position)
 
-    def close(self) -> None:
+    def close(self) -> np.ndarray:
+        """Sort by id and by owner; returns the rows whose id an earlier row has, which are left out of both orders."""
         ids, owners = np.asarray(self.ids, dtype=np.int64), np.asarray(self.owners, dtype=np.int64)
-        self.order, self.owner_order = np.argsort(ids, kind="stable"), np.argsort(owners, kind="stable")
+        order = np.argsort(ids, kind="stable")
+        repeated = np.zeros(len(ids), dtype=bool)
+        repeated[order[1:]] = ids[order[1:]] == ids[order[:-1]]
+        self.order = order[~repeated[order]]
+        by_owner = np.argsort(owners, kind="stable")
+        self.owner_order = by_owner[~repeated[by_owner]]
         self.keys, self.owner_keys = ids[self.order], owners[self.owner_order]
-        self.seen = set()
+        return np.flatnonzero(repeated)
 
     def label(self, key: str, row: int) -> str:
         return f"{key}[{self.positions[row]}] (id {self.ids[row]})"

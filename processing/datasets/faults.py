@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .schema import FieldFault, shown
+from .schema import MAX_INTEGER, MAX_SIDE, MIN_INTEGER, FieldFault, is_text, shown
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,25 @@ class RecordReader:
         for one in faults:
             self.fault(one.field, one.found, one.expected, one.fix)
 
-    def whole(self, field: str, minimum: int | None = None) -> int | None:
+    def whole(self, field: str, minimum: int = MIN_INTEGER, maximum: int = MAX_INTEGER) -> int | None:
         """A whole number, or None (and a fault)."""
         value = self.data.get(field)
-        good = isinstance(value, int) and not isinstance(value, bool) and (minimum is None or value >= minimum)
-        if good:
+        if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
             return value
-        bound = "" if minimum is None else f" >= {minimum}"
-        self.fault(field, self._found(field), f"a whole number{bound}", f"write {field!r} as a number")
+        expected = f"a whole number from {minimum} to {maximum}"
+        self.fault(field, self._found(field), expected, f"write {field!r} as a number")
         return None
+
+    def side(self, field: str) -> int | None:
+        """A width or a height in pixels, or None (and a fault)."""
+        return self.whole(field, 1, MAX_SIDE)
 
     def text(self, field: str) -> str | None:
         """A non-empty string, or None (and a fault)."""
         value = self.data.get(field)
-        if isinstance(value, str) and value.strip():
+        if is_text(value):
             return value
-        self.fault(field, self._found(field), "a non-empty string", f"write {field!r} as a string")
+        self.fault(field, self._found(field), "a non-empty string in UTF-8", f"write {field!r} as a string")
         return None
 
     def items(self, field: str, optional: bool = False) -> list[Any]:
@@ -86,11 +89,11 @@ class RecordReader:
         """A list of non-empty strings; entries that are none become faults."""
         texts = []
         for index, value in enumerate(self.items(field, optional)):
-            if isinstance(value, str) and value.strip():
+            if is_text(value):
                 texts.append(value)
             else:
                 fix = "write the instruction or remove the entry"
-                self.fault(f"{field}[{index}]", shown(value), "a non-empty string", fix)
+                self.fault(f"{field}[{index}]", shown(value), "a non-empty string in UTF-8", fix)
         return texts
 
     def _found(self, field: str) -> str:

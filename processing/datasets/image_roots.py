@@ -6,11 +6,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from PIL import ExifTags, Image
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 ImageRoot = str | Path | Mapping[str, str | Path] | None
+
+
+def picture_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of a picture as it is shown, that is with its EXIF orientation applied."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
 
 
 class ImageRoots:

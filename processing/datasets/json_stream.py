@@ -100,9 +100,9 @@ def sample(path: str | Path, size: int = 1 << 20) -> bytes:
 
 
 def read_element(file: Any, start: int, end: int) -> Any:
-    """Parse the bytes [start, end) of an open binary file."""
+    """Parse the bytes [start, end) of an open binary file; bytes that are no UTF-8 become U+FFFD."""
     file.seek(start)
-    return json.loads(file.read(end - start).decode("utf-8"))
+    return json.loads(file.read(end - start).decode("utf-8", "replace"))
 
 
 class _Scanner:

@@ -70,7 +70,7 @@ def _row(record: RecordReader, roots: ImageRoots, path: Path) -> InstructionRow 
     data = record.data
     for name in data.keys() - set(ROW_FIELDS):
         record.fault(name, "unknown field", f"one of {', '.join(ROW_FIELDS)}", "rename or remove it")
-    width, height = record.whole("width", 1), record.whole("height", 1)
+    width, height = record.side("width"), record.side("height")
     named = data.get("file_name") if data.get("file_name") is not None else data.get("image")
     if named is not None and not isinstance(named, str):
         record.fault("file_name", shown(named), "a path", "write the path of the picture")

@@ -49,7 +49,7 @@ def read(
 
 
 def _rows(record: RecordReader, roots: ImageRoots, split: str | None) -> Iterator[InstructionRow | RecordFault]:
-    width, height, file_name = record.whole("width", 1), record.whole("height", 1), record.text("file_name")
+    width, height, file_name = record.side("width"), record.side("height"), record.text("file_name")
     image_id = record.whole("image_id")
     questions, answers = record.items("questions"), record.items("answers")
     if not record.faults and len(questions) != len(answers):

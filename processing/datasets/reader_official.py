@@ -54,7 +54,7 @@ def read(
 
 
 def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, path: Path) -> InstructionRow | None:
-    width, height, file_name = record.whole("width", 1), record.whole("height", 1), record.text("file_name")
+    width, height, file_name = record.side("width"), record.side("height"), record.text("file_name")
     texts = _texts(record)
     if width is None or height is None:
         return None

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from .faults import DatasetFormatError, RecordFault, RecordReader
-from .image_roots import ImageRoot, ImageRoots
+from .image_roots import ImageRoot, ImageRoots, picture_size
 from .instances import Instances, finish_row
 from .masks import box_of_rle, encode_mask
 from .polygon_raster import fill_polygon
@@ -133,7 +133,7 @@ def _is_point(point: Any) -> bool:
 def _size(record: RecordReader, image: str | None) -> tuple[int, int] | None:
     try:
         with Image.open(image or record.file.removesuffix(".json") + ".jpg") as picture:
-            return picture.size
+            return picture_size(picture)
     except (OSError, UnidentifiedImageError) as error:
         record.fault("(picture)", str(error), "a readable picture beside the JSON file", "add it or pass image_root")
         return None

@@ -114,7 +114,7 @@ def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, dataset: str
     if record.faults:
         return None
     picture = RecordReader(record.file, f"{record.record}: image {image_id} in instances.json", image)
-    width, height, file_name = picture.whole("width", 1), picture.whole("height", 1), picture.text("file_name")
+    width, height, file_name = picture.side("width"), picture.side("height"), picture.text("file_name")
     record.faults.extend(picture.faults)
     if record.faults:
         return None

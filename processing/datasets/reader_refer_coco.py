@@ -53,7 +53,7 @@ def read(
 
 
 def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, split: str | None) -> InstructionRow | None:
-    width, height, file_name = record.whole("width", 1), record.whole("height", 1), record.text("file_name")
+    width, height, file_name = record.side("width"), record.side("height"), record.text("file_name")
     caption, original = record.text("caption"), record.whole("original_id")
     dataset = record.data.get("dataset_name") or Path(record.file).stem
     if record.faults:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TARGET_KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
 LEVEL_FIELDS = tuple(level.value for level in InstructionLevel)
+MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1  # what a 64-bit column holds
+MAX_SIDE = 1 << 20  # pixels
 BOX_TOLERANCE = 1.0  # pixels a box may reach past the picture: annotation tools round outwards
 
 
@@ -41,7 +43,7 @@ class InstructionRow(TypedDict):
         masks: N compressed RLEs, one per instance. An entry is None where the source has a box and no mask.
         boxes: N boxes [x, y, width, height] in absolute pixels.
         is_crowd: N booleans: the mask covers a group that counts as no instance of its own.
-        ignore_masks: M compressed RLEs of pixels that neither training nor scoring counts (ReasonSeg).
+        ignore_masks: M compressed RLEs of pixels that scoring leaves out (ReasonSeg).
         target_kind: "1-to-1", "1-to-N" (some of the instances), "1-to-all", "none" (no target), None where unknown.
         row_id: unique within a dataset and split.
         image_id: equal for the rows of one picture.
@@ -171,8 +173,9 @@ def validate_row(row: Any) -> Iterator[FieldFault]:
 
 def _size_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
     for name in ("width", "height"):
-        if name in row and not _is_whole(row[name], minimum=1):
-            yield FieldFault(name, shown(row[name]), "a whole number of pixels >= 1", "write the size of the image")
+        if name in row and not _is_whole(row[name], 1, MAX_SIDE):
+            expected = f"a whole number of pixels from 1 to {MAX_SIDE}"
+            yield FieldFault(name, shown(row[name]), expected, "write the size of the image")
 
 
 def _text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
@@ -182,8 +185,8 @@ def _text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
             yield FieldFault(level, shown(texts), "a list of strings", "put the instruction in a list")
             continue
         for index, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                expected = "a non-empty string"
+            if not is_text(text):
+                expected = "a non-empty string in UTF-8"
                 yield FieldFault(f"{level}[{index}]", shown(text), expected, "write the instruction or remove it")
     if all(level in row and not row[level] for level in LEVEL_FIELDS):
         fix = "give the row an instruction or remove it"
@@ -200,7 +203,7 @@ def _target_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
         else:
             yield FieldFault(name, shown(row[name]), "a list", "write [] where there is none")
     height, width = row.get("height"), row.get("width")
-    sized = _is_whole(height, minimum=1) and _is_whole(width, minimum=1)
+    sized = _is_whole(height, 1, MAX_SIDE) and _is_whole(width, 1, MAX_SIDE)
     if sized:
         for name in ("masks", "ignore_masks"):
             for index, rle in enumerate(lists.get(name, [])):
@@ -261,8 +264,13 @@ def box_fault(box: Any, height: int, width: int) -> str | None:
     return None
 
 
-def _is_whole(value: Any, minimum: int | None = None) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and (minimum is None or value >= minimum)
+def _is_whole(value: Any, minimum: int = MIN_INTEGER, maximum: int = MAX_INTEGER) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a string with content; U+FFFD stands where a file's bytes were no UTF-8."""
+    return isinstance(value, str) and bool(value.strip()) and "\ufffd" not in value
 
 
 def shown(value: Any) -> str:

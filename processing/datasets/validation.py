@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from .faults import DatasetFormatError, RecordFault
-from .image_roots import ImageRoot
+from .image_roots import ImageRoot, picture_size
 from .loading import READERS, detect_format, load_instruction_dataset, read_items
 from .schema import InstructionRow, validate_row
 
@@ -99,12 +100,10 @@ class _Pictures:
         return None
 
     def _open(self, picture: dict) -> tuple[int, int] | str:
-        import io
-
         try:
             source = io.BytesIO(picture["bytes"]) if picture["bytes"] else picture["path"]
             with Image.open(source) as image:
                 image.load()
-                return image.size
+                return picture_size(image)
         except Exception as error:  # decoders raise what they like on broken data
             return f"{type(error).__name__}: {error}"

@@ -73,7 +73,9 @@ OFFICIAL_FAULTS = [
     ((*IMAGE, "id"), ..., ON_IMAGE, "id", 2),
     ((*IMAGE, "id"), "2", ON_IMAGE, "id", 2),
     ((*IMAGE, "id"), 1, ON_IMAGE, "id", 2),
+    ((*IMAGE, "id"), 10**30, ON_IMAGE, "id", 2),
     ((*IMAGE, "width"), ..., ON_IMAGE, "width", 2),
+    ((*IMAGE, "width"), 10**9, ON_IMAGE, "width", 2),
     ((*IMAGE, "width"), 0, ON_IMAGE, "width", 2),
     ((*IMAGE, "height"), 12.5, ON_IMAGE, "height", 2),
     ((*IMAGE, "height"), True, ON_IMAGE, "height", 2),
@@ -221,6 +223,19 @@ def test_a_syntax_fault_in_the_middle_keeps_what_came_before(tmp_path):
     assert count.rows == 3
 
 
+def test_bytes_that_are_no_utf8_are_named_where_they_stand(tmp_path):
+    save_picture(tmp_path)
+    data = official()
+    data["images"][1]["text_inst_input"]["simple_query"] = ["caf@"]
+    data["images"][2]["extra"] = "caf@"
+    file = tmp_path / "a.json"
+    file.write_bytes(json.dumps(data).encode().replace(b"@", b"\xe9"))
+    faults = list(validate_dataset(file))
+    assert [(fault.record, fault.field) for fault in faults] == [
+        ("images[1] (id 2)", "text_inst_input.simple_query[0]")
+    ]
+
+
 def test_several_faults_of_one_record_are_all_named(tmp_path):
     save_picture(tmp_path)
     data = official()
@@ -246,6 +261,16 @@ def test_pictures_are_checked(tmp_path):
     assert [fault.record for fault in faults] == ["row 1", "row 2", "row 3"]
     assert "FileNotFoundError" in faults[0].found and "17 x 12" in faults[2].found
     assert not list(validate_dataset(file, check_pictures=False))
+
+
+def test_turned_photographs_have_the_size_one_sees(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was held upright
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "a.jpg", exif=exif)
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({**line(0), "file_name": "a.jpg"}))
+    assert not list(validate_dataset(file))
+    assert load_instruction_dataset(file)[0]["image"].size == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("name", ["absent.json", "folder", "text.txt"])

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three stages of SAM3-I training: what each one feeds, trains and starts from.
+
+Source: SAM3-I (arXiv 2512.04585), training stages.
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..processing.transforms import keyed_random
+from .collator import JOINT
+
+
+class TrainingStage(str, Enum):
+    """A stage of the curriculum.
+
+    `SIMPLE` trains the S-Adapter on simple instructions. `COMPLEX` copies it into the complex path and trains that
+    path on complex instructions. `JOINT` trains both on pairs of instructions of one target and aligns them.
+    """
+
+    SIMPLE = "simple"
+    COMPLEX = "complex"
+    JOINT = "joint"
+
+    @property
+    def index(self) -> int:
+        """Place in the curriculum: 0, 1, 2."""
+        return list(TrainingStage).index(self)
+
+    @property
+    def folder(self) -> str:
+        """Name of the stage's folder in the output folder."""
+        return f"stage-{self.index + 1}-{self.value}"
+
+    @property
+    def levels(self) -> tuple[InstructionLevel, ...]:
+        """The levels of instruction that the stage feeds."""
+        if self is TrainingStage.JOINT:
+            return (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
+        return (InstructionLevel.from_any(self.value),)
+
+    @property
+    def sampling(self) -> str:
+        """What `InstructionCollator` draws from a row."""
+        return JOINT if self is TrainingStage.JOINT else self.value
+
+    @classmethod
+    def from_any(cls, value: "str | TrainingStage") -> "TrainingStage":
+        """Read a stage from its name or a stage.
+
+        Raises:
+            ValueError: when `value` is neither.
+        """
+        try:
+            return cls(str(getattr(value, "value", value)).strip().lower())
+        except ValueError:
+            names = ", ".join(repr(stage.value) for stage in cls)
+            raise ValueError(f"Unknown training stage {value!r}: expected one of {names}.") from None
+
+
+TRAINED_NAMES: dict[TrainingStage, tuple[str, ...]] = {
+    TrainingStage.SIMPLE: (".s_adapter.", ".sam3i_adapter.simple.", ".long_position_embedding."),
+    TrainingStage.COMPLEX: (
+        ".cascade_s_adapter.",
+        ".c_adapter.",
+        ".sam3i_adapter.complex.",
+        ".long_position_embedding.",
+    ),
+    TrainingStage.JOINT: (".sam3i_adapter.", ".long_position_embedding."),
+}
+"""The freeze rule: a parameter trains in a stage when its name contains one of these. All others are frozen."""
+
+TEXT_PREFIX = "text_encoder."
+"""Text adapters learn at a rate of their own."""
+
+
+def is_trained(name: str, stage: TrainingStage) -> bool:
+    """Whether the parameter of that name trains in a stage."""
+    return any(part in name for part in TRAINED_NAMES[stage])
+
+
+def freeze_for_stage(model: nn.Module, stage: TrainingStage) -> list[str]:
+    """Let exactly the parameters of a stage train.
+
+    Returns:
+        `list[str]`: Their names.
+
+    Raises:
+        ValueError: when the stage would train a weight of SAM3 itself, or nothing.
+    """
+    adapters = model.adapter_parameters()
+    trained = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_trained(name, stage))
+        if parameter.requires_grad:
+            trained.append(name)
+    strangers = [name for name in trained if name not in adapters]
+    if strangers or not trained:
+        found = f"{strangers[0]!r}, a weight of SAM3" if strangers else "nothing"
+        raise ValueError(
+            f"Expected stage {stage.value!r} to train instruction adapters, found {found}. Name its weights in "
+            "`TRAINED_NAMES`."
+        )
+    return trained
+
+
+def parameter_groups(
+    module: nn.Module, learning_rate: float, text_learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The trainable parameters in four groups: text adapters and the rest, matrices (decayed) and vectors (not).
+
+    Empty groups are left out.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((TEXT_PREFIX in name, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": groups[text, decayed],
+            "lr": text_learning_rate if text else learning_rate,
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for text, decayed in sorted(groups)
+    ]
+
+
+def read_stages(stages: str | TrainingStage | Iterable[str | TrainingStage]) -> tuple[TrainingStage, ...]:
+    """Stages in the order of the curriculum, from one or several names.
+
+    Raises:
+        ValueError: for none, an unknown one, one twice, or another order.
+    """
+    items = [stages] if isinstance(stages, str) else list(stages)
+    chosen = tuple(TrainingStage.from_any(item) for item in items)
+    if not chosen or [stage.index for stage in chosen] != sorted({stage.index for stage in chosen}):
+        raise ValueError(
+            "Expected `stages` as one or more of 'simple', 'complex', 'joint' in this order, found "
+            f"{[stage.value for stage in chosen]}."
+        )
+    return chosen
+
+
+def stage_values(name: str, value: Any) -> tuple[Any, Any, Any]:
+    """The value of a training argument in each of the three stages, from one for all or one for each.
+
+    Raises:
+        ValueError: for a sequence of another length.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return (value,) * len(TrainingStage)
+    if len(value) != len(TrainingStage):
+        raise ValueError(f"Expected `{name}` as one value or one for each of 3 stages, found {value!r}.")
+    return tuple(value)
+
+
+class StageSampler(torch.utils.data.Sampler[int]):
+    """All rows in an order that is a function of (seed, stage, epoch) alone, so that training resumes anywhere."""
+
+    def __init__(self, rows: int, seed: int, stage: TrainingStage):
+        self.rows, self.seed, self.stage, self.epoch = rows, seed, stage, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self):
+        order = list(range(self.rows))
+        keyed_random(self.seed, self.stage.value, self.epoch, "order").shuffle(order)
+        return iter(order)
+
+
+__all__ = [
+    "TRAINED_NAMES",
+    "StageSampler",
+    "TrainingStage",
+    "freeze_for_stage",
+    "is_trained",
+    "parameter_groups",
+    "read_stages",
+    "stage_values",
+]

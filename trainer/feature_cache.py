@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output of the frozen ViT on disk, so that an image is encoded once for all epochs, stages and runs.
+
+Vision is nine tenths of a training step and never changes: what is kept is the output of `vision_encoder.backbone`;
+the small FPN neck runs in every step. A file is found by a hash of the image's content, of the preprocessing and of
+the vision weights, so a changed image, processor or model never meets old features.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from .collator import image_key
+
+if TYPE_CHECKING:
+    from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+    from ..processing.processing_sam3i import Sam3IProcessor
+
+logger = logging.get_logger(__name__)
+
+_FREE_SPACE_TO_LEAVE = 10**9
+_FILE_OVERHEAD = 4096
+
+
+class FeatureCacheFullError(OSError):
+    """The features would not fit: on the disk, or into the limit that was set for them."""
+
+
+def content_hash(image: Any) -> str:
+    """A hash of what a picture shows: of the bytes of its file, or of its pixels.
+
+    Args:
+        image: A PIL image, or `{"bytes": ..., "path": ...}` as `datasets` stores pictures.
+
+    Raises:
+        ValueError: for a row without a picture.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(image, Image.Image):
+        digest.update(repr((image.mode, image.size)).encode())
+        digest.update(image.tobytes())
+    elif isinstance(image, dict) and image.get("bytes"):
+        digest.update(image["bytes"])
+    elif isinstance(image, dict) and image.get("path"):
+        digest.update(Path(image["path"]).read_bytes())
+    else:
+        raise ValueError(f"The feature cache needs the picture of every row, found {type(image).__name__}.")
+    return digest.hexdigest()
+
+
+def vision_hash(model: "Sam3IForInstructionSegmentation", processor: "Sam3IProcessor") -> str:
+    """A hash of everything but the image that decides its features: weights, their type, and the preprocessing."""
+    digest = hashlib.blake2b(digest_size=16)
+    backbone = model.vision_encoder.backbone
+    for name, tensor in backbone.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    digest.update(json.dumps(backbone.config.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+class VisionFeatureCache:
+    """ViT outputs of the pictures of a dataset, one memory-mapped file for each.
+
+    Pictures are cached as inference sees them. An augmented view is another picture: give it rows of its own
+    (with its own `image_id`), so that its content is in the key. A transform that draws views at random cannot be
+    cached, and [`Sam3ITrainer`] refuses one beside a cache.
+
+    Args:
+        directory: Folder of the files; may be shared by runs and processes.
+        model, processor: What computes the features.
+        limit_bytes (`int`): Most bytes in the folder.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        model: "Sam3IForInstructionSegmentation",
+        processor: "Sam3IProcessor",
+        limit_bytes: int,
+    ):
+        self.model, self.processor, self.limit_bytes = model, processor, limit_bytes
+        self.root = Path(directory)
+        self.folder = self.root / vision_hash(model, processor)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._content: dict[str, str] = {}  # image key in this run -> hash of the content
+
+    def fill(self, dataset: Any, batch_size: int = 8) -> int:
+        """Encode the pictures of a dataset that are not there yet; the processes of a run share the work.
+
+        Args:
+            dataset: `datasets.Dataset` of instruction rows.
+            batch_size (`int`): Pictures encoded together.
+
+        Returns:
+            `int`: How many pictures this process encoded.
+
+        Raises:
+            FeatureCacheFullError: before anything is encoded, when the features would not fit.
+        """
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        state = PartialState()
+        places: dict[str, int] = {}  # first row of each picture that is new to this run
+        for place, row in enumerate(dataset.select_columns(["dataset", "split", "image_id"])):
+            key = image_key(row)
+            if key not in self._content:
+                places.setdefault(key, place)
+        mine = list(places.items())[state.process_index :: state.num_processes]
+        found = {key: content_hash(image) for key, image in self._raw_images(dataset, mine)}
+        # every process learns what all pictures hold
+        everything = gather_object([found]) if state.num_processes > 1 else [found]
+        self._content.update({key: content for part in everything for key, content in part.items()})
+        missing = {found[key]: place for key, place in mine if not self._path(found[key]).is_file()}
+        self._check_space(len({c for part in everything for c in part.values() if not self._path(c).is_file()}))
+        self._encode(dataset, list(missing.items()), batch_size, state.is_main_process)
+        state.wait_for_everyone()
+        return len(missing)
+
+    def load(self, image_keys: Sequence[str]) -> torch.Tensor:
+        """The kept features of pictures, `(I, h, w, C)`, on the model's device.
+
+        Raises:
+            KeyError: for a picture of no dataset that the cache was filled with.
+            OSError: for a file that is gone or damaged.
+        """
+        features = []
+        for key in image_keys:
+            if key not in self._content:
+                raise KeyError(f"Picture {key!r} is not in the feature cache: fill it with the dataset first.")
+            path = self._path(self._content[key])
+            try:
+                features.append(load_file(path)["features"])
+            except (SafetensorError, OSError) as error:
+                raise OSError(f"{path} cannot be read ({error}): delete it and start again.") from error
+        return torch.stack(features).to(self.model.device)
+
+    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """ViT outputs `(I, h, w, C)` of pictures, computed now."""
+        pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        patch = self.model.config.vision_config.backbone_config.patch_size
+        height, width = (side // patch for side in pixels.shape[-2:])
+        training = self.model.vision_encoder.training
+        self.model.vision_encoder.eval()
+        with torch.no_grad():
+            states = self.model.vision_encoder.backbone(pixels).last_hidden_state  # (I, h * w, C)
+        self.model.vision_encoder.train(training)
+        return states.unflatten(1, (height, width))
+
+    def _encode(self, dataset: Any, missing: list[tuple[str, int]], batch_size: int, progress: bool) -> None:
+        pictures = dataset.select_columns(["image"])
+        bar = tqdm(total=len(missing), desc="Encoding images once", unit="image", disable=not (progress and missing))
+        with bar:
+            for start in range(0, len(missing), batch_size):
+                batch = missing[start : start + batch_size]
+                features = self.encode([pictures[place]["image"].convert("RGB") for _, place in batch])
+                for (content, _), tensor in zip(batch, features, strict=True):
+                    self._write(self._path(content), tensor)
+                bar.update(len(batch))
+
+    @staticmethod
+    def _write(path: Path, tensor: torch.Tensor) -> None:
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+        save_file({"features": tensor.cpu().contiguous()}, unfinished)
+        unfinished.replace(path)  # whole or not at all, whoever else writes it
+
+    def _path(self, content: str) -> Path:
+        return self.folder / content[:2] / f"{content}.safetensors"
+
+    def bytes_per_image(self) -> int:
+        """Disk space of one picture's features."""
+        config = self.model.config.vision_config.backbone_config
+        size = self.processor.image_processor.size
+        tokens = (size["height"] // config.patch_size) * (size["width"] // config.patch_size)
+        return tokens * config.hidden_size * self.model.dtype.itemsize + _FILE_OVERHEAD
+
+    def _check_space(self, images: int) -> None:
+        needed = images * self.bytes_per_image()
+        used = sum(path.stat().st_size for path in self.root.rglob("*.safetensors"))
+        free = shutil.disk_usage(self.root).free
+        advice = "Train on fewer images, give the cache another folder, or train without it."
+        if used + needed > self.limit_bytes:
+            raise FeatureCacheFullError(
+                f"The vision features of {images} more images need {needed / 1e9:.2f} GB; {self.root} holds "
+                f"{used / 1e9:.2f} GB of at most {self.limit_bytes / 1e9:.2f} GB (`feature_cache_limit_gb`). {advice}"
+            )
+        if needed > free - _FREE_SPACE_TO_LEAVE:
+            raise FeatureCacheFullError(
+                f"The vision features of {images} more images need {needed / 1e9:.2f} GB; the disk of {self.root} has "
+                f"{free / 1e9:.2f} GB left, of which 1 GB stays free. {advice}"
+            )
+
+    @staticmethod
+    def _raw_images(dataset: Any, places: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Any]]:
+        """(key, undecoded picture) of chosen rows."""
+        from datasets import Image as ImageFeature
+
+        undecoded = dataset.select_columns(["image"]).cast_column("image", ImageFeature(decode=False))
+        for key, place in places:
+            yield key, undecoded[place]["image"]
+
+
+__all__ = ["FeatureCacheFullError", "VisionFeatureCache", "content_hash", "vision_hash"]

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training step computes: the model's loss and, on paired instructions, the alignment losses."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+
+from ..modeling_sam3i.alignment_sam3i import Sam3IAlignmentLoss
+from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+from .curriculum import TrainingStage
+
+
+class FeatureProjector(nn.Sequential):
+    """Projects pooled text features for the contrastive losses; shared by all levels, used in training only.
+
+    Source: SAM3-I (arXiv 2512.04585), joint stage.
+    """
+
+    def __init__(self, width: int):
+        super().__init__(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
+
+
+def pool_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens that are not padding: `(rows, tokens, width)` and `(rows, tokens)` to `(rows, width)`."""
+    weight = mask.to(tokens.dtype).unsqueeze(-1)
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def encode_vision(
+    model: Sam3IForInstructionSegmentation, pixel_values: torch.Tensor | None, features: torch.Tensor | None
+) -> Sam3VisionEncoderOutput:
+    """Image features from pixels `(I, 3, H, W)`, or from kept ViT outputs `(I, h, w, C)`, through the frozen neck."""
+    if features is None:
+        return model.get_vision_features(pixel_values)
+    states, positions = model.vision_encoder.neck(features.permute(0, 3, 1, 2))
+    return Sam3VisionEncoderOutput(
+        last_hidden_state=features.flatten(1, 2), fpn_hidden_states=states, fpn_position_encoding=positions
+    )
+
+
+class InstructionLearner(nn.Module):
+    """The module that is trained, and wrapped for distributed training: the model, the projector and the losses.
+
+    Args:
+        model: The model; its frozen vision encoder always runs as in inference.
+        stage: In the joint stage, rows 2p and 2p + 1 of a batch are the simple and the complex instruction of pair p.
+    """
+
+    def __init__(self, model: Sam3IForInstructionSegmentation, stage: TrainingStage):
+        super().__init__()
+        self.model = model
+        self.alignment = self.projector = None
+        if stage is TrainingStage.JOINT:
+            config = model.criterion.config
+            self.alignment = Sam3IAlignmentLoss(config)
+            if config.info_nce_weight or config.margin_weight:
+                self.projector = FeatureProjector(model.text_projection.out_features).to(model.device)
+
+    def train(self, mode: bool = True) -> "InstructionLearner":
+        super().train(mode)
+        self.model.vision_encoder.eval()
+        return self
+
+    def activation_checkpointing_enable(self, **kwargs) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.model.activation_checkpointing_enable(**kwargs)
+
+    def forward(
+        self,
+        labels: list[dict[str, torch.Tensor]],
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        concept_names: list[str] | None = None,
+        concept_input_ids: torch.Tensor | None = None,
+        concept_attention_mask: torch.Tensor | None = None,
+        image_keys: list[str] | None = None,
+        **inputs: torch.Tensor,
+    ) -> dict[str, Any]:
+        """The loss of a batch of `InstructionCollator` and its parts, detached and before weighting.
+
+        Args:
+            vision_features (`torch.Tensor` of shape `(I, h, w, C)`, *optional*): ViT outputs instead of pixels.
+        """
+        with torch.no_grad():
+            vision = encode_vision(self.model, pixel_values, vision_features)
+        outputs = self.model(vision_embeds=vision, labels=labels, **inputs)
+        loss, parts = outputs.loss, dict(outputs.loss_dict)
+        if self.alignment is not None:
+            # The paper adds the losses of a simple and a complex pass; one pass over both is their mean times sqrt(2).
+            loss = loss * (2**0.5 if self.model.criterion.config.scale_by_rows else 2.0)
+            aligned, aligned_parts = self._align(
+                outputs, labels, concept_names, inputs["attention_mask"], concept_input_ids, concept_attention_mask
+            )
+            loss, parts = loss + aligned, parts | aligned_parts
+        return {"loss": loss, "loss_dict": parts}
+
+    def _align(self, outputs, labels, names, mask, concept_ids, concept_mask):
+        features = (None, None, None)
+        if self.projector is not None:
+            with torch.no_grad():
+                concept = self.model.get_text_features(concept_ids, attention_mask=concept_mask).pooler_output
+            pooled = pool_tokens(outputs.text_features, mask)  # (rows, width)
+            concept = self.projector(pool_tokens(concept, concept_mask))
+            features = (self.projector(pooled[0::2]), self.projector(pooled[1::2]), concept)  # each (pairs, width)
+        semantic = outputs.semantic_seg
+        return self.alignment(semantic[0::2], semantic[1::2], labels[0::2], *features, names[0::2])
+
+
+__all__ = ["FeatureProjector", "InstructionLearner", "encode_vision", "pool_tokens"]

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Sam3ITrainer`: the curriculum of SAM3-I on the Trainer of Transformers."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from ..modeling_sam3i.adapter_files_sam3i import load_instruction_adapter, save_adapter
+from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+from ..processing.processing_sam3i import Sam3IProcessor
+from ..processing.transforms import InstructionTransform
+from .arguments import Sam3ITrainingArguments
+from .collator import InstructionCollator, select_rows
+from .curriculum import StageSampler, TrainingStage, freeze_for_stage, parameter_groups
+from .feature_cache import VisionFeatureCache
+from .learner import InstructionLearner
+from .stage_checkpoints import (
+    FINAL_NAME,
+    CheckpointNotFoundError,
+    StageCheckpoint,
+    find_checkpoint,
+    read_checkpoint,
+    seal_checkpoint,
+)
+from .stage_evaluation import ConceptCheck, evaluate_levels
+
+logger = logging.get_logger(__name__)
+
+PROJECTOR_NAME = "projector.safetensors"
+CONCEPT_CHECK_ROWS = 2
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells sampler and collator which epoch begins."""
+
+    def __init__(self, trainer: "Sam3ITrainer"):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_epoch(int(state.epoch or 0))
+
+
+class Sam3ITrainer(Trainer):
+    """
+    Trains the instruction adapters of a model, stage by stage; SAM3 itself stays frozen.
+
+    `train()` runs the stages of `args.stages`. Each is a run of the Trainer of Transformers with a folder, an
+    optimizer and a schedule of its own, and begins where the one before it ended. Checkpoints hold adapters, projector
+    and the state of optimizer, schedule and random generators; a resumed run ends with the weights of one that was
+    never interrupted. `save_model()` writes the adapters as a repository, `model.save_pretrained()` the whole model.
+
+    Args:
+        model: The model; weights of stock SAM3 with fresh adapters, or adapters to go on with.
+        args: The arguments.
+        train_dataset: `datasets.Dataset` of rows (`schema.InstructionRow`); a stage takes the rows it can use.
+        eval_dataset: Rows to evaluate on, all levels and kinds of target.
+        processing_class: The processor of the model.
+        transform (`InstructionTransform`, *optional*): Augmentation; not together with `feature_cache`.
+        callbacks: Further callbacks.
+
+    Source: SAM3-I (arXiv 2512.04585).
+
+    Raises:
+        ValueError: when arguments do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: Sam3IForInstructionSegmentation,
+        args: Sam3ITrainingArguments,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Sam3IProcessor | None = None,
+        transform: InstructionTransform | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        if not isinstance(args, Sam3ITrainingArguments):
+            raise ValueError(f"Expected `args` as Sam3ITrainingArguments, found {type(args).__name__}.")
+        if processing_class is None:
+            raise ValueError("Expected the model's processor as `processing_class`, found None.")
+        if transform is not None and args.feature_cache is not None:
+            raise ValueError(
+                "`transform` draws new views of a picture and `feature_cache` keeps one: give the views rows of their "
+                "own, or leave one of the two out."
+            )
+        self.curriculum_args = args
+        self.stage = args.stages[0]
+        self.transform = transform
+        self.instruction_model = model
+        self._loss_parts: dict[str, torch.Tensor] = {}
+        self._summed_steps = 0
+        super().__init__(
+            model=model,
+            args=args.for_stage(self.stage),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"Found {self.args.n_gpu} GPUs in one process. Start one process per GPU (`torchrun` or `accelerate "
+                "launch`), or show the process one GPU (CUDA_VISIBLE_DEVICES)."
+            )
+        if self.is_fsdp_enabled and eval_dataset is not None:
+            raise ValueError("Sharded weights cannot be evaluated in training: leave `eval_dataset` out under FSDP.")
+        self.add_callback(_EpochCallback(self))
+        self.all_rows = train_dataset
+        self.concept_check: ConceptCheck | None = None
+        self.vision_cache: VisionFeatureCache | None = None
+
+    # The curriculum
+
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
+        """Run the stages.
+
+        Args:
+            resume_from_checkpoint: `True` goes on from the last complete checkpoint in `output_dir`, or starts when
+                there is none yet; a path goes on from that checkpoint.
+
+        Returns:
+            [`TrainOutput`] with the steps of all stages, the mean loss, and the metrics of each stage by its name.
+
+        Raises:
+            CheckpointNotFoundError: when the path holds no complete checkpoint.
+            ValueError: when no row can be used by a stage.
+        """
+        if self.all_rows is None:
+            raise ValueError("Expected `train_dataset` to train, found None.")
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if self.concept_check is None and not self.is_fsdp_enabled:
+            rows = self.eval_dataset if self.eval_dataset is not None else self.all_rows
+            first = [rows[index] for index in range(min(CONCEPT_CHECK_ROWS, len(rows)))]
+            self.concept_check = ConceptCheck.on_rows(self.instruction_model, self.processing_class, first)
+        steps, loss, metrics, history = 0, 0.0, {}, []
+        for stage in self.curriculum_args.stages:
+            if checkpoint is not None and stage.index < checkpoint.stage.index:
+                continue
+            resumed = checkpoint if checkpoint is not None and checkpoint.stage is stage else None
+            if resumed is not None and resumed.finished:
+                load_instruction_adapter(self.instruction_model, resumed.folder)
+                continue
+            output = self._train_stage(stage, None if resumed is None else resumed.folder)
+            steps, loss = steps + output.global_step, loss + output.training_loss * output.global_step
+            metrics[stage.value] = output.metrics
+            history += self.state.log_history
+        self.state.log_history = history
+        return TrainOutput(steps, loss / max(1, steps), metrics)
+
+    def _checkpoint_to_resume(self, resume: str | bool | None) -> StageCheckpoint | None:
+        if not resume:
+            return None
+        if resume is True:
+            return find_checkpoint(self.curriculum_args.output_dir, self.curriculum_args.stages)
+        checkpoint = read_checkpoint(Path(resume))
+        if checkpoint is None or checkpoint.stage not in self.curriculum_args.stages:
+            found = "none" if checkpoint is None else f"one of stage {checkpoint.stage.value!r}"
+            raise CheckpointNotFoundError(
+                f"Expected a complete checkpoint of one of the stages to run in {resume}, found {found}. "
+                "`resume_from_checkpoint=True` finds the last one of `output_dir`."
+            )
+        return checkpoint
+
+    def _train_stage(self, stage: TrainingStage, checkpoint: Path | None) -> TrainOutput:
+        model, args = self.instruction_model, self.curriculum_args.for_stage(stage)
+        self.stage, self.args = stage, args
+        self._train_batch_size = args.train_batch_size
+        set_seed(args.seed + stage.index)
+        if checkpoint is not None:
+            load_instruction_adapter(model, checkpoint)
+        elif stage is TrainingStage.COMPLEX and args.start_complex_from_simple:
+            model.start_complex_from_simple()
+        freeze_for_stage(model, stage)
+        learner = InstructionLearner(model, stage)
+        if checkpoint is not None and learner.projector is not None:
+            learner.projector.load_state_dict(load_file(checkpoint / PROJECTOR_NAME))
+        self._prepare_data()
+        stopping = []
+        if args.early_stopping_patience is not None:
+            stopping = [EarlyStoppingCallback(args.early_stopping_patience)]
+            self.add_callback(stopping[0])
+        for callback in self.callback_handler.callbacks:
+            if type(callback).__name__ == "TensorBoardCallback":
+                callback.logging_dir = None  # each stage has curves of its own
+        self.optimizer = self.lr_scheduler = None
+        self.model = self.model_wrapped = learner
+        try:
+            logger.info(f"Stage {stage.index + 1} of {len(TrainingStage)}: {stage.value}")
+            output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            self._finish_stage()
+        finally:
+            self.model = self.model_wrapped = self.callback_handler.model = model
+            if stopping:
+                self.pop_callback(EarlyStoppingCallback)
+        return output
+
+    def _prepare_data(self) -> None:
+        """Rows and collator of the stage, and the vision features of its pictures."""
+        rows = select_rows(self.all_rows, self.stage.sampling)
+        if not len(rows):
+            raise ValueError(
+                f"None of the {len(self.all_rows)} rows has what stage {self.stage.value!r} trains: "
+                f"{' and '.join(level.value for level in self.stage.levels)} instructions, with masks."
+            )
+        self.data_collator = InstructionCollator(
+            self.processing_class,
+            self.stage.sampling,
+            transform=self.transform,
+            load_images=self.args.feature_cache is None,
+            seed=self.args.seed + self.stage.index,
+        )
+        if self.args.feature_cache is not None:
+            if self.vision_cache is None:
+                self.vision_cache = VisionFeatureCache(
+                    self.args.feature_cache,
+                    self.instruction_model,
+                    self.processing_class,
+                    limit_bytes=int(self.args.feature_cache_limit_gb * 1e9),
+                )
+            self.vision_cache.fill(rows)
+            rows = rows.remove_columns(["image"])
+        self.train_dataset = rows
+
+    def _finish_stage(self) -> None:
+        folder = Path(self.args.output_dir) / FINAL_NAME
+        self.save_model(str(folder), _internal_call=True)
+        if self.args.should_save:
+            seal_checkpoint(folder, self.stage, finished=True)
+        self.accelerator.wait_for_everyone()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """All random choices of data in an epoch follow from (seed, stage, epoch, row)."""
+        self._sampler.set_epoch(epoch)
+        self.data_collator.set_epoch(epoch)
+
+    # What the Trainer of Transformers asks for
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StageSampler:
+        self._sampler = StageSampler(len(self.train_dataset), self.args.seed, self.stage)
+        return self._sampler
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW (or `args.optim`) on text adapters and the rest, with weight decay on matrices only."""
+        if self.optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.instruction_model)
+            groups = parameter_groups(
+                self.model if model is None else model,
+                self.args.learning_rate,
+                self.args.text_learning_rate,
+                self.args.weight_decay,
+            )
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(dict(inputs))
+        if self.args.feature_cache is not None:
+            inputs["vision_features"] = self.vision_cache.load(inputs["image_keys"])
+        return inputs
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """The learner's loss; its parts are summed for the next log entry."""
+        outputs = model(**inputs)
+        for name, value in outputs["loss_dict"].items():
+            self._loss_parts[name] = self._loss_parts.get(name, 0.0) + value.detach().float()
+        self._summed_steps += 1
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the number of the stage (1, 2, 3) and, beside the loss, the parts of its final layer, unweighted."""
+        logs = {**logs, "stage": self.stage.index + 1}
+        if "loss" in logs and self._summed_steps:
+            names = sorted(name for name in self._loss_parts if not name.endswith("_o2m") and "_aux_" not in name)
+            sums = torch.stack([self._loss_parts[name] for name in names]) / self._summed_steps
+            means = self.accelerator.reduce(sums, reduction="mean").tolist()
+            logs |= {name.removeprefix("loss_"): value for name, value in zip(names, means, strict=True)}
+            self._loss_parts, self._summed_steps = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        """Figures by level and kind of target, and 1.0 for `concept_unchanged` while concepts are answered as before.
+
+        Raises:
+            ValueError: without data to evaluate on.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("Expected `eval_dataset` to evaluate, found None.")
+        figures = evaluate_levels(
+            self.instruction_model,
+            self.processing_class,
+            dataset,
+            self.stage.levels,
+            batch_size=self.args.per_device_eval_batch_size,
+            threshold=self.args.eval_threshold,
+            folder=Path(self.args.output_dir) / "evaluation.tmp",
+        )
+        if self.concept_check is not None:
+            unchanged = self.concept_check.is_unchanged(self.instruction_model)
+            figures["concept_unchanged"] = float(unchanged)
+            if not unchanged:
+                logger.error("The concept path has changed: training must only touch instruction adapters.")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapters and the processor as a repository, to `args.output_dir` if not told otherwise."""
+        super().save_model(output_dir or self.curriculum_args.output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        if state_dict is not None:  # gathered from shards, by the learner's names
+            state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+        save_adapter(self.instruction_model, folder, state_dict=state_dict)
+        projector = getattr(self.model, "projector", None)
+        if projector is not None:
+            tensors = projector.state_dict()
+            if state_dict is not None:
+                tensors = {name: state_dict[f"projector.{name}"] for name in tensors}
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / PROJECTOR_NAME)
+        self.processing_class.save_pretrained(folder)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # every process has written its random state
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            seal_checkpoint(folder, self.stage, finished=False)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str | os.PathLike, model=None) -> None:
+        """Nothing: `_train_stage` has loaded adapters and projector before they were wrapped."""
+
+    def _load_best_model(self) -> None:
+        load_instruction_adapter(self.instruction_model, self.state.best_model_checkpoint)
+
+
+__all__ = ["Sam3ITrainer"]

@@ -15,7 +15,7 @@ import typer
 from .protocols import PROTOCOLS, get_protocol
 
 if TYPE_CHECKING:
-    from .evaluation import EvaluationResult
+    from .evaluation_result import EvaluationResult
     from .segmenter import Segmenter
 
 
@@ -191,9 +191,10 @@ def _load_data(data: str, split: str | None, image_root: str | None, max_rows: i
 
 
 def _score_files(predictions: Path, references: Path | None, protocol) -> tuple[list[EvaluationResult], Any, None]:
-    from .evaluation import EvaluationResult, score_run
+    from .evaluation_result import EvaluationResult, score_run
     from .mask_scores import score_masks
-    from .prediction_files import pair_files, read_annotations, read_predictions
+    from .prediction_files import read_annotations, read_predictions
+    from .prediction_pairs import pair_files
     from .report import ReportEntry, load_entry
 
     if predictions.suffix == ".jsonl":

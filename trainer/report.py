@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..processing.datasets.masks import decode_mask
-from .evaluation import EvaluationResult, open_image, score_records
+from .evaluation import open_image
+from .evaluation_result import EvaluationResult, score_records
 from .mask_scores import MaskScores, average_precision
 from .prediction_log import read_records
 from .protocols import get_protocol

@@ -13,7 +13,8 @@ from datasets import Dataset
 from segmenter_fixtures import HEIGHT, WIDTH, HalfSegmenter, square_rows
 
 from sam3i.processing.datasets.schema import row_features
-from sam3i.trainer.evaluation import evaluate_segmenter, group_questions, score_run
+from sam3i.trainer.evaluation import evaluate_segmenter, group_questions
+from sam3i.trainer.evaluation_result import score_run
 from sam3i.trainer.prediction_log import PredictionLog, PredictionLogError, read_records
 from sam3i.trainer.protocols import get_protocol
 from sam3i.trainer.segmenter import SegmentationResult, Segmenter

@@ -7,7 +7,8 @@ import pytest
 
 from sam3i.processing.datasets.masks import encode_mask
 from sam3i.trainer.mask_scores import score_masks
-from sam3i.trainer.prediction_files import PredictionFileError, pair_files, read_annotations, read_predictions
+from sam3i.trainer.prediction_files import PredictionFileError, read_annotations, read_predictions
+from sam3i.trainer.prediction_pairs import pair_files
 from sam3i.trainer.protocols import PROTOCOLS, Protocol, get_protocol, register_protocol
 from sam3i.trainer.samples import encode_prediction, encode_reference
 

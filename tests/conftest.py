@@ -2,6 +2,7 @@
 """Settings shared by every test: no network, few threads, ground truth where it is present."""
 
 import os
+import unittest
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # tiny tensors; more threads only wait for each other
 
 REFERENCE = Path(__file__).resolve().parents[1] / ".." / "shared" / "reference"
 
@@ -21,6 +22,33 @@ def reference_dir() -> Path:
     if not REFERENCE.is_dir():
         pytest.skip("the numeric ground truth (../shared/reference) is not present beside this checkout")
     return REFERENCE.resolve()
+
+
+@pytest.fixture
+def run_common_tests(monkeypatch):
+    """A function that runs Transformers' own tests, as a `unittest.TestCase`, and returns their outcomes by name.
+
+    Each outcome is ("passed" | "failed" | "skipped", reason of a failure).
+    """
+    suite = Path(__file__).resolve().parents[1] / ".transformers-tests"
+    if not suite.is_dir():
+        pytest.skip("Transformers' own tests are not fetched: run tests/fetch_transformers_tests.py")
+    monkeypatch.syspath_prepend(str(suite))
+    monkeypatch.syspath_prepend(str(suite / "utils"))
+
+    def run(case, only=None) -> dict[str, tuple[str, str]]:
+        results = {}
+        case.setUpClass()
+        for name in unittest.defaultTestLoader.getTestCaseNames(case):
+            if only is None or name in only:
+                result = unittest.TestResult()
+                case(name).run(result)
+                bad = result.failures or result.errors
+                results[name] = ("failed", bad[0][1]) if bad else ("skipped" if result.skipped else "passed", "")
+        case.tearDownClass()
+        return results
+
+    return run
 
 
 TINY_WORDS = "a the dog cat red brown left right on of and something that sits animal to be let out man".split()

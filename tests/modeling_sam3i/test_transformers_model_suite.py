@@ -6,15 +6,12 @@ Stock SAM3 itself fails some of them with a plain tester, so the two are compare
 
 import sys
 import unittest
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import Sam3Model
 
 from sam3i import Sam3IForInstructionSegmentation
-
-SUITE = Path(__file__).resolve().parents[2] / ".transformers-tests"
 
 
 class PlainTester:
@@ -41,8 +38,8 @@ class PlainTester:
         return type(self.config).from_dict(self.config.to_dict()), inputs
 
 
-def outcomes(model_class, config, levels: bool, only: set[str] | None = None) -> dict[str, tuple[str, str]]:
-    """The outcome ("passed", "failed", "skipped") of common tests for one model class, and the reason of a failure."""
+def common_tests(model_class, config, levels: bool) -> type[unittest.TestCase]:
+    """Transformers' common model tests, bound to a model class."""
     from transformers_tests.test_modeling_common import ModelTesterMixin
 
     class CommonTest(ModelTesterMixin, unittest.TestCase):
@@ -54,38 +51,23 @@ def outcomes(model_class, config, levels: bool, only: set[str] | None = None) ->
         def setUp(self):
             self.model_tester = PlainTester(config, levels)
 
-    results = {}
-    for test in unittest.defaultTestLoader.loadTestsFromTestCase(CommonTest):
-        name = test.id().rsplit(".", 1)[-1]
-        if only is None or name in only:
-            result = unittest.TestResult()
-            test.run(result)
-            bad = result.failures or result.errors
-            results[name] = ("failed", bad[0][1]) if bad else ("skipped" if result.skipped else "passed", "")
-    return results
+    return CommonTest
 
 
-@pytest.fixture
-def suite(monkeypatch):
-    if not SUITE.is_dir():
-        pytest.skip("Transformers' own tests are not fetched: run tests/fetch_transformers_tests.py")
-    monkeypatch.syspath_prepend(str(SUITE))
-
-
-def test_ours_fails_nothing_that_stock_passes(suite, tiny_sam3_config, tiny_config):
-    ours = outcomes(Sam3IForInstructionSegmentation, tiny_config, levels=True)
+def test_ours_fails_nothing_that_stock_passes(run_common_tests, tiny_sam3_config, tiny_config):
+    ours = run_common_tests(common_tests(Sam3IForInstructionSegmentation, tiny_config, levels=True))
     assert len(ours) > 100
     failed = {name for name, (outcome, _) in ours.items() if outcome == "failed"}
-    stock = outcomes(Sam3Model, tiny_sam3_config, levels=False, only=failed)
+    stock = run_common_tests(common_tests(Sam3Model, tiny_sam3_config, levels=False), only=failed)
     worse = {name: ours[name][1][-1500:] for name in failed if stock[name][0] != "failed"}
     assert not worse, "\n\n".join(f"{name}: {why}" for name, why in worse.items())
 
 
 @pytest.mark.slow
-def test_table_of_outcomes(suite, tiny_sam3_config, tiny_config):
+def test_table_of_outcomes(run_common_tests, tiny_sam3_config, tiny_config):
     """`pytest -s -m slow` prints the table of the README."""
-    stock = outcomes(Sam3Model, tiny_sam3_config, levels=False)
-    ours = outcomes(Sam3IForInstructionSegmentation, tiny_config, levels=True)
+    stock = run_common_tests(common_tests(Sam3Model, tiny_sam3_config, levels=False))
+    ours = run_common_tests(common_tests(Sam3IForInstructionSegmentation, tiny_config, levels=True))
     for label, results in (("stock Sam3Model", stock), ("Sam3IForInstructionSegmentation", ours)):
         found = [outcome for outcome, _ in results.values()]
         counts = {kind: found.count(kind) for kind in ("passed", "skipped", "failed")}

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repositories that are broken or of another kind: each is refused with its reason, and nothing is loaded in part."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sam3i import Sam3IForInstructionSegmentation, convert_official_checkpoint
+from sam3i.modeling_sam3i.modeling_sam3i import CheckpointMismatchError
+
+
+def change_tensors(change):
+    def apply(folder):
+        tensors = change(load_file(folder / "model.safetensors"))
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+def change_config(**values):
+    def apply(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | values))
+
+    return apply
+
+
+def truncate(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def without(part):
+    return change_tensors(lambda tensors: {name: value for name, value in tensors.items() if part not in name})
+
+
+BROKEN = {
+    "a stock tensor is missing": (without("text_projection.weight"), CheckpointMismatchError, "missing"),
+    "a part of the adapters is missing": (without("c_adapter.up_proj"), CheckpointMismatchError, "12 missing"),
+    "a mask embedder is missing": (
+        without("sam3i_adapter.simple.layers"),
+        CheckpointMismatchError,
+        "6 miss",
+    ),
+    "a tensor too many": (
+        change_tensors(lambda tensors: tensors | {"decoder.extra": torch.zeros(2)}),
+        CheckpointMismatchError,
+        "1 unexpected .decoder.extra.",
+    ),
+    "a tensor of another shape": (
+        change_tensors(lambda tensors: tensors | {"text_projection.bias": torch.zeros(7)}),
+        RuntimeError,
+        "size mismatch|mismatched",
+    ),
+    "names of the authors": (
+        change_tensors(lambda tensors: {f"detector.{name}": value for name, value in tensors.items()}),
+        CheckpointMismatchError,
+        "sam3i convert",
+    ),
+    "truncated weights": (truncate, SafetensorError, "(?i)header|incomplete|buffer"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), OSError, "no file named|model.safetensors"),
+    "another model family": (change_config(model_type="clip"), ValueError, "'sam3i', 'sam3' or 'sam3_video'"),
+    "no model type": (change_config(model_type=None), ValueError, "'sam3i', 'sam3' or 'sam3_video'"),
+    "an unknown adapter design": (change_config(adapter_design="bigger"), Exception, "adapter_design"),
+    "a bottleneck of zero": (change_config(adapter_dim=0), ValueError, "`adapter_dim` must be at least 1, got 0"),
+    "a bottleneck of another size": (
+        change_config(adapter_dim=4),
+        RuntimeError,
+        "size mismatch|mismatch",
+    ),
+    "heads that do not divide the width": (change_config(adapter_heads=5), ValueError, "must divide"),
+    "a dropout of one": (change_config(adapter_dropout=1.0), ValueError, "got 1.0"),
+    "instructions of two tokens": (change_config(max_instruction_length=2), ValueError, "at least 3"),
+    "an unknown loss setting": (change_config(loss_config={"wheight": 1}), ValueError, "wheight"),
+    "a configuration that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), OSError, "JSON"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), ValueError, "no config.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return tmp_path_factory.mktemp("repository") / "full"
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_repository(tiny_model, repository, tmp_path, case):
+    if not repository.exists():
+        tiny_model.save_pretrained(repository)
+    breaking, error, message = BROKEN[case]
+    folder = tmp_path / "broken"
+    shutil.copytree(repository, folder)
+    breaking(folder)
+    with pytest.raises(error, match=message):
+        Sam3IForInstructionSegmentation.from_pretrained(folder)
+
+
+class Executed:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("kind", ["torch.save", "pickle", "text"])
+def test_checkpoint_with_code_is_never_run(tmp_path, kind):
+    checkpoint, trace = tmp_path / "checkpoint.pt", tmp_path / "executed"
+    if kind == "torch.save":
+        torch.save({"model": Executed(trace)}, checkpoint)
+    elif kind == "pickle":
+        checkpoint.write_bytes(pickle.dumps(Executed(trace)))
+    else:
+        checkpoint.write_text("not a checkpoint")
+    with pytest.raises(ValueError):
+        convert_official_checkpoint(checkpoint, tmp_path / "converted")
+    assert not trace.exists() and not (tmp_path / "converted").exists()
+
+
+def test_pt_weights_are_not_loaded(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"weight": Executed(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match="(?i)weights|pickle|safetensors"):
+        Sam3IForInstructionSegmentation.from_pretrained(tmp_path)
+    assert not (tmp_path / "executed").exists()

@@ -220,7 +220,7 @@ def _add_annotation(file: AnnotationFile, reader: RecordReader) -> None:
         else:
             rle = segmentation_to_rle(segmentation, *file.images[image_id])
             counts = "" if rle is None else rle["counts"]
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         reader.fault("segmentation", str(error), "polygons or an RLE that fits the image", "encode the mask anew")
     if not reader.faults:
         flags = bool(reader.data.get("iscrowd")), bool(reader.data.get("ignore"))

@@ -1,45 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How PEFT's adapters sit on a stock SAM3: a container per adapted layer, and hooks that bring it the levels.
+"""The layers of a stock SAM3 that PEFT has adapted, each with a container of named adapters.
 
-The layers are those of the native model ([`layers_sam3i`]); only where they find their adapter differs. Stock classes
-are exchanged in place and restored by [`restore_stock`].
+They are the native model's layers; only where they find their adapter differs.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import Sam3Model
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextEmbeddings
 from transformers.models.sam3.modeling_sam3 import (
     Sam3DetrDecoder,
     Sam3DetrDecoderLayer,
+    Sam3DETRDecoderOutput,
     Sam3DetrEncoderLayer,
+    Sam3DotProductScoring,
     Sam3MaskDecoder,
     Sam3MaskEmbedder,
-    Sam3VisionEncoderOutput,
+    inverse_sigmoid,
 )
 
 from .decoder_sam3i import Sam3IMaskDecoder
-from .inputs_sam3i import resolve_levels, row_images, text_encoder_inputs
 from .layers_sam3i import (
     Sam3IDetrDecoderLayer,
     Sam3IDetrEncoderLayer,
+    Sam3IDotProductScoring,
     Sam3IMaskEmbedder,
     Sam3ITextEmbeddings,
     Sam3ITextLayer,
 )
+from .low_rank_sam3i import BLOCK_CLASSES
 from .routing_sam3i import LevelRouting
 
 if TYPE_CHECKING:
+    from .tuner_routing_sam3i import InstructionRouting
     from .tuner_sam3i import InstructionAdapterConfig
 
 CONTAINER = "level_adapters"
-"""Name of the container in its layer. PEFT looks for the method's prefix in names, so it must not contain "sam3i_"."""
+"""Name of the container in its layer. PEFT passes over modules with "sam3i_", the method's prefix, in their name."""
+
+SELECTION = "_sam3i_selection"
+"""Attribute of the decoder's queries: what the selector needs beside them."""
+
+
+def active_settings(site: nn.Module) -> "InstructionAdapterConfig | None":
+    """The settings of the adapter in force at a layer; `None` leaves the model as stock has it."""
+    container = getattr(site, CONTAINER, None)
+    name = None if container is None else container.current()
+    return None if name is None else container.settings[name]
 
 
 class AdapterNotMergeableError(NotImplementedError):
@@ -118,13 +128,23 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
     def forward(self, hidden_states: torch.Tensor, routing: LevelRouting, *context) -> torch.Tensor:
         """Apply the active adapter in its own precision; `(rows, tokens, hidden_size)` to the same shape and dtype."""
         adapter = self.sam3i_adapter[self.current()]
-        given, own = hidden_states.dtype, next(adapter.parameters()).dtype
+        given = hidden_states.dtype
+        own = next((parameter.dtype for parameter in adapter.parameters()), given)
 
         def convert(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
             return lambda states: function(states.to(given)).to(own)
 
         context = [convert(item) if callable(item) else item for item in context]
         return adapter(hidden_states.to(own), routing, *context).to(given)
+
+    @property
+    def updates_projections(self) -> bool:
+        """Whether the active adapter changes projections of the layer."""
+        return self.sam3i_adapter[self.current()].updates_projections
+
+    def projection_updates(self, part: str, routing: LevelRouting) -> dict[str, Any]:
+        """Those changes, for the attention or MLP block called `part`."""
+        return self.sam3i_adapter[self.current()].projection_updates(part, routing)
 
 
 class TunedSite:
@@ -150,6 +170,16 @@ class TunedMaskEmbedder(TunedSite, Sam3IMaskEmbedder):
     """The mask embedder with PEFT's instruction adapters."""
 
 
+class TunedDotProductScoring(TunedSite, Sam3IDotProductScoring):
+    """The scoring of queries with PEFT's instance selector, which reads what the decoder laid beside the queries."""
+
+    def forward(
+        self, decoder_hidden_states: torch.Tensor, text_features: torch.Tensor, text_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        selection = getattr(decoder_hidden_states, SELECTION, {})
+        return super().forward(decoder_hidden_states, text_features, text_mask, **selection)
+
+
 class TunedTextEmbeddings(Sam3ITextEmbeddings):
     """Text embeddings whose table of long positions belongs to an adapter."""
 
@@ -166,7 +196,7 @@ class TunedTextEmbeddings(Sam3ITextEmbeddings):
 
 
 class TunedDetrDecoder(Sam3DetrDecoder):
-    """The stock DETR decoder, clamping presence logits unless the active adapter says otherwise."""
+    """The stock DETR decoder with what the active adapter asks of it: other clamping, and boxes for the selector."""
 
     @property
     def clamp_presence_logit_max_val(self) -> float:
@@ -174,6 +204,18 @@ class TunedDetrDecoder(Sam3DetrDecoder):
         if settings is not None and not settings.clamp_presence_logits:
             return float("inf")
         return self.__dict__["clamp_presence_logit_max_val"]
+
+    def forward(self, *args, level_routing: "InstructionRouting | None" = None, **kwargs) -> Sam3DETRDecoderOutput:
+        """As in stock. The scoring gets nothing but the queries, so what a selector needs travels on that tensor."""
+        decoded = super().forward(*args, level_routing=level_routing, **kwargs)
+        settings = active_settings(self.layers[0])
+        if level_routing is not None and settings.adapter_design == "selective" and settings.selector_queries:
+            queries = decoded.intermediate_hidden_states  # (layers, rows, queries, hidden_size)
+            with torch.no_grad():  # the selector gives boxes no gradient; with one, the tensor would refer to itself
+                boxes = (inverse_sigmoid(decoded.reference_boxes) + self.box_head(queries)).sigmoid()
+            selection = {"boxes": boxes, "instruction": level_routing.instruction, "level_routing": level_routing}
+            setattr(queries, SELECTION, selection | {"last_layer_only": True})
+        return decoded
 
 
 TUNED_CLASSES = {
@@ -184,111 +226,5 @@ TUNED_CLASSES = {
     Sam3DetrDecoder: TunedDetrDecoder,
     Sam3MaskEmbedder: TunedMaskEmbedder,
     Sam3MaskDecoder: Sam3IMaskDecoder,
-}
-STOCK_CLASSES = {tuned: stock for stock, tuned in TUNED_CLASSES.items()}
-HOOKS = "_sam3i_hooks"
-
-
-def tune(module: nn.Module) -> nn.Module:
-    """Turn a stock module in place into the one that PEFT's adapters need, if it is not one already."""
-    if type(module) not in STOCK_CLASSES:
-        module.__class__ = TUNED_CLASSES[type(module)]
-    return module
-
-
-def prepare_stock(model: Sam3Model) -> None:
-    """Exchange what is not a layer and register the hooks; doing it again changes nothing."""
-    tune(model.detr_decoder)
-    tune(model.mask_decoder)
-    if HOOKS not in model.__dict__:
-        model.__dict__[HOOKS] = [
-            model.register_forward_pre_hook(route_rows, with_kwargs=True),
-            model.text_encoder.register_forward_pre_hook(route_text, with_kwargs=True),
-        ]
-
-
-def restore_stock(model: Sam3Model) -> None:
-    """Undo everything: stock classes, no container, no hook."""
-    for module in model.modules():
-        if hasattr(module, CONTAINER):
-            delattr(module, CONTAINER)
-        if type(module) in STOCK_CLASSES:
-            module.__class__ = STOCK_CLASSES[type(module)]
-    for handle in model.__dict__.pop(HOOKS, []):
-        handle.remove()
-
-
-def active_settings(site: nn.Module) -> "InstructionAdapterConfig | None":
-    """The settings of the adapter in force at a layer; `None` leaves the model as stock has it."""
-    container = getattr(site, CONTAINER, None)
-    name = None if container is None else container.current()
-    return None if name is None else container.settings[name]
-
-
-FORWARD_ARGUMENTS = tuple(inspect.signature(Sam3Model.forward).parameters)[1:-1]
-TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
-
-
-def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Before the model runs: encode the text at the levels of its rows and hand the routing to the layers.
-
-    `instruction_levels` and `image_ids` mean what they mean to [`Sam3IForInstructionSegmentation`], and images are
-    encoded before rows are matched with them, as there. Stock's own forward does the rest.
-    """
-    inputs = dict(zip(FORWARD_ARGUMENTS, args, strict=False)) | kwargs
-    levels, image_ids = inputs.pop("instruction_levels", None), inputs.pop("image_ids", None)
-    given = {name for name in FORWARD_ARGUMENTS if inputs.get(name) is not None}
-    if len(given & {"pixel_values", "vision_embeds"}) != 1 or len(given & {"input_ids", "text_embeds"}) != 1:
-        return (), inputs  # stock says what is wrong
-    settings = active_settings(model.mask_decoder.mask_embedder)
-
-    text = inputs.get("text_embeds")
-    if text is None:
-        text = model.get_text_features(
-            input_ids=inputs.pop("input_ids"),
-            attention_mask=inputs.get("attention_mask"),
-            instruction_levels=levels,
-            return_dict=True,
-        )
-    text = getattr(text, "pooler_output", text)  # (text rows, tokens, width)
-    vision = inputs.get("vision_embeds")
-    if vision is None:
-        others = {name: value for name, value in inputs.items() if name not in FORWARD_ARGUMENTS}
-        vision = model.get_vision_features(pixel_values=inputs.pop("pixel_values"), **others)
-    boxes = inputs.get("input_boxes")
-    rows, image_ids = row_images(image_ids, text.shape[0], vision.fpn_hidden_states[0].shape[0], boxes)
-    if image_ids is not None:
-        vision = Sam3VisionEncoderOutput(
-            fpn_hidden_states=tuple(states[image_ids] for states in vision.fpn_hidden_states),
-            fpn_position_encoding=tuple(states[image_ids] for states in vision.fpn_position_encoding),
-            hidden_states=vision.hidden_states,
-            attentions=vision.attentions,
-        )
-    inputs["vision_embeds"] = vision
-    inputs["text_embeds"] = BaseModelOutputWithPooling(pooler_output=text.expand(rows, -1, -1))
-    if inputs.get("attention_mask") is not None:
-        inputs["attention_mask"] = inputs["attention_mask"].expand(rows, -1)
-    if settings is None:
-        return (), inputs
-    if levels is not None:
-        inputs["level_routing"] = LevelRouting(resolve_levels(levels, text.shape[0], text.device).expand(rows))
-    if settings.always_encode_geometry and (boxes is None or boxes.numel() == 0):
-        # A box that is only padding leaves the geometry CLS token alone.
-        inputs["input_boxes"] = torch.zeros(rows, 1, 4, dtype=text.dtype, device=text.device)
-        inputs["input_boxes_labels"] = torch.full((rows, 1), -10, dtype=torch.long, device=text.device)
-    return (), inputs
-
-
-def route_text(text_encoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Before the text encoder runs: turn `instruction_levels` into routing, and see to padding and positions."""
-    inputs = dict(zip(TEXT_ARGUMENTS, args, strict=False)) | kwargs
-    levels = inputs.pop("instruction_levels", None)
-    settings = active_settings(text_encoder.text_model.encoder.layers[0])
-    if settings is None:
-        return (), inputs
-    input_ids = inputs["input_ids"]
-    embeddings = text_encoder.text_model.embeddings
-    inputs |= text_encoder_inputs(embeddings, settings, input_ids, inputs.get("attention_mask"))
-    if levels is not None:
-        inputs["level_routing"] = LevelRouting(resolve_levels(levels, input_ids.shape[0], input_ids.device))
-    return (), inputs
+    Sam3DotProductScoring: TunedDotProductScoring,
+} | BLOCK_CLASSES

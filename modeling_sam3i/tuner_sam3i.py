@@ -21,15 +21,8 @@ from .adapters_sam3i import adapter_sites, build_adapter
 from .configuration_sam3i import Sam3IConfig
 from .layers_sam3i import Sam3ITextEmbeddings
 from .modeling_sam3i import Sam3IForInstructionSegmentation
-from .tuner_layers_sam3i import (
-    CONTAINER,
-    AdapterNotMergeableError,
-    InstructionAdapterLayer,
-    TunedTextEmbeddings,
-    prepare_stock,
-    restore_stock,
-    tune,
-)
+from .tuner_layers_sam3i import CONTAINER, AdapterNotMergeableError, InstructionAdapterLayer, TunedTextEmbeddings
+from .tuner_routing_sam3i import exchange, prepare_stock, restore_stock
 
 EMBEDDINGS = "text_encoder.text_model.embeddings"
 
@@ -63,21 +56,34 @@ class InstructionAdapterConfig(PeftConfig):
     ```
     """
 
-    adapter_design: Literal["cascade"] = field(
-        default="cascade", metadata={"help": "Kind of the level modules: 'cascade' are the S-Adapter and C-Adapter."}
+    adapter_design: Literal["cascade", "selective"] = field(
+        default="cascade",
+        metadata={
+            "help": "Kind of the level modules: 'cascade' are the S-Adapter and C-Adapter, 'selective' are low-rank "
+            "updates and a pairwise selector."
+        },
     )
     adapter_dim: int = field(default=64, metadata={"help": "Width of the bottleneck."})
     adapter_heads: int = field(
-        default=8, metadata={"help": "Attention heads of the text adapters; divides the text encoder's width."}
+        default=4, metadata={"help": "Attention heads of the text adapters; divides the text encoder's width."}
     )
     adapter_dropout: float = field(
         default=0.1, metadata={"help": "Dropout on the attention weights of the text adapters."}
     )
     adapter_scale: float = field(
-        default=1.0, metadata={"help": "Factor on the adapters of the DETR encoder and decoder."}
+        default=1.0,
+        metadata={"help": "Factor on the adapters of the DETR encoder and decoder, and on every low-rank update."},
     )
     decoder_c_adapter_skip: bool = field(
         default=True, metadata={"help": "Inner skip connection of the DETR decoder's C-Adapter."}
+    )
+    adapter_rank: int = field(
+        default=4, metadata={"help": "Rank of the low-rank updates, doubled at the complex level; 0 leaves them out."}
+    )
+    selector_dim: int = field(default=32, metadata={"help": "Width of the selector."})
+    selector_heads: int = field(default=4, metadata={"help": "Attention heads of the selector; divides its width."})
+    selector_queries: int = field(
+        default=48, metadata={"help": "How many of the best queries the selector compares; 0 leaves it out."}
     )
     mask_padding_in_adapters: bool = field(default=True, metadata={"help": "Let the text adapters ignore padding."})
     always_encode_geometry: bool = field(
@@ -94,16 +100,33 @@ class InstructionAdapterConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = Sam3IPeftType.SAM3I
-        designs = get_args(type(self).__annotations__["adapter_design"])
-        if self.adapter_design not in designs:
-            raise ValueError(f"`adapter_design` must be one of {designs}, got {self.adapter_design!r}.")
-        for name in ("adapter_dim", "adapter_heads"):
+        for item in fields(self):
+            if item.name in self.setting_names():
+                self._check_type(item.name, item.type)
+        for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("adapter_rank", "selector_queries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if self.selector_dim % self.selector_heads:
+            raise ValueError(
+                f"`selector_heads` must divide `selector_dim` ({self.selector_dim}), got {self.selector_heads}."
+            )
         if not 0 <= self.adapter_dropout < 1:
             raise ValueError(f"`adapter_dropout` must be in [0, 1), got {self.adapter_dropout}.")
         if self.max_instruction_length < 3:
             raise ValueError(f"`max_instruction_length` must be at least 3, got {self.max_instruction_length}.")
+
+    def _check_type(self, name: str, expected) -> None:
+        value, choices = getattr(self, name), get_args(expected)
+        if choices:
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+            return
+        accepted = (int, float) if expected is float else expected
+        if not isinstance(value, accepted) or (expected is not bool and isinstance(value, bool)):
+            raise ValueError(f"`{name}` must be of type {expected.__name__}, got {value!r}.")
 
     @classmethod
     def setting_names(cls) -> list[str]:
@@ -126,7 +149,7 @@ class InstructionAdapterConfig(PeftConfig):
         Raises:
             ValueError: when heads or lengths do not fit.
         """
-        if text_config.hidden_size % self.adapter_heads:
+        if self.adapter_design == "cascade" and text_config.hidden_size % self.adapter_heads:
             raise ValueError(
                 f"`adapter_heads` must divide the text encoder's width {text_config.hidden_size}, "
                 f"got {self.adapter_heads}."
@@ -174,7 +197,7 @@ class InstructionAdapterModel(BaseTuner):
             )
         peft_config.check_fits(model.config.text_config)
         prepare_stock(model)
-        self._site_names = {name for name, _ in adapter_sites(model)}
+        self._site_names = {name for name, _ in adapter_sites(model, peft_config)}
         if peft_config.max_instruction_length > model.config.text_config.max_position_embeddings:
             self._site_names.add(EMBEDDINGS)
 
@@ -195,7 +218,8 @@ class InstructionAdapterModel(BaseTuner):
             adapter = self._long_positions(target, peft_config.max_instruction_length)
         else:
             adapter = build_adapter(target, peft_config)
-        if not hasattr(tune(target), CONTAINER):
+        exchange(target, *target.children())
+        if not hasattr(target, CONTAINER):
             setattr(target, CONTAINER, InstructionAdapterLayer(target))
         getattr(target, CONTAINER).add(adapter_name, peft_config, adapter)
 

@@ -9,6 +9,7 @@ import typer
 
 from .hub.convert_cli import convert
 from .hub.export_cli import export
+from .processing.data_cli import data_app
 from .trainer.evaluate_cli import evaluate
 
 app = typer.Typer(
@@ -60,6 +61,7 @@ def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) ->
 
 for command in (evaluate, convert, export):
     app.command()(command)
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

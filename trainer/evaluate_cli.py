@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 BASELINES = ("sam3", "sam3-concept", "agent")
+ORACLE = "oracle"
 DEFAULT_FOLDER = Path("evaluations")
 
 
@@ -45,7 +47,10 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(help="Write an HTML page and PNGs to this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     chat_url: Annotated[str | None, typer.Option(help="Agent: address of an OpenAI-compatible API.")] = None,
-    chat_model: Annotated[str | None, typer.Option(help="Agent: name at --chat-url, or a local model.")] = None,
+    chat_model: Annotated[
+        str | None,
+        typer.Option(help="Agent: name at --chat-url, a local model, or 'oracle' (plays the agent from the masks)."),
+    ] = None,
     chat_workers: Annotated[int, typer.Option(min=1, help="Agent: instructions under way at a time.")] = 1,
 ) -> None:
     """Score a model on data, compare it with baselines, or score prediction files alone.
@@ -64,9 +69,12 @@ def evaluate(
             _check_unused("--model", references=references)
             dataset = _load_data(data, split, image_root, max_rows)
             folder = output_dir or DEFAULT_FOLDER / _folder_name(model, data, protocol, level)
-            chat = (chat_url, chat_model, chat_workers)
-            systems = _systems(model, baselines, batch_size, threshold, chat)
-            results = _run(systems, dataset, chosen, level, batch_size, threshold, folder, resume)
+            with ExitStack() as stack:
+                if chat_model == ORACLE and chat_url is None:
+                    chat_url = stack.enter_context(_oracle_server(dataset)).base_url
+                chat = (chat_url, chat_model, chat_workers)
+                systems = _systems(model, baselines, batch_size, threshold, chat)
+                results = _run(systems, dataset, chosen, level, batch_size, threshold, folder, resume)
             entries = None
     except (ValueError, OSError, ImportError) as error:
         _fail(str(error))
@@ -169,6 +177,13 @@ def _systems(
         "agent": lambda: AgentSegmenter(detector, chat_model, workers=workers),
     }
     return systems + [makers[name]() for name in dict.fromkeys(names)]
+
+
+def _oracle_server(dataset: Any):
+    """A chat endpoint on this machine that knows the targets; it bounds from above what a chat model can do."""
+    from .baselines.oracle_server import OracleChat
+
+    return OracleChat.from_rows(dataset).serve()
 
 
 def _chat_model(chat_url: str | None, chat_model: str | None) -> Any:

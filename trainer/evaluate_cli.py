@@ -49,7 +49,7 @@ def evaluate(
     chat_url: Annotated[str | None, typer.Option(help="Agent: address of an OpenAI-compatible API.")] = None,
     chat_model: Annotated[
         str | None,
-        typer.Option(help="Agent: name at --chat-url, a local model, or 'oracle' (plays the agent from the masks)."),
+        typer.Option(help="Agent: name at --chat-url, local model, or oracle."),
     ] = None,
     chat_workers: Annotated[int, typer.Option(min=1, help="Agent: instructions under way at a time.")] = 1,
 ) -> None:

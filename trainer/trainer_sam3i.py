@@ -274,7 +274,7 @@ class Sam3ITrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the number of the stage (1, 2, 3) and, beside the loss, the parts of its final layer, unweighted."""
+        """Log with the number of the stage (1, 2, 3) and, beside the loss, its final layer's parts, unweighted."""
         logs = {**logs, "stage": self.stage.index + 1}
         if "loss" in logs and self._summed_steps:
             names = sorted(name for name in self._loss_parts if not name.endswith("_o2m") and "_aux_" not in name)

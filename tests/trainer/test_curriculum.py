@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from training_fixtures import tiny_model
+
+from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
+from sam3i.trainer.curriculum import (
+    TRAINED_NAMES,
+    StageSampler,
+    TrainingStage,
+    freeze_for_stage,
+    parameter_groups,
+    read_stages,
+    stage_values,
+)
+
+SIMPLE, COMPLEX, JOINT = TrainingStage
+
+
+def test_stages_know_their_place_levels_and_data():
+    assert [stage.index for stage in TrainingStage] == [0, 1, 2]
+    assert [stage.folder for stage in TrainingStage] == ["stage-1-simple", "stage-2-complex", "stage-3-joint"]
+    assert [stage.sampling for stage in TrainingStage] == ["simple", "complex", "joint"]
+    assert JOINT.levels == (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
+
+
+def test_each_stage_trains_its_own_adapters_and_nothing_else():
+    model = tiny_model()
+    names = dict(model.named_parameters())
+    trained = {stage: set(freeze_for_stage(model, stage)) for stage in TrainingStage}
+    assert trained[JOINT] == set(model.adapter_parameters())
+    assert trained[SIMPLE] | trained[COMPLEX] == trained[JOINT] and not trained[SIMPLE] & trained[COMPLEX]
+    layer = "text_encoder.text_model.encoder.layers.0.sam3i_adapter"
+    assert f"{layer}.s_adapter.down_proj.weight" in trained[SIMPLE]
+    assert {f"{layer}.cascade_s_adapter.down_proj.weight", f"{layer}.c_adapter.qkv_proj.bias"} <= trained[COMPLEX]
+    embedder = "mask_decoder.mask_embedder.sam3i_adapter"
+    assert f"{embedder}.simple.layers.0.weight" in trained[SIMPLE]
+    assert f"{embedder}.complex.layers.2.bias" in trained[COMPLEX]
+    assert {name for name in names if names[name].requires_grad} == trained[JOINT]  # the last stage that was set
+
+
+def test_freezing_is_undone_by_the_next_stage():
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    trained = freeze_for_stage(model, SIMPLE)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
+
+
+def test_a_rule_that_trains_sam3_or_nothing_is_refused(monkeypatch):
+    model = tiny_model()
+    monkeypatch.setitem(TRAINED_NAMES, SIMPLE, (".s_adapter.", "text_projection"))
+    with pytest.raises(ValueError, match="found 'text_.*weight', a weight of SAM3"):
+        freeze_for_stage(model, SIMPLE)
+    monkeypatch.setitem(TRAINED_NAMES, SIMPLE, (".no_such_adapter.",))
+    with pytest.raises(ValueError, match="found nothing"):
+        freeze_for_stage(model, SIMPLE)
+
+
+def test_parameter_groups_part_text_from_the_rest_and_matrices_from_vectors():
+    model = tiny_model()
+    trained = freeze_for_stage(model, JOINT)
+    groups = parameter_groups(model, learning_rate=1.0, text_learning_rate=0.1, weight_decay=0.5)
+    assert sorted((group["lr"], group["weight_decay"]) for group in groups) == [
+        (0.1, 0.0),
+        (0.1, 0.5),
+        (1.0, 0.0),
+        (1.0, 0.5),
+    ]
+    placed = {id(parameter): group for group in groups for parameter in group["params"]}
+    assert len(placed) == len(trained) == sum(len(group["params"]) for group in groups)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = placed[id(parameter)]
+            assert group["lr"] == (0.1 if name.startswith("text_encoder.") else 1.0)
+            assert group["weight_decay"] == (0.0 if name.endswith("bias") or "norm" in name else 0.5)
+
+
+def test_sampler_is_a_function_of_seed_stage_and_epoch():
+    def order(seed=1, stage=SIMPLE, epoch=0):
+        sampler = StageSampler(20, seed, stage)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    torch.manual_seed(0)
+    first = order()
+    torch.manual_seed(1)
+    assert order() == first and sorted(first) == list(range(20))
+    assert len({tuple(o) for o in (first, order(seed=2), order(stage=JOINT), order(epoch=1))}) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("complex", (COMPLEX,)), (["simple", JOINT], (SIMPLE, JOINT)), (tuple(TrainingStage), tuple(TrainingStage))],
+)
+def test_stages_are_read_from_names(given, expected):
+    assert read_stages(given) == expected
+
+
+@pytest.mark.parametrize("given", [[], ["joint", "simple"], ["simple", "simple"]])
+def test_stages_in_another_order_are_refused(given):
+    with pytest.raises(ValueError, match="in this order, found"):
+        read_stages(given)
+
+
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(ValueError, match="Unknown training stage 'stage 4': expected one of 'simple'"):
+        read_stages("stage 4")
+
+
+def test_stage_values():
+    assert stage_values("learning_rate", 1e-3) == (1e-3,) * 3
+    assert stage_values("learning_rate", [1, 2, 3]) == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"`learning_rate` as one value or one for each of 3 stages, found \[1, 2\]"):
+        stage_values("learning_rate", [1, 2])

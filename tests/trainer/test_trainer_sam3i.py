@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import training_fixtures
+from safetensors.torch import load_file
+from training_fixtures import tiny_arguments, tiny_dataset, tiny_model, tiny_processor, tiny_trainer
+from transformers import TrainerCallback
+
+from sam3i import Sam3IForInstructionSegmentation, Sam3ITrainer
+from sam3i.modeling_sam3i.alignment_sam3i import Sam3IAlignmentLoss
+from sam3i.processing.transforms import InstructionTransform
+from sam3i.trainer.collator import InstructionCollator
+from sam3i.trainer.curriculum import TrainingStage, is_trained
+from sam3i.trainer.learner import InstructionLearner, pool_tokens
+from sam3i.trainer.stage_checkpoints import CheckpointNotFoundError, find_checkpoint, read_checkpoint
+
+SIMPLE, COMPLEX, JOINT = TrainingStage
+LOSS_ITEMS = {"kl_weight": 0.5, "margin_weight": 2.0}
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    """Ends the process, as far as a test can, after a step of a stage."""
+
+    def __init__(self, stage: TrainingStage, step: int):
+        self.folder, self.step = stage.folder, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.output_dir.endswith(self.folder) and state.global_step == self.step:
+            raise Killed
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def joint_batch(rows: int = 4) -> dict:
+    dataset = tiny_dataset()
+    return InstructionCollator(tiny_processor(), "joint")([dataset[index] for index in range(rows)])
+
+
+# What trains
+
+
+@pytest.mark.parametrize("stage", TrainingStage)
+def test_after_20_steps_every_trainable_tensor_has_moved_and_nothing_else(tmp_path, stage):
+    model = tiny_model()
+    if stage is not SIMPLE:  # as after the first stage: the adapters are not the identity
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.adapter_parameters().values():
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    trainer = tiny_trainer(tmp_path, model, stages=stage.value, max_steps=20, start_complex_from_simple=False)
+    before = weights(model)
+    projectors = []
+    trainer.add_callback(RememberProjector(projectors))
+    trainer.train()
+    moved = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in dict(model.named_parameters()) if is_trained(name, stage)}
+    if stage is JOINT:
+        start, end = projectors
+        assert all(not torch.equal(start[name], end[name]) for name in start) and len(start) == 6
+    else:
+        assert projectors == [None, None]
+
+
+class RememberProjector(TrainerCallback):
+    def __init__(self, states: list):
+        self.states = states
+
+    def _remember(self, model) -> None:
+        projector = model.projector
+        self.states.append(None if projector is None else copy.deepcopy(projector.state_dict()))
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._remember(model)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self._remember(model)
+
+
+def test_curriculum_runs_in_order_and_hands_over(tmp_path):
+    model = tiny_model()
+    stock = {name: tensor for name, tensor in weights(model).items() if name not in model.adapter_parameters()}
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            batch = InstructionCollator(tiny_processor(), "simple")([tiny_dataset()[index] for index in range(4)])
+            inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "image_ids")}
+            outputs = []
+            for level in (1, 2):
+                model.model.eval()
+                with torch.no_grad():
+                    levels = torch.full_like(batch["instruction_levels"], level)
+                    outputs.append(model.model(**inputs, instruction_levels=levels))
+            seen.append((args.output_dir.rsplit("/")[-1], outputs))
+
+    trainer = tiny_trainer(tmp_path, model, max_steps=(6, 4, 4), callbacks=[Watch()])
+    output = trainer.train()
+    assert [name for name, _ in seen] == ["stage-1-simple", "stage-2-complex", "stage-3-joint"]
+    simple, complex_ = seen[1][1]
+    for name in ("pred_masks", "pred_logits", "pred_boxes", "presence_logits"):
+        torch.testing.assert_close(complex_[name], simple[name], rtol=1e-5, atol=1e-5)
+    simple, complex_ = seen[2][1]
+    assert (complex_["pred_logits"] - simple["pred_logits"]).abs().max() > 1e-3
+    assert output.global_step == 14 and set(output.metrics) == {"simple", "complex", "joint"}
+    after = weights(model)
+    assert_equal({name: after[name] for name in stock}, stock)
+    assert trainer.model is model
+
+
+def test_stage_values_reach_the_optimizer_and_the_logs(tmp_path):
+    trainer = tiny_trainer(
+        tmp_path,
+        max_steps=(2, 3, 1),
+        learning_rate=(1e-3, 2e-3, 3e-3),
+        text_learning_rate=1e-4,
+        weight_decay=(0.1, 0.2, 0.3),
+        warmup_steps=0,
+        per_device_train_batch_size=(4, 2, 2),
+    )
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            if state.global_step == 0:
+                seen.append(sorted({(g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups}))
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert seen == [
+        [(1e-4, 0.0), (1e-4, decay), (rate, 0.0), (rate, decay)]
+        for rate, decay in ((1e-3, 0.1), (2e-3, 0.2), (3e-3, 0.3))
+    ]
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [(entry["stage"], entry["step"]) for entry in logs] == [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 1)]
+    parts = {"bbox", "giou", "ce", "presence", "mask", "dice", "semantic_seg", "semantic_dice"}
+    assert all(parts <= entry.keys() for entry in logs)
+    alignment = {"kl", "hard_region", "info_nce", "margin"}
+    assert [bool(alignment & entry.keys()) for entry in logs] == [False] * 5 + [True]
+
+
+def test_no_target_rows_are_trained(tmp_path):
+    dataset = tiny_dataset().filter(lambda kind: kind == "none", input_columns="target_kind")
+    model = tiny_model()
+    before = weights(model)
+    Sam3ITrainer(model, tiny_arguments(tmp_path, stages="simple"), dataset, None, tiny_processor()).train()
+    moved = [name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])]
+    assert any("detr_decoder" in name for name in moved)
+
+
+# The joint stage
+
+
+def test_joint_loss_is_the_paper_s_two_passes_and_their_alignment():
+    model = tiny_model(loss_config=LOSS_ITEMS)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.adapter_parameters().values():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    batch = joint_batch()
+    learner = InstructionLearner(model, JOINT).train()
+    found = learner(**batch)
+
+    text = {name: batch.pop(name) for name in ("concept_input_ids", "concept_attention_mask")}
+    rows = ("input_ids", "attention_mask", "instruction_levels", "image_ids")
+    passes, features = [], []
+    for first in (0, 1):
+        inputs = {name: batch[name][first::2] for name in rows}
+        outputs = model(pixel_values=batch["pixel_values"], labels=batch["labels"][first::2], **inputs)
+        passes.append(outputs)
+        features.append(learner.projector(pool_tokens(outputs.text_features, inputs["attention_mask"])))
+    concept = model.get_text_features(text["concept_input_ids"], text["concept_attention_mask"]).pooler_output
+    features.append(learner.projector(pool_tokens(concept, text["concept_attention_mask"])))
+    semantic = [outputs.semantic_seg for outputs in passes]
+    alignment = Sam3IAlignmentLoss(LOSS_ITEMS)
+    aligned, parts = alignment(*semantic, batch["labels"][0::2], *features, batch["concept_names"][0::2])
+    expected = passes[0].loss + passes[1].loss + aligned
+    torch.testing.assert_close(found["loss"], expected, rtol=1e-5, atol=1e-5)
+    for name, value in parts.items():
+        torch.testing.assert_close(found["loss_dict"][name], value, rtol=1e-4, atol=1e-6)
+    assert parts["loss_margin"] > 0 and parts["loss_info_nce"] > 0
+
+
+def test_pooling_leaves_padding_out():
+    tokens = torch.tensor([[[1.0], [3.0], [100.0]], [[2.0], [50.0], [50.0]]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert pool_tokens(tokens, mask).tolist() == [[2.0], [2.0]]
+
+
+def test_images_are_encoded_once_for_all_their_rows():
+    model = tiny_model()
+    learner = InstructionLearner(model, JOINT).train()
+    shapes = []
+    model.vision_encoder.backbone.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[0]))
+    batch = joint_batch(4)  # two images with two targets each
+    learner(**batch)
+    assert len(batch["input_ids"]) == 8 and shapes == [2]
+
+
+def test_without_contrastive_losses_there_is_no_projector():
+    model = tiny_model(loss_config={"info_nce_weight": 0.0, "margin_weight": 0.0})
+    learner = InstructionLearner(model, JOINT).train()
+    assert learner.projector is None
+    parts = learner(**joint_batch())["loss_dict"]
+    assert "loss_kl" in parts and "loss_info_nce" not in parts
+
+
+# Evaluation
+
+
+def test_evaluation_covers_levels_and_kinds_and_checks_the_concept_path(tmp_path):
+    model = tiny_model()
+    trainer = tiny_trainer(
+        tmp_path,
+        model,
+        tiny_dataset(4, "validation"),
+        stages=("simple", "complex"),
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "eval_stage_gIoU" in entry]
+    assert [(entry["stage"], entry["step"]) for entry in entries] == [(1, 2), (1, 4), (2, 2), (2, 4)]
+    for entry in entries:
+        level = ("simple", "complex")[entry["stage"] - 1]
+        assert entry["eval_stage_gIoU"] == entry[f"eval_{level}_gIoU"]
+        assert entry["eval_concept_unchanged"] == 1.0
+        for name in ("simple", "complex"):
+            assert {f"eval_{name}_{figure}" for figure in ("gIoU", "cIoU", "P@0.5", "N-acc")} <= entry.keys()
+            assert {f"eval_{name}_1-to-1_gIoU", f"eval_{name}_none_gIoU"} <= entry.keys()
+    assert not list(tmp_path.rglob("evaluation.tmp"))
+    with torch.no_grad():
+        model.text_encoder.text_model.final_layer_norm.weight[0] += 1e-3
+    assert trainer.evaluate()["eval_concept_unchanged"] == 0.0
+
+
+def test_the_best_weights_of_each_stage_are_kept_and_patience_ends_it(tmp_path, monkeypatch):
+    figures = iter([5.0, 9.0, 7.0, 8.0] + [1.0, 0.5, 0.2])
+    monkeypatch.setattr(
+        "sam3i.trainer.trainer_sam3i.evaluate_levels", lambda *args, **kwargs: {"stage_gIoU": next(figures)}
+    )
+    model = tiny_model()
+    trainer = tiny_trainer(
+        tmp_path,
+        model,
+        tiny_dataset(4, "validation"),
+        stages=("simple", "complex"),
+        max_steps=8,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        early_stopping_patience=2,
+        save_total_limit=None,
+    )
+    output = trainer.train()
+    assert output.global_step == 4 + 3  # two evaluations after the best one: at step 2, at step 1
+    for stage, best in ((SIMPLE, 2), (COMPLEX, 1)):
+        final, kept = (tmp_path / stage.folder / name for name in ("final", f"checkpoint-{best}"))
+        tensors = [load_file(folder / "adapter_model.safetensors") for folder in (final, kept)]
+        assert_equal(*tensors)
+
+
+# Checkpoints and resuming
+
+
+def test_checkpoints_hold_adapters_only_and_load_as_repositories(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "base")
+    trainer = tiny_trainer(tmp_path / "run", model, save_strategy="steps", save_steps=2, save_total_limit=1)
+    trainer.train()
+    trainer.save_model()
+    for folder in (tmp_path / "run", tmp_path / "run" / "stage-3-joint" / "checkpoint-4"):
+        assert len(load_file(folder / "adapter_model.safetensors")) == len(model.adapter_parameters())
+        assert not (folder / "model.safetensors").exists() and not (folder / "pytorch_model.bin").exists()
+        loaded = Sam3IForInstructionSegmentation.from_pretrained(
+            folder, base_model_name_or_path=str(tmp_path / "base")
+        )
+        assert_equal(weights(loaded), weights(model))
+    checkpoints = sorted(path.name for path in (tmp_path / "run" / "stage-1-simple").glob("checkpoint-*"))
+    assert checkpoints == ["checkpoint-4"]
+
+
+# One checkpoint per step; an epoch is three steps.
+RESUMABLE = {"max_steps": (5, 4, 4), "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "inverse_sqrt"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The weights of a training with dropout that was never interrupted."""
+    model = tiny_model(dropout=0.2)
+    tiny_trainer(tmp_path_factory.mktemp("whole"), model, **RESUMABLE).train()
+    return weights(model)
+
+
+@pytest.mark.parametrize(
+    ("stage", "step"), [(SIMPLE, 1), (SIMPLE, 3), (SIMPLE, 5), (COMPLEX, 1), (COMPLEX, 4), (JOINT, 2), (JOINT, 4)]
+)
+def test_a_resumed_training_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, uninterrupted, stage, step):
+    with pytest.raises(Killed):
+        tiny_trainer(tmp_path, tiny_model(dropout=0.2), callbacks=[KillAt(stage, step)], **RESUMABLE).train()
+    torch.manual_seed(step)  # the new process knows nothing of the old one's random state
+    model = tiny_model(dropout=0.2)
+    tiny_trainer(tmp_path, model, **RESUMABLE).train(resume_from_checkpoint=True)
+    assert_equal(weights(model), uninterrupted)
+
+
+def test_resuming_from_a_named_checkpoint_and_from_a_finished_run(tmp_path, uninterrupted):
+    model = tiny_model(dropout=0.2)
+    tiny_trainer(tmp_path, model, save_total_limit=None, **RESUMABLE).train()
+    assert_equal(weights(model), uninterrupted)
+    model = tiny_model(dropout=0.2)
+    named = tmp_path / "stage-2-complex" / "checkpoint-2"
+    tiny_trainer(tmp_path / "other", model, **RESUMABLE).train(resume_from_checkpoint=str(named))
+    assert_equal(weights(model), uninterrupted)
+    model = tiny_model(dropout=0.2)
+    output = tiny_trainer(tmp_path, model, **RESUMABLE).train(resume_from_checkpoint=True)
+    assert output.global_step == 0
+    assert_equal(weights(model), uninterrupted)
+
+
+def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path):
+    stages = tuple(TrainingStage)
+    tiny_trainer(tmp_path, stages="simple", save_strategy="steps", save_steps=1, save_total_limit=None).train()
+    folder = tmp_path / "stage-1-simple"
+    assert find_checkpoint(tmp_path, stages).folder == folder / "final"
+    (folder / "final" / "curriculum.json").unlink()
+    assert find_checkpoint(tmp_path, stages).folder == folder / "checkpoint-4"
+    optimizer = folder / "checkpoint-4" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    assert find_checkpoint(tmp_path, stages).folder == folder / "checkpoint-3"
+    (folder / "checkpoint-3" / "curriculum.json").write_text('{"stage": ')
+    (folder / "checkpoint-2" / "rng_state.pth").unlink()
+    (folder / "checkpoint-1" / "adapter_model.safetensors").unlink()
+    assert find_checkpoint(tmp_path, stages) is None and read_checkpoint(folder / "checkpoint-2") is None
+    with pytest.raises(CheckpointNotFoundError, match="found none"):
+        tiny_trainer(tmp_path).train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_resumed_the_weights_are_the_same(tmp_path):
+    options = {"max_steps": [12, 12, 12], "save_strategy": "steps", "save_steps": 1, "dropout": 0.2}
+
+    def start(folder):
+        command = [sys.executable, training_fixtures.__file__, str(folder), json.dumps(options)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, **quiet)
+
+    whole = start(tmp_path / "whole")
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors.decode()
+    moments, kills = random.Random(3), 0
+    for _ in range(40):
+        process = start(tmp_path / "killed")
+        if kills < 10:
+            begin = progress_mark(tmp_path / "killed")
+            while process.poll() is None and progress_mark(tmp_path / "killed") == begin:
+                time.sleep(0.01)  # until it trains again
+            time.sleep(moments.uniform(0, 0.6))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                continue
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()
+        break
+    assert kills == 10
+    found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
+    assert_equal(found, expected)
+
+
+def progress_mark(folder: Path) -> list[tuple[str, int]]:
+    """What the newest files of a run are."""
+    marks = []
+    for path in folder.glob("stage-*/*/adapter_model.safetensors"):
+        try:
+            marks.append((str(path), path.stat().st_mtime_ns))
+        except FileNotFoundError:
+            continue
+    return sorted(marks)
+
+
+# Refusals
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="processor as `processing_class`, found None"):
+        Sam3ITrainer(tiny_model(), tiny_arguments(tmp_path), tiny_dataset())
+    with pytest.raises(ValueError, match="give the views rows of their own"):
+        tiny_trainer(tmp_path, transform=InstructionTransform(), feature_cache=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="Expected `train_dataset` to train, found None"):
+        Sam3ITrainer(tiny_model(), tiny_arguments(tmp_path), None, None, tiny_processor()).train()
+    with pytest.raises(ValueError, match="Expected `eval_dataset` to evaluate"):
+        tiny_trainer(tmp_path).evaluate()
+    rows = tiny_dataset().map(lambda row: row | {"complex": []})
+    trainer = Sam3ITrainer(tiny_model(), tiny_arguments(tmp_path, stages="complex"), rows, None, tiny_processor())
+    with pytest.raises(ValueError, match="None of the 12 rows has what stage 'complex' trains"):
+        trainer.train()
+
+
+# Ways to run
+
+
+def test_activation_checkpointing_gives_the_same_weights(tmp_path):
+    models, passes = [tiny_model(), tiny_model()], [0, 0]
+    for index, model in enumerate(models):
+
+        def count(*_, index=index):
+            passes[index] += 1
+
+        model.detr_decoder.layers[0].mlp.register_forward_hook(count)
+        tiny_trainer(tmp_path / str(index), model, max_steps=2, activation_checkpointing=bool(index)).train()
+    assert passes == [7, 13]  # one concept check; 6 steps, each computed once or twice
+    for name, tensor in weights(models[0]).items():
+        torch.testing.assert_close(weights(models[1])[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_keeps_master_weights_in_float32(tmp_path):
+    model = tiny_model()
+    trainer = tiny_trainer(tmp_path, model, max_steps=2, bf16=True)
+    output = trainer.train()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert 0 < output.training_loss < 1e4
+    assert trainer.concept_check.is_unchanged(model)
+
+
+def test_curves_of_every_stage_are_written_for_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tiny_trainer(tmp_path, report_to="tensorboard", max_steps=2).train()
+    for stage in TrainingStage:
+        (run,) = (tmp_path / stage.folder / "runs").iterdir()
+        events = EventAccumulator(str(run)).Reload()
+        assert {"train/loss", "train/dice", "train/stage", "train/learning_rate"} <= set(events.Tags()["scalars"])
+        assert [event.step for event in events.Scalars("train/loss")] == [1, 2]

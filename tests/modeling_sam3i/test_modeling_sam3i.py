@@ -11,6 +11,13 @@ from sam3i import Sam3IForInstructionSegmentation
 from sam3i.modeling_sam3i.inputs_sam3i import resolve_levels
 
 
+@pytest.fixture(params=["cascade", "selective"])
+def tiny_config(request, tiny_config):
+    """Every guarantee holds for both designs of adapters."""
+    settings = {"adapter_design": request.param, "selector_queries": 4}
+    return type(tiny_config).from_dict(tiny_config.to_dict() | settings)
+
+
 @pytest.fixture
 def inputs():
     """Three images, three instructions of 32, 20 and 5 tokens."""
@@ -118,8 +125,11 @@ class TestLoading:
             "mask_decoder.mask_embedder",
         }
 
-    def test_fresh_adapters_are_the_identity(self, tiny_stock_repos, inputs):
-        model = Sam3IForInstructionSegmentation.from_pretrained(tiny_stock_repos["sam3"], adapter_heads=4).eval()
+    @pytest.mark.parametrize("design", ["cascade", "selective"])
+    def test_fresh_adapters_are_the_identity(self, tiny_stock_repos, inputs, design):
+        model = Sam3IForInstructionSegmentation.from_pretrained(
+            tiny_stock_repos["sam3"], adapter_heads=4, adapter_design=design
+        ).eval()
         with torch.no_grad():
             concept = model(**inputs)
             for level in (1, 2):

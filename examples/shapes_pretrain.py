@@ -173,6 +173,7 @@ def main():
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints and evaluations")
     parser.add_argument("--vision-steps", type=int, default=700, help="steps of the vision encoder alone, before")
     parser.add_argument("--pool", type=int, default=2500, help="training scenes kept in memory")
+    parser.add_argument("--cases", type=int, default=150, help="evaluation cases per target kind")
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
@@ -219,10 +220,10 @@ def main():
             print(f"step {number + 1} {time.time() - begin:.0f}s prompts {prompts} {line}", flush=True)
         if number >= 0 and ((number + 1) % options.save_every == 0 or number + 1 == options.steps):
             save(training, average.state, options.output)
-            scores, threshold = evaluate(training, average.state, "validation", 60)
+            scores, threshold = evaluate(training, average.state, "validation", options.cases // 2)
             print(f"step {number + 1} validation, threshold {threshold}: {show(scores)}", flush=True)
-    scores, threshold = evaluate(training, average.state, "validation", 150)
-    scores, _ = evaluate(training, average.state, "test", 150, threshold)
+    scores, threshold = evaluate(training, average.state, "validation", options.cases)
+    scores, _ = evaluate(training, average.state, "test", options.cases, threshold)
     print(f"test, threshold {threshold} fixed on validation: {show(scores)}", flush=True)
     print(f"{(time.time() - begin) / 60:.1f} minutes, saved to {options.output}", flush=True)
 

@@ -103,16 +103,27 @@ def pixel_values(images: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def union_ious(model: nn.Module, tokenizer, dataset: ShapesInstructionDataset, scenes_at_once: int = 16):
-    """IoU of the united masks with the truth for every case of a dataset and every threshold.
+def mask_areas(
+    model: nn.Module,
+    tokenizer,
+    dataset: ShapesInstructionDataset,
+    levels: Sequence[int] | None = None,
+    scenes_at_once: int = 16,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels that the united masks share with the truth, and pixels in either, for every case and threshold.
 
-    Nothing found where nothing is denoted counts 1. Returns float [cases, thresholds] in the order of the cases.
+    Args:
+        levels: the level at which each case is asked, 0 to 2; its own if not given.
+
+    Returns two tensors [cases, thresholds] in the order of the cases.
     """
     model.eval()
+    if levels is None:
+        levels = [case.level.index for case in dataset.cases]
     by_scene = defaultdict(list)
     for number, case in enumerate(dataset.cases):
         by_scene[case.scene_index].append(number)
-    ious = torch.zeros(len(dataset), len(THRESHOLDS))
+    common, either = torch.zeros(2, len(dataset), len(THRESHOLDS), dtype=torch.long)
     scenes = list(by_scene)
     for start in range(0, len(scenes), scenes_at_once):
         chosen = scenes[start : start + scenes_at_once]
@@ -122,7 +133,7 @@ def union_ious(model: nn.Module, tokenizer, dataset: ShapesInstructionDataset, s
         outputs = model(
             pixel_values=pixel_values([dataset.scene(scene).image for scene in chosen]),
             image_ids=torch.tensor([i for i, scene in enumerate(chosen) for _ in by_scene[scene]]),
-            instruction_levels=torch.tensor([dataset.cases[number].level.index for number in numbers]),
+            instruction_levels=torch.tensor([levels[number] for number in numbers]),
             **text,
         )
         scores = outputs.pred_logits.sigmoid() * outputs.presence_logits.sigmoid()  # [R, Q]
@@ -130,10 +141,19 @@ def union_ious(model: nn.Module, tokenizer, dataset: ShapesInstructionDataset, s
         truth = torch.stack([torch.from_numpy(s["masks"]).any(0) for s in samples])  # [R, H, W]
         for column, threshold in enumerate(THRESHOLDS):
             found = (masks & (scores > threshold)[..., None, None]).any(1)
-            union = (found | truth).sum((1, 2))
-            iou = (found & truth).sum((1, 2)) / union.clamp(min=1)
-            ious[numbers, column] = torch.where(union == 0, torch.ones_like(iou), iou)
-    return ious
+            common[numbers, column] = (found & truth).sum((1, 2))
+            either[numbers, column] = (found | truth).sum((1, 2))
+    return common, either
+
+
+def ious_of_areas(common: torch.Tensor, either: torch.Tensor) -> torch.Tensor:
+    """IoU of each entry; nothing found where nothing is denoted counts 1."""
+    return torch.where(either == 0, 1.0, common / either.clamp(min=1))
+
+
+def union_ious(model: nn.Module, tokenizer, dataset: ShapesInstructionDataset) -> torch.Tensor:
+    """IoU of the united masks with the truth for every case of a dataset and every threshold: [cases, thresholds]."""
+    return ious_of_areas(*mask_areas(model, tokenizer, dataset))
 
 
 def scores_by_kind(ious: torch.Tensor, dataset: ShapesInstructionDataset) -> dict[str, dict[str, float]]:

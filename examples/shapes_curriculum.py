@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train SAM3-I on the shapes world: stock SAM3 in, three stages, a score table and a whole repository out.
+
+    python examples/shapes_curriculum.py --stock runs/shapes_stock --output runs/shapes_tiny
+
+The stock model (from examples/shapes_pretrain.py) stays frozen. Thresholds are chosen on the validation split; the
+table is on the test split, whose phrasings and colour-noun pairs are partly held out.
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from shapes_common import THRESHOLDS, ious_of_areas, mask_areas
+
+from sam3i import (
+    InstructionLevel,
+    Sam3IForInstructionSegmentation,
+    Sam3IProcessor,
+    Sam3ITrainer,
+    Sam3ITrainingArguments,
+)
+from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
+from sam3i.processing.datasets.schema import TARGET_KINDS, row_features
+from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset, shapes_rows
+from sam3i.trainer.curriculum import TrainingStage
+
+CONCEPT, SIMPLE, COMPLEX = InstructionLevel
+ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
+# 16 queries instead of SAM3's 200: the mean over queries must not drown the few that are right.
+LOSS = {"classification_min_queries": 50}
+
+
+def load(stock: str):
+    """The stock model as SAM3-I with fresh adapters, in float32, and its processor."""
+    model = Sam3IForInstructionSegmentation.from_pretrained(stock, dtype=torch.float32, loss_config=LOSS, **ADAPTERS)
+    return model, Sam3IProcessor.from_pretrained(stock)
+
+
+def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3ITrainer:
+    """The curriculum, with vision features cached."""
+    rows = Dataset.from_generator(
+        shapes_rows,
+        features=row_features(),
+        gen_kwargs={"split": "train", "num_scenes": options.scenes, "seed": options.world},
+        cache_dir=str(folder / "data"),
+    )
+    print(f"{len(rows)} targets in {options.scenes} scenes to train on", flush=True)
+    arguments = Sam3ITrainingArguments(
+        output_dir=str(folder),
+        seed=options.seed,
+        max_steps=tuple(options.steps),
+        per_device_train_batch_size=(32, 32, 16),
+        learning_rate=(2e-3, 2e-3, 1e-3),
+        text_learning_rate=(2e-3, 2e-3, 1e-3),
+        weight_decay=0.01,
+        max_grad_norm=5.0,
+        logging_steps=25,
+        save_steps=100,
+        feature_cache=str(folder / "vision_features"),
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = Sam3ITrainer(model, arguments, rows, processing_class=processor)
+    trainer.train(resume_from_checkpoint=options.resume)
+    return trainer
+
+
+class Scores:
+    """Answers of one system to one split at one level, for all thresholds.
+
+    Args:
+        heard: the level at which each case is asked.
+    """
+
+    def __init__(self, model, processor, dataset: ShapesInstructionDataset, heard: list[int]):
+        self.heard = torch.tensor(heard)
+        self.common, self.either = mask_areas(model, processor.tokenizer, dataset, heard)
+
+    def best_threshold(self) -> float:
+        """The threshold of the highest gIoU; for the validation split only."""
+        return THRESHOLDS[int(ious_of_areas(self.common, self.either).mean(0).argmax())]
+
+    def at(self, thresholds: dict[int, float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels in common and in either, [cases], at the threshold of the level that each case was asked at."""
+        columns = torch.tensor([THRESHOLDS.index(thresholds[level]) for level in self.heard.tolist()])[:, None]
+        return self.common.gather(1, columns)[:, 0], self.either.gather(1, columns)[:, 0]
+
+
+def pick_any(dataset: ShapesInstructionDataset) -> torch.Tensor:
+    """Expected IoU, [cases], of cutting out, without fault, one object of the noun (of any, without a noun) by chance."""
+    ious = []
+    for case in dataset.cases:
+        scene, noun = dataset.scene(case.scene_index), case.target.meaning.noun
+        masks = torch.from_numpy(scene.masks)
+        truth = masks[list(case.target.targets)].any(0)
+        picks = [mask for mask, item in zip(masks, scene.objects, strict=True) if noun in (None, item.noun)]
+        if not picks:
+            ious.append(float(not truth.any()))
+            continue
+        ious.append(sum(float((pick & truth).sum() / (pick | truth).sum()) for pick in picks) / len(picks))
+    return torch.tensor(ious)
+
+
+def line(name: str, dataset: ShapesInstructionDataset, ious: torch.Tensor, areas=None) -> str:
+    """One row of the table: gIoU of all cases and by kind of target, then cIoU, P@0.5 and N-acc."""
+    kinds = [case.target.kind for case in dataset.cases]
+    cells = [f"{ious.mean():.3f}"]
+    for kind in TARGET_KINDS:
+        chosen = torch.tensor([each == kind for each in kinds])
+        cells.append(f"{ious[chosen].mean():.3f}" if chosen.any() else "-")
+    if areas is None:
+        cells += ["-", "-", "-"]
+    else:
+        common, either = areas
+        none = torch.tensor([kind == "none" for kind in kinds])
+        cells.append(f"{common.sum() / either.sum():.3f}")
+        cells.append(f"{(ious >= 0.5).float().mean():.3f}")
+        cells.append(f"{(either[none] == 0).float().mean():.3f}")
+    return f"{name:<34}" + "".join(f"{cell:>9}" for cell in cells)
+
+
+def score_table(stock, stages: dict[str, Sam3IForInstructionSegmentation], processor, cases: int, world: int) -> str:
+    """The table: for every level, what needs no model, stock, and every stage, told the level and left to choose."""
+    lines = []
+    auto: dict[str, list[int]] = {}
+    thresholds: dict[tuple[str, int], float] = {}
+    systems = {"stock SAM3": stock, **stages}
+    for level in InstructionLevel:
+        validation = ShapesInstructionDataset.evaluation("validation", max(40, cases // 2), world, [level])
+        test = ShapesInstructionDataset.evaluation("test", cases, world, [level])
+        lines.append(f"\n{level.value}: {len(test)} test cases, {len(validation)} validation cases")
+        lines.append(
+            f"{'gIoU':<34}" + "".join(f"{name:>9}" for name in ("all", *TARGET_KINDS, "cIoU", "P@0.5", "N-acc"))
+        )
+        nothing = torch.tensor([float(case.target.kind == "none") for case in test.cases])
+        lines.append(line("answering nothing", test, nothing))
+        lines.append(line("any object of the noun, cut out", test, pick_any(test)))
+        for name, model in systems.items():
+            heard = 0 if name == "stock SAM3" else level.index
+            chosen = Scores(model, processor, validation, [heard] * len(validation)).best_threshold()
+            thresholds[name, level.index] = chosen
+            areas = Scores(model, processor, test, [heard] * len(test)).at({heard: chosen})
+            lines.append(line(f"{name} (threshold {chosen})", test, ious_of_areas(*areas), areas))
+        auto[level.value] = processor(text=[case.text for case in test.cases])["instruction_levels"]
+    last, model = list(systems.items())[-1]
+    own = {level.index: thresholds[last, level.index] for level in InstructionLevel}
+    lines.append(f"\n{last}, left to choose the level")
+    for level in InstructionLevel:
+        test = ShapesInstructionDataset.evaluation("test", cases, world, [level])
+        heard = auto[level.value]
+        right = sum(each == level.index for each in heard) / len(heard)
+        areas = Scores(model, processor, test, heard).at(own)
+        lines.append(line(f"{level.value} ({right:.0%} sent right)", test, ious_of_areas(*areas), areas))
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stock", default="runs/shapes_stock", help="repository of the tiny stock SAM3")
+    parser.add_argument("--output", type=Path, default=Path("runs/shapes_tiny"))
+    parser.add_argument("--steps", type=int, nargs=3, default=(450, 450, 250), help="steps of each stage")
+    parser.add_argument("--scenes", type=int, default=4000, help="training scenes")
+    parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument("--world", type=int, default=0, help="seed of the world")
+    parser.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
+    options = parser.parse_args()
+
+    begin = time.time()
+    torch.manual_seed(options.seed)
+    model, processor = load(options.stock)
+    stock = copy.deepcopy(model)
+    folder = options.output.with_name(options.output.name + "_training")
+    trainer = train(model, processor, options, folder)
+    print(f"trained in {(time.time() - begin) / 60:.1f} minutes", flush=True)
+    if not trainer.concept_check.is_unchanged(model):
+        raise SystemExit("The concept path has changed.")
+
+    processor.save_pretrained(options.output)
+    copy.deepcopy(model).half().save_pretrained(options.output)
+    stages = {}
+    for stage in TrainingStage:
+        stages[f"stage {stage.index + 1}"] = load_instruction_adapter(
+            copy.deepcopy(stock), folder / stage.folder / "final"
+        ).eval()
+    print(score_table(stock.eval(), stages, processor, options.cases, options.world), flush=True)
+    print(f"\nconcept outputs equal stock's bit for bit; {(time.time() - begin) / 60:.1f} minutes; {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -86,8 +86,8 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
         return self.site
 
     def add(self, adapter_name: str, settings: "InstructionAdapterConfig", adapter: nn.Module) -> None:
-        """Take one more adapter, placed where the layer is."""
-        self.sam3i_adapter[adapter_name] = adapter
+        """Take one more adapter, in the mode and the place of the layer."""
+        self.sam3i_adapter[adapter_name] = adapter.train(self.site.training)
         self.settings[adapter_name] = settings
         self._move_adapter_to_device_of_base_layer(adapter_name)
 

@@ -9,9 +9,10 @@ import inspect
 
 import torch
 from torch import nn
-from transformers import Sam3Model
+from transformers import PreTrainedModel, Sam3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .inputs_sam3i import resolve_levels, row_images, text_encoder_inputs
 from .routing_sam3i import LevelRouting
@@ -42,6 +43,9 @@ def exchange(*modules: nn.Module) -> None:
     for module in modules:
         if type(module) in TUNED_CLASSES:
             module.__class__ = TUNED_CLASSES[type(module)]
+            if isinstance(module, PreTrainedModel):
+                # What a model can record (`output_hidden_states`) is kept by class; constructors enter it.
+                _CAN_RECORD_REGISTRY[module] = module._can_record_outputs
 
 
 def prepare_stock(model: Sam3Model) -> None:

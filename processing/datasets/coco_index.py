@@ -16,7 +16,7 @@ from .schema import MAX_INTEGER, MIN_INTEGER, shown
 
 
 class CocoIndex:
-    """Byte index of a file with `images`, `annotations` and `categories` (about 40 bytes of memory per record).
+    """Byte index of a file with `images`, `annotations` and `categories` (about 100 bytes of memory per record).
 
     Attributes:
         categories: names by id.

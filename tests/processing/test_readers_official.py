@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from sam3i.processing.datasets.conversion import convert_dataset
 from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault
 from sam3i.processing.datasets.json_stream import JsonSyntaxError, iterate_elements, read_element
 from sam3i.processing.datasets.loading import READERS, detect_format, load_instruction_dataset, read_items
-from sam3i.processing.datasets.masks import decode_mask
+from sam3i.processing.datasets.masks import decode_mask, encode_mask
 
 
 def rows_of(path, format="official", **kwargs):
@@ -169,3 +171,48 @@ def test_index_finds_records_by_id(example):
     assert index.image(2)["width"] == 40 and index.image(0) is None
     assert [label for label, _ in index.annotations_of(2)] == ["annotations[1] (id 11)", "annotations[2] (id 12)"]
     assert len(index) == 2 and not index.faults and not list(index.orphans())
+
+
+READ_ALL = """
+import json, sys, time
+from sam3i.processing.datasets.loading import iterate_rows
+
+def peak():
+    # The high-water mark of this process alone: getrusage hands on that of the process it was forked from.
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+before, start = peak(), time.perf_counter()
+rows = sum(1 for _ in iterate_rows("official", sys.argv[1]))
+print(json.dumps({"rows": rows, "seconds": time.perf_counter() - start, "megabytes": peak() - before}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory from /proc")
+def test_a_file_of_200_000_records_is_read_in_little_memory(tmp_path):
+    """226 MB of JSON, which `json.load` turns into a gigabyte of objects."""
+    path = tmp_path / "large.json"
+    rng = np.random.default_rng(0)
+    masks = []
+    for _ in range(2000):
+        mask = np.zeros((480, 640), dtype=bool)
+        runs = rng.integers((50, 20), (200, 200), (150, 2))
+        for column, (top, height) in enumerate(runs, start=int(rng.integers(400))):
+            mask[top : top + height, column] = True
+        masks.append(json.dumps(encode_mask(mask)))
+    texts = {"concept": ["cup"], "simple_query": ["the cup " * 3] * 3, "complex_query": ["to drink from " * 4] * 3}
+    image = json.dumps({"file_name": "x.jpg", "width": 640, "height": 480, "text_inst_input": texts})[1:]
+    with open(path, "w") as file:
+        file.write('{"images": [' + ",\n".join(f'{{"id": {n}, {image}' for n in range(200_000)))
+        file.write('],\n"annotations": [')
+        for n in range(200_000):
+            comma = ",\n" if n else ""
+            file.write(f'{comma}{{"id": {n}, "image_id": {n}, "category_id": 1, "iscrowd": 0, ')
+            file.write(f'"bbox": [0, 0, 640, 480], "segmentation": {masks[n % 2000]}}}')
+        file.write('],\n"categories": [{"id": 1, "name": "object"}]}')
+    command = [sys.executable, "-c", READ_ALL, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured = json.loads(result.stdout)
+    assert measured["rows"] == 200_000
+    assert 0 < measured["megabytes"] < 200, measured

@@ -41,9 +41,9 @@ class LowRankUpdate(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: "LowRankUpdate") -> None:
-        """Compute what `other`, of lower rank, computes; the further directions start fresh."""
+        """Compute what `other`, of lower rank, computes; the further directions add nothing yet."""
         rank = other.down_proj.out_features
-        self.init_weights()
+        self.up_proj.weight.zero_()
         self.down_proj.weight[:rank].copy_(other.down_proj.weight)
         self.up_proj.weight[:, :rank].copy_(other.up_proj.weight)
 

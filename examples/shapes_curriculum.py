@@ -91,7 +91,7 @@ class Scores:
 
 
 def pick_any(dataset: ShapesInstructionDataset) -> torch.Tensor:
-    """Expected IoU, [cases], of cutting out, without fault, one object of the noun (of any, without a noun) by chance."""
+    """Expected IoU, [cases], of cutting out one object of the noun, picked by chance (of all, without a noun)."""
     ious = []
     for case in dataset.cases:
         scene, noun = dataset.scene(case.scene_index), case.target.meaning.noun

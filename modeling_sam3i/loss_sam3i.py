@@ -117,7 +117,7 @@ class Sam3ICriterion(nn.Module):
         boxes, rows, rows_with_target = average_over_processes(torch.tensor(local, device=targets.boxes.device))
         world_size = _world_size() if torch.is_grad_enabled() else 1
         return Normaliser(
-            num_boxes=boxes.clamp(min=1),
+            num_boxes=boxes.clamp(min=1 / world_size),
             num_rows=rows.clamp(min=1 / world_size),
             num_rows_with_target=rows_with_target.clamp(min=1 / world_size),
             total_rows=rows * world_size,

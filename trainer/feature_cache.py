@@ -123,10 +123,10 @@ class VisionFeatureCache:
         found = {key: content_hash(image) for key, image in self._raw_images(dataset, mine)}
         # every process learns what all pictures hold
         everything = gather_object([found]) if state.num_processes > 1 else [found]
-        self._content.update({key: content for part in everything for key, content in part.items()})
         missing = {found[key]: place for key, place in mine if not self._path(found[key]).is_file()}
         self._check_space(len({c for part in everything for c in part.values() if not self._path(c).is_file()}))
         self._encode(dataset, list(missing.items()), batch_size, state.is_main_process)
+        self._content.update({key: content for part in everything for key, content in part.items()})
         state.wait_for_everyone()
         return len(missing)
 

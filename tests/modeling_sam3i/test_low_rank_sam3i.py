@@ -128,8 +128,14 @@ def test_the_scale_multiplies_the_update(low_rank_config, train_adapters):
         torch.testing.assert_close(found - layer.mlp.fc1(states), 0.5 * update(states), atol=1e-6, rtol=0)
 
 
-def test_the_complex_update_starts_as_the_simple_one_and_goes_beyond_it(low_rank_model, train_adapters):
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_the_complex_update_starts_as_the_simple_one_and_goes_beyond_it(
+    low_rank_model, train_adapters, reloaded, tmp_path
+):
     train_adapters(low_rank_model)
+    if reloaded:  # loaded weights count as initialised, which must not keep the old complex update alive
+        low_rank_model.save_pretrained(tmp_path)
+        low_rank_model = Sam3IForInstructionSegmentation.from_pretrained(tmp_path)
     low_rank_model.start_complex_from_simple()
     levels: LowRankLevels = low_rank_model.detr_decoder.layers[1].sam3i_adapter
     simple, complex_ = levels.simple["vision_cross_attn_q"], levels.complex["vision_cross_attn_q"]

@@ -144,28 +144,38 @@ class UpdatedBlock:
 class UpdatableBlock:
     """Mixin of stock blocks: their `forward` can run with updated projections."""
 
+    stock: type[nn.Module]
+
     def forward(self, *args, level_updates: Callable | None = None, **kwargs):
         """As in stock; `level_updates(name, projection, states)` replaces `projection(states)` when given."""
         if level_updates is None:
-            return super().forward(*args, **kwargs)
+            return self.stock.forward(self, *args, **kwargs)
         # Stock's own code, run on a view of this block: no copy of it, and no state that outlives the call.
-        return super().forward.__func__(UpdatedBlock(self, level_updates), *args, **kwargs)
+        return self.stock.forward(UpdatedBlock(self, level_updates), *args, **kwargs)
 
 
 class Sam3IAttention(UpdatableBlock, Sam3Attention):
     """Attention of the DETR layers."""
 
+    stock = Sam3Attention
+
 
 class Sam3IMLP(UpdatableBlock, Sam3MLP):
     """MLP of the DETR layers."""
+
+    stock = Sam3MLP
 
 
 class Sam3ITextAttention(UpdatableBlock, CLIPAttention):
     """Attention of the text encoder."""
 
+    stock = CLIPAttention
+
 
 class Sam3ITextMLP(UpdatableBlock, CLIPMLP):
     """MLP of the text encoder."""
+
+    stock = CLIPMLP
 
 
 BLOCK_CLASSES = {

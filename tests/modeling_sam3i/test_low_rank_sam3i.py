@@ -179,6 +179,16 @@ def test_attention_maps_are_recorded_after_the_update(low_rank_model, train_adap
         assert all((a - b).abs().max() > 1e-4 for a, b in zip(simple[name], concept[name], strict=True)), name
 
 
+def test_an_updated_layer_compiles_without_a_graph_break(low_rank_model, train_adapters):
+    layer = train_adapters(low_rank_model).detr_encoder.layers[0]
+    pixels, prompt, position = torch.randn(3, 16, 32), torch.randn(3, 5, 32), torch.randn(3, 16, 32)
+    routing = LevelRouting(torch.tensor([1, 0, 2]))
+    with torch.no_grad():
+        compiled = torch.compile(layer, backend="eager", fullgraph=True)
+        found = compiled(pixels, prompt, position, level_routing=routing)
+        torch.testing.assert_close(found, layer(pixels, prompt, position, level_routing=routing))
+
+
 def test_rank_zero_leaves_the_updates_out(low_rank_config, inputs):
     low_rank_config.adapter_rank = 0
     model = Sam3IForInstructionSegmentation(low_rank_config).eval()

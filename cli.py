@@ -11,6 +11,7 @@ from .hub.convert_cli import convert
 from .hub.export_cli import export
 from .processing.data_cli import data_app
 from .trainer.evaluate_cli import evaluate
+from .trainer.train_cli import train
 
 app = typer.Typer(
     name="sam3i",
@@ -59,7 +60,7 @@ def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) ->
         raise _fail(error) from error
 
 
-for command in (evaluate, convert, export):
+for command in (train, evaluate, convert, export):
     app.command()(command)
 app.add_typer(data_app, name="data")
 

@@ -109,8 +109,11 @@ class Sam3ITrainer(Trainer):
                 f"Found {self.args.n_gpu} GPUs in one process. Start one process per GPU (`torchrun` or `accelerate "
                 "launch`), or show the process one GPU (CUDA_VISIBLE_DEVICES)."
             )
-        if self.is_fsdp_enabled and eval_dataset is not None:
-            raise ValueError("Sharded weights cannot be evaluated in training: leave `eval_dataset` out under FSDP.")
+        if self.is_fsdp_enabled and (eval_dataset is not None or len(args.stages) > 1):
+            raise ValueError(
+                "Sharded weights stay sharded until the process ends: under FSDP run one stage at a time (`stages`), "
+                "each with the model of the one before, and evaluate afterwards (no `eval_dataset`)."
+            )
         self.add_callback(_EpochCallback(self))
         self.all_rows = train_dataset
         self.concept_check: ConceptCheck | None = None

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sharded_learner
 import torch
 import training_fixtures
 import yaml
@@ -47,6 +48,19 @@ def test_two_processes_share_a_feature_cache(tmp_path, one_process):
     found, _ = train(tmp_path, 2, per_device_train_batch_size=2, feature_cache=str(cache))
     assert found == pytest.approx(one_process[0], rel=1e-4)
     assert len(list(cache.rglob("*.safetensors"))) == 6
+
+
+def test_a_sharded_learner_has_the_losses_and_gradients_of_a_whole_one(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, sharded_learner.__file__, str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        result = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert result["sharded_loss"] == pytest.approx(result["loss"], rel=1e-6)
+        assert result["parameters"] > 100 and result["largest_gradient"] > 0.1
+        assert result["largest_difference"] < 1e-5 * result["largest_gradient"]
 
 
 @pytest.mark.parametrize("name", ["cpu", "one_gpu", "ddp", "fsdp"])

@@ -17,6 +17,7 @@ from training_fixtures import tiny_arguments, tiny_dataset, tiny_model, tiny_pro
 from transformers import TrainerCallback
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3ITrainer
+from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
 from sam3i.modeling_sam3i.alignment_sam3i import Sam3IAlignmentLoss
 from sam3i.processing.transforms import InstructionTransform
 from sam3i.trainer.collator import InstructionCollator
@@ -28,7 +29,7 @@ SIMPLE, COMPLEX, JOINT = TrainingStage
 LOSS_ITEMS = {"kl_weight": 0.5, "margin_weight": 2.0}
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -40,7 +41,7 @@ class KillAt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.output_dir.endswith(self.folder) and state.global_step == self.step:
-            raise Killed
+            raise KilledError
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -279,6 +280,30 @@ def test_the_best_weights_of_each_stage_are_kept_and_patience_ends_it(tmp_path, 
         assert_equal(*tensors)
 
 
+def test_patience_is_remembered_by_checkpoints(tmp_path, monkeypatch):
+    figures = {1: 5.0, 2: 9.0, 3: 7.0, 4: 8.0}  # a run that starts counting anew would go on to step 5
+    settings = {
+        "stages": "simple",
+        "max_steps": 8,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+    }
+    settings |= {"save_steps": 1, "early_stopping_patience": 2, "save_total_limit": None}
+
+    def run(callbacks, resume):
+        trainer = tiny_trainer(tmp_path, None, tiny_dataset(4, "validation"), callbacks, **settings)
+        monkeypatch.setattr(
+            "sam3i.trainer.trainer_sam3i.evaluate_levels",
+            lambda *args, **kwargs: {"stage_gIoU": figures[trainer.state.global_step]},
+        )
+        return trainer.train(resume_from_checkpoint=resume)
+
+    with pytest.raises(KilledError):
+        run([KillAt(SIMPLE, 4)], False)
+    assert run(None, True).global_step == 4
+
+
 # Checkpoints and resuming
 
 
@@ -299,6 +324,18 @@ def test_checkpoints_hold_adapters_only_and_load_as_repositories(tmp_path):
     assert checkpoints == ["checkpoint-4"]
 
 
+def test_weights_gathered_from_shards_are_written(tmp_path):
+    trainer = tiny_trainer(tmp_path, stages="joint")
+    learner = InstructionLearner(tiny_model(), JOINT)
+    gathered = {name: tensor + 1.0 for name, tensor in learner.state_dict().items() if tensor.is_floating_point()}
+    trainer.model = learner
+    trainer._save(str(tmp_path / "saved"), gathered)
+    projector = load_file(tmp_path / "saved" / "projector.safetensors")
+    assert_equal(projector, {name: gathered[f"projector.{name}"] for name in projector})
+    loaded = load_instruction_adapter(tiny_model(), tmp_path / "saved")
+    assert all(torch.equal(p, gathered[f"model.{name}"]) for name, p in loaded.adapter_parameters().items())
+
+
 # One checkpoint per step; an epoch is three steps.
 RESUMABLE = {"max_steps": (5, 4, 4), "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "inverse_sqrt"}
 
@@ -315,7 +352,7 @@ def uninterrupted(tmp_path_factory):
     ("stage", "step"), [(SIMPLE, 1), (SIMPLE, 3), (SIMPLE, 5), (COMPLEX, 1), (COMPLEX, 4), (JOINT, 2), (JOINT, 4)]
 )
 def test_a_resumed_training_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, uninterrupted, stage, step):
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         tiny_trainer(tmp_path, tiny_model(dropout=0.2), callbacks=[KillAt(stage, step)], **RESUMABLE).train()
     torch.manual_seed(step)  # the new process knows nothing of the old one's random state
     model = tiny_model(dropout=0.2)

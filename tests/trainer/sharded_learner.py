@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run by torchrun: a joint step whole and sharded by FSDP2 on the CPU; writes what each process found."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+from torch.distributed.fsdp import fully_shard
+from training_fixtures import tiny_dataset, tiny_model, tiny_processor
+
+from sam3i.trainer.collator import InstructionCollator
+from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
+from sam3i.trainer.learner import InstructionLearner
+
+CONFIG = Path(__file__).resolve().parents[2] / "examples" / "accelerate" / "fsdp.yaml"
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (processes,))
+    model = tiny_model()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.adapter_parameters().values():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    freeze_for_stage(model, TrainingStage.JOINT)
+    torch.manual_seed(3)
+    learner = InstructionLearner(model, TrainingStage.JOINT).train()
+    dataset = tiny_dataset()
+    rows = [dataset[index] for index in range(rank * 4, rank * 4 + 4)]
+    batch = InstructionCollator(tiny_processor(), "joint")(rows)
+
+    loss = learner(**batch)["loss"]
+    loss.backward()
+    expected = {}
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            expected[name] = parameter.grad.clone()
+            dist.all_reduce(expected[name])
+    learner.zero_grad()
+
+    layers = yaml.safe_load(CONFIG.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    for module in learner.modules():
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh)
+    fully_shard(learner, mesh=mesh)
+    sharded_loss = learner(**batch)["loss"]
+    sharded_loss.backward()
+    found = {name: p.grad.full_tensor() for name, p in learner.named_parameters() if p.requires_grad}
+    result = {
+        "loss": loss.item(),
+        "sharded_loss": sharded_loss.item(),
+        "parameters": len(found),
+        "largest_gradient": max(tensor.abs().max().item() for tensor in expected.values()) / processes,
+        "largest_difference": max((found[n] - expected[n] / processes).abs().max().item() for n in expected),
+    }
+    Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, Sam3Config, Sam3Model
+from transformers import AutoModel, Sam3Config, Sam3Model, pipeline
 
 from sam3i.modeling_sam3i.adapter_files_sam3i import (
     AdapterFileError,
@@ -172,6 +172,14 @@ class TestLoadingWithItsBase:
         again = Sam3IForInstructionSegmentation.from_pretrained(repo, config=config)
         assert again.config.adapter_scale == 0.5
         torch.testing.assert_close(predict(again, inputs), predict(model, inputs), atol=1e-6, rtol=1e-6)
+
+    @pytest.mark.parametrize("base", ["sam3", "sam3_video"])
+    def test_the_pipeline_uses_the_adapters(self, make_trained, base):
+        model, repo = make_trained(base=base)
+        pipe = pipeline("instruction-segmentation", model=str(repo))
+        assert type(pipe.model) is Sam3IForInstructionSegmentation
+        for name, parameter in model.adapter_parameters().items():
+            assert torch.equal(pipe.model.get_parameter(name).cpu(), parameter), name
 
     def test_a_subfolder(self, make_trained, inputs, tmp_path):
         model, _ = make_trained("repo/instruction")

@@ -2,13 +2,13 @@
 """Adapter repositories: written without SAM3, loaded with it, and never in part."""
 
 import json
-import logging
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Sam3Config, Sam3Model, pipeline
 
+from sam3i.modeling_sam3i import modeling_sam3i
 from sam3i.modeling_sam3i.adapter_files_sam3i import (
     AdapterFileError,
     AdapterMismatchError,
@@ -129,12 +129,14 @@ class TestLoadingWithItsBase:
             assert getattr(again.config, name) == value
         torch.testing.assert_close(predict(again, inputs), predict(model, inputs), atol=1e-6, rtol=1e-6)
 
-    def test_nothing_is_said_about_missing_adapters(self, make_trained, caplog, monkeypatch):
+    def test_only_a_stock_repository_is_said_to_lack_adapters(self, make_trained, tiny_stock_repos, monkeypatch):
         _, repo = make_trained()
-        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-        with caplog.at_level(logging.WARNING):
-            Sam3IForInstructionSegmentation.from_pretrained(repo)
-        assert "holds no instruction adapters" not in caplog.text
+        said = []
+        monkeypatch.setattr(modeling_sam3i.logger, "warning_once", said.append)
+        Sam3IForInstructionSegmentation.from_pretrained(repo)
+        assert said == []
+        Sam3IForInstructionSegmentation.from_pretrained(tiny_stock_repos["sam3"])
+        assert len(said) == 1 and "holds no instruction adapters" in said[0]
 
     def test_the_base_can_lie_elsewhere(self, make_trained, tiny_stock_repos, inputs):
         model, repo = make_trained()

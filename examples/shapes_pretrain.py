@@ -2,6 +2,7 @@
 """Pretrain a tiny SAM3 in the stock format on concepts of the shapes world, from scratch on a CPU.
 
     python examples/shapes_pretrain.py --output runs/shapes_stock
+    python examples/shapes_pretrain.py --output runs/shapes_stock_long --start runs/shapes_stock --seed 1 --steps 3000
 
 The result is a stock SAM3 repository (`Sam3Model`, `Sam3Processor`): it knows what a circle is and follows no
 instruction. What stands for the broad pretraining of real SAM3, all of it for training only:
@@ -69,6 +70,12 @@ class Pretraining(nn.Module):
     def stock_state_dict(self) -> dict[str, torch.Tensor]:
         """The weights of SAM3 alone."""
         return {k: v for k, v in self.model.state_dict().items() if ".sam3i_adapter." not in k}
+
+    def load_stock(self, state: dict[str, torch.Tensor]) -> None:
+        """Put in the weights of SAM3, all of them and nothing else."""
+        if state.keys() != self.stock_state_dict().keys():
+            raise ValueError(f"Expected the weights of this SAM3, found other keys: {sorted(state)[:3]}...")
+        self.model.load_state_dict(state, strict=False)
 
     def forward(self, scenes, rows, images, sentences, **boxes) -> tuple[torch.Tensor, dict[str, float]]:
         text = self.tokenizer([text for _, text, _ in rows], padding=True, return_tensors="pt")
@@ -147,10 +154,10 @@ def evaluate(
 ):
     """Concept scores of a state; the threshold is chosen here if none is given. Returns scores and threshold."""
     own = {k: v.clone() for k, v in training.stock_state_dict().items()}
-    training.model.load_state_dict(state, strict=False)
+    training.load_stock(state)
     dataset = ShapesInstructionDataset.evaluation(split, cases, levels=(InstructionLevel.CONCEPT,))
     ious = union_ious(training.model, training.tokenizer, dataset)
-    training.model.load_state_dict(own, strict=False)
+    training.load_stock(own)
     training.model.train()
     column = int(ious.mean(0).argmax()) if threshold is None else THRESHOLDS.index(threshold)
     return scores_by_kind(ious[:, column], dataset), THRESHOLDS[column]
@@ -169,7 +176,8 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/shapes_stock"))
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything but the world, whose test scenes stay")
+    parser.add_argument("--start", type=Path, help="go on from this stock repository; give another --seed")
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints and evaluations")
     parser.add_argument("--vision-steps", type=int, default=700, help="steps of the vision encoder alone, before")
     parser.add_argument("--pool", type=int, default=2500, help="training scenes kept in memory")
@@ -178,8 +186,12 @@ def main():
 
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    world = ShapesWorld(options.seed, "train")
+    world = ShapesWorld(0, "train")
     training = Pretraining(build_tokenizer())
+    if options.start is not None:
+        start = Sam3Model.from_pretrained(options.start, dtype=torch.float32)
+        training.load_stock(start.state_dict())
+        options.vision_steps = 0
     stream = SentenceStream(world)
     optimizer = torch.optim.AdamW(parameter_groups(training), lr=options.learning_rate, betas=(0.9, 0.98))
     average = Average(training.stock_state_dict())
@@ -187,7 +199,7 @@ def main():
     print(f"{parameters:,} parameters, {len(training.tokenizer)} tokens", flush=True)
     training.train()
     begin, shown, prompts = time.time(), {}, 0
-    pool = ScenePool(world, options.pool)
+    pool = ScenePool(world, options.pool, first=options.seed * 100_000)
     for step in range(options.vision_steps + options.steps):
         number = step - options.vision_steps  # below zero: vision alone
         rate = learning_rate(max(number, 0), options.steps, options.learning_rate)

@@ -15,10 +15,10 @@ ABSENT_SHARE, EVERYTHING_SHARE = 0.85, 0.12  # pictures asked for a noun they la
 class ScenePool:
     """Training scenes, each drawn many times and slowly replaced by new ones: painting is a large part of a step."""
 
-    def __init__(self, world: ShapesWorld, size: int):
+    def __init__(self, world: ShapesWorld, size: int, first: int = 0):
         self.world, self.size = world, size
-        self.scenes = [world.scene(index) for index in range(size)]
-        self.painted = size
+        self.scenes = [world.scene(index) for index in range(first, first + size)]
+        self.painted = first + size
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Scene]:
         """Some scenes, half of them mirrored; two of the pool's are replaced."""

@@ -9,6 +9,8 @@ from sam3i.processing.datasets.shapes_rendering import NOUNS
 from sam3i.processing.datasets.shapes_world import Scene, ShapesWorld
 from sam3i.processing.datasets.shapes_writer import InstructionWriter
 
+# A concept is a noun phrase, not one word only; the bare noun is the most frequent.
+NOUN_PHRASES = ("{n}", "{n}", "{n}", "a {n}", "the {n}", "{ns}", "the {ns}", "all {ns}")
 ABSENT_SHARE, EVERYTHING_SHARE = 0.85, 0.12  # pictures asked for a noun they lack; asked for all their objects
 
 
@@ -38,7 +40,8 @@ def concept_rows(scenes: list[Scene], rng: np.random.Generator) -> list[tuple[in
         if rng.random() < ABSENT_SHARE:
             asked.append(str(rng.choice([noun for noun in NOUNS if noun not in present])))
         for noun in asked:
-            rows.append((number, noun, [i for i, item in enumerate(scene.objects) if item.noun == noun]))
+            phrase = str(rng.choice(NOUN_PHRASES)).format(n=noun, ns=lexicon.PLURALS[noun])
+            rows.append((number, phrase, [i for i, item in enumerate(scene.objects) if item.noun == noun]))
         if rng.random() < EVERYTHING_SHARE:
             rows.append((number, str(rng.choice(lexicon.THINGS)), list(range(len(scene.objects)))))
     return rows
@@ -55,7 +58,7 @@ def exemplars(scenes: list[Scene], rows: list[tuple[int, str, list[int]]], rng: 
         if chosen:
             boxes[row, 0] = torch.from_numpy(scenes[number].boxes[int(rng.choice(chosen))])
             labels[row] = 1
-        wordless = chosen and text in NOUNS and rng.random() < 0.5
+        wordless = chosen and text not in lexicon.THINGS and rng.random() < 0.5
         shown.append((number, "visual" if wordless else text, chosen))
     return shown, boxes, labels
 

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ..modeling_sam3i.adapter_files_sam3i import load_instruction_adapter, save_adapter
 from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from ..processing.processing_sam3i import Sam3IProcessor
 from ..processing.transforms import InstructionTransform
@@ -23,17 +21,16 @@ from .feature_cache import VisionFeatureCache
 from .learner import InstructionLearner
 from .stage_checkpoints import (
     FINAL_NAME,
-    CheckpointNotFoundError,
-    StageCheckpoint,
-    find_checkpoint,
-    read_checkpoint,
+    checkpoint_to_resume,
+    discard_later_checkpoints,
+    load_trained_weights,
+    save_trained_weights,
     seal_checkpoint,
 )
 from .stage_evaluation import ConceptCheck, evaluate_levels
 
 logger = logging.get_logger(__name__)
 
-PROJECTOR_NAME = "projector.safetensors"
 CONCEPT_CHECK_ROWS = 2
 
 
@@ -85,6 +82,14 @@ class Sam3ITrainer(Trainer):
             raise ValueError(f"Expected `args` as Sam3ITrainingArguments, found {type(args).__name__}.")
         if processing_class is None:
             raise ValueError("Expected the model's processor as `processing_class`, found None.")
+        if train_dataset is not None and not hasattr(train_dataset, "select_columns"):
+            raise ValueError(
+                f"Expected `train_dataset` as a datasets.Dataset of instruction rows, found "
+                f"{type(train_dataset).__name__}: see `load_instruction_dataset`, or `Dataset.from_list(rows, "
+                "features=row_features())`."
+            )
+        if train_dataset is not None and not hasattr(train_dataset, "__len__"):
+            raise ValueError("Expected `train_dataset` of known length, found a stream: load it without streaming.")
         if transform is not None and args.feature_cache is not None:
             raise ValueError(
                 "`transform` draws new views of a picture and `feature_cache` keeps one: give the views rows of their "
@@ -137,18 +142,22 @@ class Sam3ITrainer(Trainer):
         """
         if self.all_rows is None:
             raise ValueError("Expected `train_dataset` to train, found None.")
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        stages = self.curriculum_args.stages
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.curriculum_args.output_dir, stages)
+        self.accelerator.wait_for_everyone()  # all have looked
+        if self.args.should_save:
+            discard_later_checkpoints(self.curriculum_args.output_dir, checkpoint)
         if self.concept_check is None and not self.is_fsdp_enabled:
             rows = self.eval_dataset if self.eval_dataset is not None else self.all_rows
             first = [rows[index] for index in range(min(CONCEPT_CHECK_ROWS, len(rows)))]
             self.concept_check = ConceptCheck.on_rows(self.instruction_model, self.processing_class, first)
         steps, loss, metrics, history = 0, 0.0, {}, []
-        for stage in self.curriculum_args.stages:
+        for stage in stages:
             if checkpoint is not None and stage.index < checkpoint.stage.index:
                 continue
             resumed = checkpoint if checkpoint is not None and checkpoint.stage is stage else None
             if resumed is not None and resumed.finished:
-                load_instruction_adapter(self.instruction_model, resumed.folder)
+                load_trained_weights(self.instruction_model, None, resumed.folder)
                 continue
             output = self._train_stage(stage, None if resumed is None else resumed.folder)
             steps, loss = steps + output.global_step, loss + output.training_loss * output.global_step
@@ -157,33 +166,17 @@ class Sam3ITrainer(Trainer):
         self.state.log_history = history
         return TrainOutput(steps, loss / max(1, steps), metrics)
 
-    def _checkpoint_to_resume(self, resume: str | bool | None) -> StageCheckpoint | None:
-        if not resume:
-            return None
-        if resume is True:
-            return find_checkpoint(self.curriculum_args.output_dir, self.curriculum_args.stages)
-        checkpoint = read_checkpoint(Path(resume))
-        if checkpoint is None or checkpoint.stage not in self.curriculum_args.stages:
-            found = "none" if checkpoint is None else f"one of stage {checkpoint.stage.value!r}"
-            raise CheckpointNotFoundError(
-                f"Expected a complete checkpoint of one of the stages to run in {resume}, found {found}. "
-                "`resume_from_checkpoint=True` finds the last one of `output_dir`."
-            )
-        return checkpoint
-
     def _train_stage(self, stage: TrainingStage, checkpoint: Path | None) -> TrainOutput:
         model, args = self.instruction_model, self.curriculum_args.for_stage(stage)
         self.stage, self.args = stage, args
         self._train_batch_size = args.train_batch_size
         set_seed(args.seed + stage.index)
+        learner = InstructionLearner(model, stage)
         if checkpoint is not None:
-            load_instruction_adapter(model, checkpoint)
+            load_trained_weights(model, learner.projector, checkpoint)
         elif stage is TrainingStage.COMPLEX and args.start_complex_from_simple:
             model.start_complex_from_simple()
         freeze_for_stage(model, stage)
-        learner = InstructionLearner(model, stage)
-        if checkpoint is not None and learner.projector is not None:
-            learner.projector.load_state_dict(load_file(checkpoint / PROJECTOR_NAME))
         self._prepare_data()
         stopping = []
         if args.early_stopping_patience is not None:
@@ -325,15 +318,8 @@ class Sam3ITrainer(Trainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        if state_dict is not None:  # gathered from shards, by the learner's names
-            state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
-        save_adapter(self.instruction_model, folder, state_dict=state_dict)
         projector = getattr(self.model, "projector", None)
-        if projector is not None:
-            tensors = projector.state_dict()
-            if state_dict is not None:
-                tensors = {name: state_dict[f"projector.{name}"] for name in tensors}
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / PROJECTOR_NAME)
+        save_trained_weights(self.instruction_model, projector, folder, gathered=state_dict)
         self.processing_class.save_pretrained(folder)
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -347,7 +333,8 @@ class Sam3ITrainer(Trainer):
         """Nothing: `_train_stage` has loaded adapters and projector before they were wrapped."""
 
     def _load_best_model(self) -> None:
-        load_instruction_adapter(self.instruction_model, self.state.best_model_checkpoint)
+        projector = getattr(self.model, "projector", None)
+        load_trained_weights(self.instruction_model, projector, Path(self.state.best_model_checkpoint))
 
 
 __all__ = ["Sam3ITrainer"]

@@ -392,6 +392,19 @@ def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path):
         tiny_trainer(tmp_path).train(resume_from_checkpoint=str(folder / "checkpoint-2"))
 
 
+def test_checkpoints_of_an_earlier_run_in_the_folder_do_not_count(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+    tiny_trainer(tmp_path, **settings).train()
+    named = tmp_path / "stage-2-complex" / "checkpoint-2"
+    with pytest.raises(KilledError):  # goes on from a named checkpoint: what lies beyond it was another run
+        trainer = tiny_trainer(tmp_path, callbacks=[KillAt(COMPLEX, 3)], **settings)
+        trainer.train(resume_from_checkpoint=str(named))
+    assert find_checkpoint(tmp_path, tuple(TrainingStage)).folder == named
+    with pytest.raises(KilledError):
+        tiny_trainer(tmp_path, callbacks=[KillAt(SIMPLE, 1)], **settings).train()
+    assert find_checkpoint(tmp_path, tuple(TrainingStage)) is None
+
+
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_the_weights_are_the_same(tmp_path):
     options = {"max_steps": [12, 12, 12], "save_strategy": "steps", "save_steps": 1, "dropout": 0.2}
@@ -448,6 +461,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
         Sam3ITrainer(tiny_model(), tiny_arguments(tmp_path), None, None, tiny_processor()).train()
     with pytest.raises(ValueError, match="Expected `eval_dataset` to evaluate"):
         tiny_trainer(tmp_path).evaluate()
+    with pytest.raises(ValueError, match="as a datasets.Dataset of instruction rows, found list"):
+        Sam3ITrainer(tiny_model(), tiny_arguments(tmp_path), list(tiny_dataset()), None, tiny_processor())
+    with pytest.raises(ValueError, match="found a stream"):
+        stream = tiny_dataset().to_iterable_dataset()
+        Sam3ITrainer(tiny_model(), tiny_arguments(tmp_path), stream, None, tiny_processor())
     rows = tiny_dataset().map(lambda row: row | {"complex": []})
     trainer = Sam3ITrainer(tiny_model(), tiny_arguments(tmp_path, stages="complex"), rows, None, tiny_processor())
     with pytest.raises(ValueError, match="None of the 12 rows has what stage 'complex' trains"):

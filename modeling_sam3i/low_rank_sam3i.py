@@ -105,9 +105,9 @@ class LowRankLevels(LevelModules):
         for level, updates in ((InstructionLevel.SIMPLE, self.simple), (InstructionLevel.COMPLEX, self.complex)):
             rows, update = routing.rows[level.index], updates[key]
             if routing.uniform == level.index:
-                output = output + self.scale * update(states).to(output.dtype)
+                output = output.add(update(states).to(output.dtype), alpha=self.scale)
             elif len(rows) or routing.must_run(update):
-                output = output.index_add(0, rows, self.scale * update(states[rows]).to(output.dtype))
+                output = output.index_add(0, rows, update(states[rows]).to(output.dtype), alpha=self.scale)
         return output
 
     def forward(self, hidden_states: torch.Tensor, routing: LevelRouting, *context) -> torch.Tensor:

@@ -29,14 +29,16 @@ from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset, s
 from sam3i.trainer.curriculum import TrainingStage
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
-ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
+ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0, "selector_queries": 16}
 # 16 queries instead of SAM3's 200: the mean over queries must not drown the few that are right.
 LOSS = {"classification_min_queries": 50}
 
 
-def load(stock: str):
+def load(stock: str, design: str):
     """The stock model as SAM3-I with fresh adapters, in float32, and its processor."""
-    model = Sam3IForInstructionSegmentation.from_pretrained(stock, dtype=torch.float32, loss_config=LOSS, **ADAPTERS)
+    model = Sam3IForInstructionSegmentation.from_pretrained(
+        stock, dtype=torch.float32, loss_config=LOSS, adapter_design=design, **ADAPTERS
+    )
     return model, Sam3IProcessor.from_pretrained(stock)
 
 
@@ -162,6 +164,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stock", default="runs/shapes_stock", help="repository of the tiny stock SAM3")
     parser.add_argument("--output", type=Path, default=Path("runs/shapes_tiny"))
+    parser.add_argument("--design", choices=("cascade", "selective"), default="cascade", help="kind of adapters")
     parser.add_argument("--steps", type=int, nargs=3, default=(450, 450, 250), help="steps of each stage")
     parser.add_argument("--scenes", type=int, default=4000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
@@ -172,8 +175,9 @@ def main():
 
     begin = time.time()
     torch.manual_seed(options.seed)
-    model, processor = load(options.stock)
+    model, processor = load(options.stock, options.design)
     stock = copy.deepcopy(model)
+    print(f"{sum(p.numel() for p in model.adapter_parameters().values()):,} weights to train", flush=True)
     folder = options.output.with_name(options.output.name + "_training")
     trainer = train(model, processor, options, folder)
     print(f"trained in {(time.time() - begin) / 60:.1f} minutes", flush=True)

@@ -24,12 +24,18 @@ def test_stages_know_their_place_levels_and_data():
     assert JOINT.levels == (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
 
 
+@pytest.mark.parametrize("design", ["cascade", "selective"])
+def test_the_stages_part_the_adapters_of_both_designs(design):
+    model = tiny_model(adapter_design=design)
+    trained = {stage: set(freeze_for_stage(model, stage)) for stage in TrainingStage}
+    assert trained[JOINT] == set(model.adapter_parameters())
+    assert trained[SIMPLE] | trained[COMPLEX] == trained[JOINT] and not trained[SIMPLE] & trained[COMPLEX]
+
+
 def test_each_stage_trains_its_own_adapters_and_nothing_else():
     model = tiny_model()
     names = dict(model.named_parameters())
     trained = {stage: set(freeze_for_stage(model, stage)) for stage in TrainingStage}
-    assert trained[JOINT] == set(model.adapter_parameters())
-    assert trained[SIMPLE] | trained[COMPLEX] == trained[JOINT] and not trained[SIMPLE] & trained[COMPLEX]
     layer = "text_encoder.text_model.encoder.layers.0.sam3i_adapter"
     assert f"{layer}.s_adapter.down_proj.weight" in trained[SIMPLE]
     assert {f"{layer}.cascade_s_adapter.down_proj.weight", f"{layer}.c_adapter.qkv_proj.bias"} <= trained[COMPLEX]
@@ -74,6 +80,17 @@ def test_parameter_groups_part_text_from_the_rest_and_matrices_from_vectors():
             group = placed[id(parameter)]
             assert group["lr"] == (0.1 if name.startswith("text_encoder.") else 1.0)
             assert group["weight_decay"] == (0.0 if name.endswith("bias") or "norm" in name else 0.5)
+
+
+def test_the_instance_selector_learns_twice_as_fast():
+    model = tiny_model(adapter_design="selective")
+    freeze_for_stage(model, SIMPLE)
+    groups = parameter_groups(model, learning_rate=1.0, text_learning_rate=0.1, weight_decay=0.5)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            expected = 2.0 if "dot_product_scoring" in name else 0.1 if "text_encoder" in name else 1.0
+            assert rates[id(parameter)] == expected, name
 
 
 def test_sampler_is_a_function_of_seed_stage_and_epoch():

@@ -61,9 +61,10 @@ def joint_batch(rows: int = 4) -> dict:
 # What trains
 
 
+@pytest.mark.parametrize("design", ["cascade", "selective"])
 @pytest.mark.parametrize("stage", TrainingStage)
-def test_after_20_steps_every_trainable_tensor_has_moved_and_nothing_else(tmp_path, stage):
-    model = tiny_model()
+def test_after_20_steps_every_trainable_tensor_has_moved_and_nothing_else(tmp_path, stage, design):
+    model = tiny_model(adapter_design=design)
     if stage is not SIMPLE:  # as after the first stage: the adapters are not the identity
         generator = torch.Generator().manual_seed(1)
         for parameter in model.adapter_parameters().values():

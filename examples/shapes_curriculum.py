@@ -29,7 +29,7 @@ from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset, s
 from sam3i.trainer.curriculum import TrainingStage
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
-ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0, "selector_queries": 16}
+ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
 # 16 queries instead of SAM3's 200: the mean over queries must not drown the few that are right.
 LOSS = {"classification_min_queries": 50}
 

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A writer without any model: questions drawn at random, kept where masks and pixels give a clear answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from . import phrases
+from .colours import COLOUR_NAMES, HUES
+from .facts import SIDES, Facts
+from .meaning import ALL, NONE, ONE, SOME, Filter, Meaning, Selector, denote, target_kind
+from .phrases import PLURAL, SINGULAR
+from .phrasing import can_say, say
+
+CONCEPT, SIMPLE, COMPLEX = InstructionLevel
+ABSENT_SHARE = 0.15  # of the questions: their category is not in the picture
+SECOND_FILTER_SHARE = 0.35
+_TRIES = 60  # random questions per wanted target kind
+_FILTER_KINDS = ("colour", "size", "region", "side", "not_colour", "same_colour", "inside", "containing", "count")
+_SELECTOR_KINDS = ("extreme", "size", "distance", "ordinal", "all_but", "pair")
+_OPEN_KINDS = ("colour", "not_noun", "noun_shared", "noun_alone", "colour_shared", "colour_alone")
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """What is to be written about: a target of a scene.
+
+    Attributes:
+        targets: annotation ids, ascending; empty for a question without an answer.
+        kind: target kind.
+        noun: the category; None where anything may answer.
+        granularity: "object" or "part".
+        meaning: the question behind it, where there is one.
+        number: grammatical number of the sentence.
+    """
+
+    targets: tuple[int, ...]
+    kind: str
+    noun: str | None
+    granularity: str
+    meaning: Meaning | None = None
+    number: str = SINGULAR
+
+
+class TemplateWriter:
+    """Draws questions for scenes and puts them into words at the levels that have the words.
+
+    Args:
+        nouns: every category of the source, for questions about what is absent.
+        levels: levels to write.
+    """
+
+    name = "templates"
+    version = "1"
+
+    def __init__(self, nouns: Sequence[str], levels: Sequence[InstructionLevel] = tuple(InstructionLevel)):
+        self.nouns = tuple(nouns)
+        self.levels = tuple(levels)
+
+    def draw(self, facts: Facts, kind: str, rng: Random) -> TargetPlan | None:
+        """A question whose answer is clear and of the wanted kind, or None if none was met by chance."""
+        families = (*_FILTER_KINDS, *_SELECTOR_KINDS, "category", "part")
+        if facts.scene.is_exhaustive and COMPLEX in self.levels:
+            families += _OPEN_KINDS
+        for _ in range(_TRIES):
+            # A family first, then its details: common families do not crowd out rare ones.
+            meaning = self._draw_meaning(rng.choice(families), facts, kind, rng)
+            if meaning is None or not self._levels_of(meaning, facts):
+                continue
+            found = denote(meaning, facts)
+            if found is None or target_kind(meaning, found, facts) != kind:
+                continue
+            return self._plan(meaning, found, kind, facts, rng)
+        return None
+
+    def write(self, plan: TargetPlan, facts: Facts, rng: Random) -> list[tuple[InstructionLevel, str]]:
+        """One text per level that can say the question; the concept, too, where it denotes the same."""
+        texts = [
+            (level, say(plan.meaning, plan.number, level, rng, facts.scene.descriptors))
+            for level in self._levels_of(plan.meaning, facts)
+        ]
+        named = Meaning(plan.meaning.noun)
+        if CONCEPT in self.levels and plan.noun is not None and CONCEPT not in dict(texts):
+            found = denote(named, facts)
+            if found is not None and plan.targets == _ids(found, facts):
+                texts.insert(0, (CONCEPT, plan.noun))
+        return texts
+
+    def _levels_of(self, meaning: Meaning, facts: Facts) -> list[InstructionLevel]:
+        return [level for level in self.levels if can_say(meaning, level, facts.scene.descriptors)]
+
+    def _plan(self, meaning: Meaning, found: frozenset[int], kind: str, facts: Facts, rng: Random) -> TargetPlan:
+        chosen = [facts.scene.instances[i] for i in sorted(found)]
+        granularity = chosen[0].granularity if chosen else "object"
+        singular = kind == ONE or (kind == NONE and not _needs_plural(meaning) and rng.random() < 0.5)
+        if meaning.selector is not None and meaning.selector.count == 1 and not meaning.selector.excluded:
+            singular = True  # "the leftmost cups" is no question
+        elif meaning.selector is not None and (meaning.selector.excluded or meaning.selector.kind == "extreme"):
+            singular = False
+        return TargetPlan(
+            targets=_ids(found, facts),
+            kind=kind,
+            noun=meaning.noun,
+            granularity=granularity,
+            meaning=meaning,
+            number=SINGULAR if singular else PLURAL,
+        )
+
+    def _draw_meaning(self, family: str, facts: Facts, kind: str, rng: Random) -> Meaning | None:
+        scene = facts.scene
+        present = [noun for noun in scene.nouns if noun not in scene.partial_nouns]
+        absent = [noun for noun in self.nouns if scene.is_absent(noun)]
+        if family in _OPEN_KINDS and (family not in _FILTER_KINDS or rng.random() < 0.3):
+            return self._open_meaning(family, present, facts, rng)
+        if kind in (ONE, SOME) and rng.random() < 0.85:
+            present = [noun for noun in present if len(scene.nouns[noun]) > 1]  # something to choose among
+        missing = kind == NONE and (family == "category" or rng.random() < ABSENT_SHARE)
+        pool = absent if missing else present
+        if not pool:
+            return None
+        noun = rng.choice(sorted(pool))
+        references = sorted(name for name in scene.nouns if name != noun and len(scene.nouns[name]) == 1)
+        if kind == NONE and absent and rng.random() < ABSENT_SHARE:
+            references = [name for name in absent if name != noun]
+        if family == "category":
+            return Meaning(noun)
+        if family == "part":
+            return self._part_meaning(noun, facts, rng)
+        filters, selector = (), None
+        if family in _SELECTOR_KINDS:
+            selector = self._selector(family, references, rng)
+            if selector is None:
+                return None
+        else:
+            filters = (self._filter(family, noun, references, facts, rng),)
+        if family == "all_but" and kind == ONE:
+            return None  # "all the cups except the leftmost" speaks of several
+        if family not in ("count", "all_but", "pair") and rng.random() < SECOND_FILTER_SHARE:
+            # A region after a reference or an ordinal could belong to either of two nouns.
+            bound = family in ("side", "same_colour", "inside", "containing", "ordinal")
+            second = rng.choice(("colour", "size") if bound else ("colour", "region", "size"))
+            if second != family.removeprefix("not_"):
+                filters = (*filters, self._filter(second, noun, references, facts, rng))
+        if None in filters:
+            return None
+        return Meaning(noun, filters, selector)
+
+    @staticmethod
+    def _open_meaning(family: str, present: list[str], facts: Facts, rng: Random) -> Meaning | None:
+        if family == "colour":
+            return Meaning(None, (Filter("colour", rng.choice(list(HUES)[:6])),))
+        if family == "not_noun":
+            return Meaning(None, (Filter("not_noun", reference=rng.choice(present)),)) if present else None
+        return Meaning(None, (Filter(family),))
+
+    @staticmethod
+    def _part_meaning(noun: str, facts: Facts, rng: Random) -> Meaning | None:
+        owners = {facts.scene.by_id[item.whole].noun for item in facts.scene.nouns.get(noun, ()) if item.whole}
+        if not owners:
+            return None
+        owner = rng.choice(sorted(owners))
+        selector = rng.choice((None, Selector("extreme", rng.choice(SIDES)), Selector("size", "large")))
+        colour = rng.choice((None, Filter("colour", rng.choice(COLOUR_NAMES))))
+        whole = Meaning(owner, (colour,) if colour else (), None if colour else selector)
+        return Meaning(noun, (Filter("part", whole=whole),))
+
+    @staticmethod
+    def _selector(family: str, references: list[str], rng: Random) -> Selector | None:
+        side = rng.choice(SIDES)
+        if family == "extreme":
+            return Selector("extreme", side)
+        if family == "size":
+            return Selector("size", rng.choice(("large", "small")))
+        if family == "ordinal":
+            return Selector("ordinal", side, rng.choice((2, 2, 3)))
+        if family == "all_but":
+            return Selector("extreme", side, excluded=True)
+        if family == "pair":
+            return Selector("extreme", side, rng.choice((2, 2, 3)))
+        if not references:
+            return None
+        return Selector("distance", rng.choice(("near", "far")), reference=rng.choice(references))
+
+    @staticmethod
+    def _filter(kind: str, noun: str, references: list[str], facts: Facts, rng: Random) -> Filter | None:
+        if kind in ("colour", "not_colour"):
+            seen = sorted({colour for colour in facts.colours if colour is not None})
+            return Filter(kind, rng.choice([*seen, rng.choice(list(HUES)[:6])]))
+        if kind == "size":
+            return Filter(kind, rng.choice(("large", "small")))
+        if kind == "region":
+            return Filter(kind, rng.choice(SIDES))
+        if kind == "count":
+            count = len(facts.scene.nouns.get(noun, ()))
+            return Filter(kind, str(count)) if count in phrases.NUMBER_WORDS else None
+        if not references:
+            return None
+        if kind == "side":
+            return Filter(kind, rng.choice(SIDES), rng.choice(references))
+        return Filter(kind, reference=rng.choice(references))
+
+
+def _needs_plural(meaning: Meaning) -> bool:
+    return any(item.kind in ("count", "noun_shared", "colour_shared") for item in meaning.filters)
+
+
+def _ids(found: frozenset[int], facts: Facts) -> tuple[int, ...]:
+    return tuple(sorted(facts.scene.instances[i].annotation_id for i in found))
+
+
+__all__ = ["ALL", "NONE", "ONE", "SOME", "TargetPlan", "TemplateWriter"]

@@ -6,39 +6,69 @@ names a module and what to register once that module is there: at once if it is 
 import otherwise. Registering twice changes nothing.
 """
 
+import functools
 import importlib
 import importlib.abc
 import importlib.util
 import sys
 
+_TABLES = {
+    "transformers.models.auto.configuration_auto": "CONFIG_MAPPING",
+    "transformers.models.auto.modeling_auto": "MODEL_MAPPING",
+    "transformers.models.auto.processing_auto": "PROCESSOR_MAPPING",
+}
+_MODEL_TYPE = "sam3i"
+_REGISTERED_CLASSES = {
+    "modeling_sam3i.configuration_sam3i": "Sam3IConfig",
+    "modeling_sam3i.modeling_sam3i": "Sam3IForInstructionSegmentation",
+    "processing.processing_sam3i": "Sam3IProcessor",
+}
+
+
+def _being_imported() -> bool:
+    """Whether one of our classes is on its way: it cannot be registered yet, and will be at the next look."""
+    modules = {sys.modules.get(f"{__package__}.{name}"): found for name, found in _REGISTERED_CLASSES.items()}
+    return any(module is not None and not hasattr(module, found) for module, found in modules.items())
+
 
 class _RegisterOnUse(dict):
-    """The auto classes' table of added configurations; the first look at "sam3i" registers everything."""
+    """What was added to a table of the auto classes; the first look for something of ours registers all of it.
+
+    The import of the table is too early: it happens in the middle of importing the models that ours extend.
+    """
 
     resolving = False
 
-    def _resolve(self, key: object) -> None:
-        if key == "sam3i" and not self.resolving and not super().__contains__(key):
-            self.resolving = True  # registering looks at this table, too
+    def _resolve(self) -> None:
+        if not _RegisterOnUse.resolving and not _being_imported():
+            _RegisterOnUse.resolving = True  # registering looks at these tables, too
             try:
                 register_auto_classes()
             finally:
-                self.resolving = False
+                _RegisterOnUse.resolving = False
+
+    def _resolve_key(self, key: object) -> None:
+        """`key` is a model type or a class of configurations."""
+        if getattr(key, "model_type", key) == _MODEL_TYPE and not super().__contains__(key):
+            self._resolve()
 
     def __contains__(self, key: object) -> bool:
-        self._resolve(key)
+        self._resolve_key(key)
         return super().__contains__(key)
 
     def __getitem__(self, key):
-        self._resolve(key)
+        self._resolve_key(key)
         return super().__getitem__(key)
 
+    def values(self):
+        self._resolve()  # processors are looked for by the name of their class
+        return super().values()
 
-def _prepare_auto_config() -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if not isinstance(CONFIG_MAPPING._extra_content, _RegisterOnUse):
-        CONFIG_MAPPING._extra_content = _RegisterOnUse(CONFIG_MAPPING._extra_content)
+def _prepare_table(module: str) -> None:
+    table = getattr(sys.modules[module], _TABLES[module])
+    if not isinstance(table._extra_content, _RegisterOnUse):
+        table._extra_content = _RegisterOnUse(table._extra_content)
 
 
 def register_auto_classes() -> None:
@@ -67,8 +97,7 @@ def _register_peft_method() -> None:
 
 
 _REGISTRATIONS = {
-    "transformers.models.auto.configuration_auto": _prepare_auto_config,
-    "transformers.models.auto.processing_auto": register_auto_classes,
+    **{module: functools.partial(_prepare_table, module) for module in _TABLES},
     "transformers.pipelines": _register_pipeline,
     "peft": _register_peft_method,
 }

@@ -53,7 +53,8 @@ class CheckpointedSite(AdapterSite, GradientCheckpointingLayer):
     """An adapted layer that recomputes its activations in the backward pass when the model is told to.
 
     Stock calls its layers with keyword arguments. Re-entrant checkpointing gives gradients to positional arguments
-    only, so those that carry gradients are moved to the front.
+    only, so those that carry gradients are moved to the front. It also gives none to the weights of a layer whose
+    arguments need none, as the first one behind frozen layers, so there the first argument is made to need one.
     """
 
     positional: tuple[str, ...] = ()
@@ -61,14 +62,20 @@ class CheckpointedSite(AdapterSite, GradientCheckpointingLayer):
     def __call__(self, *args, **kwargs):
         while len(args) < len(self.positional) and self.positional[len(args)] in kwargs:
             args += (kwargs.pop(self.positional[len(args)]),)
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            carried = any(torch.is_tensor(value) and value.requires_grad for value in args)
+            if not carried and any(parameter.requires_grad for parameter in self.parameters()):
+                args = (args[0].detach().requires_grad_(), *args[1:])
         return super().__call__(*args, **kwargs)
 
 
-class Sam3ITextLayer(AdapterSite, CLIPEncoderLayer):
+class Sam3ITextLayer(CheckpointedSite, CLIPEncoderLayer):
     """A layer of the text encoder; the adapter replaces the residual after attention.
 
     The MLP reads the residual before the adapter, as in the authors' code.
     """
+
+    positional = ("hidden_states",)
 
     def forward(
         self,

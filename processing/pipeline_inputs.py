@@ -29,7 +29,7 @@ def read_image(source: Any, timeout: float | None = None) -> Image.Image:
         if isinstance(source, np.ndarray):
             if np.issubdtype(source.dtype, np.floating) and not np.isfinite(source).all():
                 raise ValueError("it holds pixels that are NaN or infinite")
-            image = to_pil_image(source).convert("RGB")
+            image = to_pil_image(source[..., None] if source.ndim == 2 else source).convert("RGB")
         else:
             image = load_image(source, timeout=timeout).convert("RGB")
     except Exception as error:  # files, decoders and network libraries each raise their own

@@ -6,8 +6,14 @@ from typing import Any
 import torch
 from transformers import BatchEncoding, Sam3Processor
 from transformers.image_utils import is_valid_image
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
+from ..modeling_sam3i.adapter_files_sam3i import (
+    DOWNLOAD_ARGUMENTS,
+    BaseModelNotFoundError,
+    find_instruction_adapter,
+    read_adapter_config,
+)
 from .instruction_rows import VISUAL_PROMPT, read_boxes, read_levels, read_texts
 from .post_processing_sam3i import check_probability, row_target_sizes, segment_rows
 
@@ -71,6 +77,32 @@ class Sam3IProcessor(Sam3Processor):
             raise ValueError(f"Expected `auto_levels` 'rules' or 'router', found {auto_levels!r}.")
         self.max_instruction_length = max_instruction_length
         self.auto_levels = auto_levels
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "Sam3IProcessor":
+        """Load a processor as every Transformers processor; adapters saved alone have that of their base model.
+
+        Raises:
+            AdapterFileError: when the adapters' configuration cannot be read.
+            OSError: when there is no processor.
+        """
+        download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
+        own = (
+            cached_file(pretrained_model_name_or_path, name, _raise_exceptions_for_missing_entries=False, **download)
+            for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
+        )
+        if not any(own) and find_instruction_adapter(pretrained_model_name_or_path, kwargs) is not None:
+            adapter = read_adapter_config(pretrained_model_name_or_path, **download)
+            if not adapter.base_model_name_or_path:
+                raise BaseModelNotFoundError(
+                    f"The adapter in {pretrained_model_name_or_path} has no processor and names no base model. Load "
+                    "the processor from a repository of SAM3."
+                )
+            pretrained_model_name_or_path = adapter.base_model_name_or_path
+            kwargs = {"max_instruction_length": adapter.max_instruction_length} | kwargs
+            kwargs["revision"] = adapter.revision or "main"
+            kwargs.pop("subfolder", None)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:

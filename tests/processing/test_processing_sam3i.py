@@ -222,6 +222,24 @@ def test_stock_processor_repositories_load(stock, tmp_path, layout):
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
 
 
+def test_adapters_saved_alone_have_the_processor_of_their_base(processor, tmp_path):
+    from sam3i import InstructionAdapterConfig
+
+    processor.save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    base = str(tmp_path / "base")
+    InstructionAdapterConfig(base_model_name_or_path=base, max_instruction_length=48).save_pretrained(
+        tmp_path / "adapter"
+    )
+    found = Sam3IProcessor.from_pretrained(tmp_path / "adapter")
+    assert found.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert found.max_instruction_length == 48
+    assert Sam3IProcessor.from_pretrained(tmp_path / "adapter", max_instruction_length=40).max_instruction_length == 40
+    InstructionAdapterConfig().save_pretrained(tmp_path / "adapter")
+    with pytest.raises(OSError, match="names no base model"):
+        Sam3IProcessor.from_pretrained(tmp_path / "adapter")
+
+
 def test_boxes_by_row_by_image_and_nested(processor):
     images = [_image(40, 60), _image(20, 30)]
     text = [["dog", "cat"], ["man"]]

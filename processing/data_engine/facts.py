@@ -57,7 +57,7 @@ class Facts:
             if x <= 0 or y <= 0 or x + width >= self.scene.width or y + height >= self.scene.height:
                 whole.append(False)
                 continue
-            near = _grow(mask, TOUCHING)
+            near = grow_mask(mask, TOUCHING)
             whole.append(not any((near & other).any() for j, other in enumerate(masks) if j != i))
         return tuple(whole)
 
@@ -90,7 +90,7 @@ class Facts:
         return False if share < 0.3 else None
 
 
-def _grow(mask: np.ndarray, pixels: int) -> np.ndarray:
+def grow_mask(mask: np.ndarray, pixels: int) -> np.ndarray:
     """The mask with `pixels` more on every side (and corner)."""
     grown = mask.copy()
     for axis in (0, 1):

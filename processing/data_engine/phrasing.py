@@ -77,7 +77,7 @@ def noun_phrase(meaning: Meaning, number: str, rng: Random) -> str:
     if "count" in filters:
         count = int(filters["count"].value)
         article = rng.choice(("both", "the two")) if count == 2 else "the " + phrases.NUMBER_WORDS[count]
-    elif selector is None and plural:
+    elif selector is None and plural and after:  # "all the red cups" is the form of a concept
         article = rng.choice(("the", "all the"))
     if selector is not None and not selector.excluded:
         first, last = _selector_words(selector, rng)

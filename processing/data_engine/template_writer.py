@@ -96,10 +96,10 @@ class TemplateWriter:
         chosen = [facts.scene.instances[i] for i in sorted(found)]
         granularity = chosen[0].granularity if chosen else "object"
         singular = kind == ONE or (kind == NONE and not _needs_plural(meaning) and rng.random() < 0.5)
-        if meaning.selector is not None and meaning.selector.count == 1 and not meaning.selector.excluded:
-            singular = True  # "the leftmost cups" is no question
-        elif meaning.selector is not None and (meaning.selector.excluded or meaning.selector.kind == "extreme"):
-            singular = False
+        if meaning.selector is not None:  # "the leftmost cups" is no question
+            singular = not meaning.selector.excluded and (
+                meaning.selector.kind != "extreme" or meaning.selector.count == 1
+            )
         return TargetPlan(
             targets=_ids(found, facts),
             kind=kind,

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine-made question denotes by the shapes generator's own objects: no masks, no pixels, no margins."""
+
+import math
+from collections import Counter
+
+from sam3i.processing.data_engine.meaning import Meaning
+
+
+def denoted_by_objects(meaning: Meaning, objects) -> set[int]:
+    """Indices of the objects that a meaning denotes."""
+    members = [i for i, item in enumerate(objects) if meaning.noun in (None, item.noun)]
+    nouns, colours = Counter(item.noun for item in objects), Counter(item.colour for item in objects)
+
+    def along(item, side):
+        return {"left": -item.cx, "right": item.cx, "top": -item.cy, "bottom": item.cy}[side]
+
+    def only(noun):
+        found = [item for item in objects if item.noun == noun]
+        assert len(found) < 2, f"two possible references: {noun}"
+        return found[0] if found else None
+
+    def inside(inner, outer):
+        return math.hypot(inner.cx - outer.cx, inner.cy - outer.cy) + inner.radius < outer.radius
+
+    for condition in meaning.filters:
+        kind, value = condition.kind, condition.value
+        anchor = only(condition.reference) if condition.reference and kind != "not_noun" else None
+        if condition.reference and kind != "not_noun" and anchor is None:
+            return set()
+        tests = {
+            "colour": lambda o, value=value: o.colour == value,
+            "not_colour": lambda o, value=value: o.colour != value,
+            "size": lambda o, value=value: o.size == value,
+            "region": lambda o, value=value: along(o, value) > {"left": -56, "top": -56}.get(value, 56),
+            "side": lambda o, value=value, anchor=anchor: along(o, value) > along(anchor, value),
+            "same_colour": lambda o, anchor=anchor: o.colour == anchor.colour,
+            "inside": lambda o, anchor=anchor: inside(o, anchor),
+            "containing": lambda o, anchor=anchor: inside(anchor, o),
+            "not_noun": lambda o, noun=condition.reference: o.noun != noun,
+            "noun_shared": lambda o: nouns[o.noun] > 1,
+            "noun_alone": lambda o: nouns[o.noun] == 1,
+            "colour_shared": lambda o: colours[o.colour] > 1,
+            "colour_alone": lambda o: colours[o.colour] == 1,
+        }
+        if kind == "count":
+            assert len(members) == int(value)
+            continue
+        members = [i for i in members if tests[kind](objects[i])]
+    selector = meaning.selector
+    if selector is None:
+        return set(members)
+    if selector.kind == "distance":
+        anchor = only(selector.reference)
+        if anchor is None:
+            return set()
+        sign = -1 if selector.value == "near" else 1
+        ranked = sorted(
+            members,
+            key=lambda i: sign * math.hypot(objects[i].cx - anchor.cx, objects[i].cy - anchor.cy),
+            reverse=True,
+        )
+    elif selector.kind == "size":
+        sign = 1 if selector.value == "large" else -1
+        ranked = sorted(members, key=lambda i: sign * objects[i].radius, reverse=True)
+    else:
+        ranked = sorted(members, key=lambda i: along(objects[i], selector.value), reverse=True)
+    if selector.kind == "ordinal":
+        return set(ranked[selector.count - 1 : selector.count])
+    chosen = ranked[: selector.count]
+    return set(members) - set(chosen) if selector.excluded else set(chosen)

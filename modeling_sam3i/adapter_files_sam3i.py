@@ -1,97 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instruction adapters as files: `adapter_config.json` and `adapter_model.safetensors`, as PEFT lays them out.
 
-One repository serves the native model and PEFT on a stock SAM3. Names differ by a prefix and by the container that
-PEFT needs: native `<layer>.sam3i_adapter.<weight>` is, in the file,
-`base_model.model.<layer>.level_adapters.sam3i_adapter.<weight>`. Nothing is ever loaded in part.
+What is written here loads into the native model and, through PEFT, into a stock SAM3.
 """
 
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import Sam3Model
-from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, cached_file, logging
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, logging
 
-from .configuration_sam3i import Sam3IConfig
-
-if TYPE_CHECKING:
-    from .modeling_sam3i import Sam3IForInstructionSegmentation
-    from .tuner_sam3i import InstructionAdapterConfig
+from .adapter_loading_sam3i import fill_adapters
+from .adapter_repository_sam3i import read_adapter_config, read_adapter_tensors, to_file_name
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_ADAPTER_NAME = "instruction"
-PEFT_TYPE = "SAM3I"
-FILE_PREFIX = "base_model.model."
-DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
-# Dropout changes nothing that a trained adapter computes, so it may differ between model and file.
-FREE_SETTINGS = ("adapter_dropout",)
-_NATIVE_TO_FILE = {
-    ".sam3i_adapter.": ".level_adapters.sam3i_adapter.",
-    ".embeddings.long_position_embedding.": ".embeddings.level_adapters.sam3i_adapter.",
-}
-
-
-class AdapterFileError(ValueError):
-    """An adapter repository that cannot be read; nothing of it was loaded."""
-
-
-class AdapterMismatchError(AdapterFileError):
-    """An adapter whose tensors or settings are not those of the model; nothing of it was loaded."""
-
-    @classmethod
-    def check(cls, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-        """Compare the tensors of a file with those of a model, by name and shape.
-
-        Raises:
-            AdapterMismatchError: names some of the tensors that are missing, left over or of another shape.
-        """
-        problems = {
-            "missing": sorted(expected.keys() - found.keys()),
-            "unexpected": sorted(found.keys() - expected.keys()),
-            "of another shape": [
-                f"{name}: expected {tuple(expected[name].shape)}, found {tuple(found[name].shape)}"
-                for name in sorted(expected.keys() & found.keys())
-                if expected[name].shape != found[name].shape
-            ],
-        }
-        parts = [
-            f"{len(names)} {kind} ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
-            for kind, names in problems.items()
-            if names
-        ]
-        if parts:
-            raise cls(
-                f"The file does not hold the instruction adapters of this model: {' and '.join(parts)}. Check that "
-                f"`{ADAPTER_CONFIG_NAME}` belongs to the weights and that the base model is the one it names."
-            )
-
-
-class BaseModelNotFoundError(OSError):
-    """An adapter repository whose base model cannot be found or opened."""
-
-
-def to_file_name(name: str) -> str:
-    """The name in an adapter file of a parameter of the native model.
-
-    Raises:
-        KeyError: when the parameter is no adapter's.
-    """
-    for native, in_file in _NATIVE_TO_FILE.items():
-        if native in name:
-            return FILE_PREFIX + name.replace(native, in_file, 1)
-    raise KeyError(f"Expected a parameter of an instruction adapter, found {name!r}.")
 
 
 def save_adapter(
-    model: "Sam3IForInstructionSegmentation",
+    model: Sam3Model,
     save_directory: str | os.PathLike,
     base_model_name_or_path: str | None = None,
     state_dict: dict[str, torch.Tensor] | None = None,
@@ -99,7 +30,7 @@ def save_adapter(
     """Write the instruction adapters of a native model, without SAM3 itself, as an adapter repository.
 
     Args:
-        model: The model.
+        model ([`Sam3IForInstructionSegmentation`]): The model.
         save_directory: Folder to write to; made if need be.
         base_model_name_or_path (`str`, *optional*): The repository that holds the weights of SAM3; where the model was
             loaded from, if not given.
@@ -136,103 +67,6 @@ def save_adapter(
     config.save_pretrained(folder, auto_mapping_dict=auto_mapping)
 
 
-@dataclass
-class AdapterSource:
-    """Where instruction adapters are.
-
-    Args:
-        repo (`str`): Folder or Hub repository.
-        download (`dict`): Arguments of the download.
-        base_in_use (`str`, *optional*): The base model that the auto classes have already turned to.
-    """
-
-    repo: str
-    download: dict
-    base_in_use: str | None
-
-
-def find_instruction_adapter(repo: str | os.PathLike | None, kwargs: dict) -> AdapterSource | None:
-    """Where the instruction adapters are that a call of `from_pretrained` asks for; `None` when it asks for none.
-
-    Args:
-        repo: What to load. The auto classes pass the base model here, and the adapters in `adapter_kwargs`.
-        kwargs (`dict`): The arguments of the call.
-
-    Raises:
-        AdapterFileError: when `adapter_config.json` is unreadable.
-    """
-    download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
-    adapter_kwargs = dict(kwargs.get("adapter_kwargs") or {})
-    adapter_repo = adapter_kwargs.pop("_adapter_model_path", None)
-    if adapter_repo is not None:
-        download |= {name: value for name, value in adapter_kwargs.items() if value is not None}
-    source = AdapterSource(str(adapter_repo or repo), download, None if adapter_repo is None else str(repo))
-    if adapter_repo is None and repo is None:
-        return None
-    path = find_adapter_config_file(source.repo, **download)
-    return source if path is not None and _read_json(path).get("peft_type") == PEFT_TYPE else None
-
-
-def _read_json(path: str) -> dict:
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterFileError(f"Expected JSON in {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise AdapterFileError(f"Expected a JSON object in {path}, found {type(values).__name__}.")
-    return values
-
-
-def read_adapter_config(repo: str | os.PathLike, **download) -> "InstructionAdapterConfig":
-    """Read and check `adapter_config.json` of a folder or Hub repository.
-
-    Raises:
-        AdapterFileError: when it is absent, unreadable, of another method, or names settings unknown here.
-    """
-    from .tuner_sam3i import InstructionAdapterConfig
-
-    path = find_adapter_config_file(str(repo), **download)
-    if path is None:
-        raise AdapterFileError(f"Expected an adapter repository, found no `{ADAPTER_CONFIG_NAME}` in {repo}.")
-    values = _read_json(path)
-    if values.get("peft_type") != PEFT_TYPE:
-        raise AdapterFileError(
-            f"Expected instruction adapters (peft_type {PEFT_TYPE!r}) in {repo}, found {values.get('peft_type')!r}. "
-            "Load other PEFT methods with `peft.PeftModel.from_pretrained`."
-        )
-    unknown = sorted(values.keys() - InstructionAdapterConfig.__dataclass_fields__.keys())
-    if unknown:
-        raise AdapterFileError(
-            f"{path} has settings that this version does not know ({', '.join(unknown)}) and would not follow. "
-            "Update sam3i."
-        )
-    try:
-        return InstructionAdapterConfig(**values)
-    except ValueError as error:
-        raise AdapterFileError(f"{path}: {error}") from error
-
-
-def read_adapter_tensors(repo: str | os.PathLike, **download) -> dict[str, torch.Tensor]:
-    """Read `adapter_model.safetensors` of a folder or Hub repository, by the names in the file.
-
-    Raises:
-        AdapterFileError: when it is absent or damaged.
-    """
-    if os.path.isdir(repo):
-        path = Path(repo, download.get("subfolder") or "", ADAPTER_SAFE_WEIGHTS_NAME)
-        path = path if path.is_file() else None
-    else:
-        path = cached_file(
-            str(repo), ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **download
-        )
-    if path is None:
-        raise AdapterFileError(f"Expected `{ADAPTER_SAFE_WEIGHTS_NAME}` in {repo}; pickled weights are not read.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise AdapterFileError(f"{path} is damaged or cut off ({error}). Fetch it again.") from error
-
-
 def load_instruction_adapter(
     model: Sam3Model, repo: str | os.PathLike, adapter_name: str = DEFAULT_ADAPTER_NAME, **download
 ) -> Sam3Model:
@@ -252,89 +86,26 @@ def load_instruction_adapter(
         AdapterFileError: when a file is absent, damaged or of another kind.
         AdapterMismatchError: when tensors or settings are not the model's.
     """
-    config = read_adapter_config(repo, **download)
-    tensors = read_adapter_tensors(repo, **download)
-    if not hasattr(model, "adapter_parameters"):
-        return _load_on_stock(model, config, tensors, adapter_name)
-    differing = [
-        f"{name} is {value!r} there and {getattr(model.config, name)!r} here"
-        for name, value in config.settings().items()
-        if value != getattr(model.config, name) and name not in FREE_SETTINGS
-    ]
-    if differing:
-        raise AdapterMismatchError(
-            f"The adapter of {repo} was trained with other settings than the model's: {'; '.join(differing)}. Load "
-            f"both together with `{type(model).__name__}.from_pretrained({str(repo)!r})`."
-        )
-    parameters = {to_file_name(name): parameter for name, parameter in model.adapter_parameters().items()}
-    AdapterMismatchError.check(tensors, parameters)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    return model
+    if hasattr(model, "adapter_parameters"):
+        return fill_adapters(model, repo, **download)
+    return _load_on_stock(model, repo, adapter_name, download)
 
 
-def _load_on_stock(
-    model: Sam3Model, config: "InstructionAdapterConfig", tensors: dict[str, torch.Tensor], adapter_name: str
-) -> Sam3Model:
+def _load_on_stock(model: Sam3Model, repo: str | os.PathLike, adapter_name: str, download: dict) -> Sam3Model:
     from peft import inject_adapter_in_model
     from peft.utils import set_peft_model_state_dict
 
+    from .tuner_sam3i import InstructionAdapterConfig
+
+    values = asdict(read_adapter_config(repo, **download))
+    tensors = read_adapter_tensors(repo, **download)
     if adapter_name in getattr(model, "peft_config", {}):
         raise ValueError(f"The model already has an adapter named {adapter_name!r}. Choose another `adapter_name`.")
-    config.inference_mode = True
+    config = InstructionAdapterConfig(**values | {"inference_mode": True})
     inject_adapter_in_model(config, model, adapter_name)
     model._hf_peft_config_loaded = True
     set_peft_model_state_dict(model, tensors, adapter_name)  # the tuner checks it, and takes the adapter off again
     return model
 
 
-def load_with_base(
-    model_class: type["Sam3IForInstructionSegmentation"], source: AdapterSource, base: str | None, *args, **kwargs
-) -> tuple["Sam3IForInstructionSegmentation", dict]:
-    """Load the base model that an adapter repository names, with the settings of the adapter, and the adapter.
-
-    Args:
-        model_class: The native model.
-        source: Where the adapter is.
-        base (`str`, *optional*): Base model instead of the one that the repository names.
-        kwargs: Arguments of `from_pretrained`.
-
-    Returns:
-        The model, and the report on the weights of its base.
-
-    Raises:
-        AdapterFileError: when the repository cannot be read.
-        BaseModelNotFoundError: when the base model cannot be found.
-    """
-    repo = source.repo
-    if os.path.isfile(os.path.join(repo, CONFIG_NAME)):
-        raise AdapterFileError(
-            f"{repo} holds a whole model (`{CONFIG_NAME}`) and an instruction adapter (`{ADAPTER_CONFIG_NAME}`), "
-            "which would overwrite that model's own adapters. Keep them in two folders."
-        )
-    adapter = read_adapter_config(repo, **source.download)
-    base = base or adapter.base_model_name_or_path
-    if not base:
-        raise BaseModelNotFoundError(
-            f"The adapter in {repo} names no base model. Pass `base_model_name_or_path` with a repository of SAM3."
-        )
-    for name in ("adapter_kwargs", "subfolder"):
-        kwargs.pop(name, None)
-    if source.base_in_use is None:
-        kwargs["revision"] = adapter.revision  # the one in `kwargs` is the adapter repository's
-    config = kwargs.get("config")
-    if config is None:
-        kwargs = adapter.settings() | kwargs
-    else:
-        values = Sam3IConfig.lift_detector_config(config.to_dict()) | adapter.settings()
-        kwargs["config"] = Sam3IConfig.from_dict(values)
-        kwargs["config"]._attn_implementation = config._attn_implementation
-    try:
-        model, info = model_class._load(base, *args, **kwargs)
-    except OSError as error:
-        raise BaseModelNotFoundError(
-            f"The adapter in {repo} works on {base}, which cannot be loaded: {error}\nIf it is gated, ask for access "
-            "and log in; if it lies elsewhere, pass `base_model_name_or_path`."
-        ) from error
-    return load_instruction_adapter(model, repo, **source.download), info
+__all__ = ["DEFAULT_ADAPTER_NAME", "load_instruction_adapter", "save_adapter"]

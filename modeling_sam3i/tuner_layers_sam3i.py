@@ -5,7 +5,7 @@ They are the native model's layers; only where they find their adapter differs.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,6 +22,8 @@ from transformers.models.sam3.modeling_sam3 import (
     inverse_sigmoid,
 )
 
+from .adapter_repository_sam3i import CONTAINER
+from .adapter_settings_sam3i import AdapterSettings
 from .decoder_sam3i import Sam3IMaskDecoder
 from .layers_sam3i import (
     Sam3IDetrDecoderLayer,
@@ -34,18 +36,11 @@ from .layers_sam3i import (
 from .low_rank_sam3i import BLOCK_CLASSES
 from .routing_sam3i import LevelRouting
 
-if TYPE_CHECKING:
-    from .tuner_routing_sam3i import InstructionRouting
-    from .tuner_sam3i import InstructionAdapterConfig
-
-CONTAINER = "level_adapters"
-"""Name of the container in its layer. PEFT passes over modules with "sam3i_", the method's prefix, in their name."""
-
 SELECTION = "_sam3i_selection"
 """Attribute of the decoder's queries: what the selector needs beside them."""
 
 
-def active_settings(site: nn.Module) -> "InstructionAdapterConfig | None":
+def active_settings(site: nn.Module) -> AdapterSettings | None:
     """The settings of the adapter in force at a layer; `None` leaves the model as stock has it."""
     container = getattr(site, CONTAINER, None)
     name = None if container is None else container.current()
@@ -60,6 +55,20 @@ class AdapterNotMergeableError(NotImplementedError):
             "Instruction adapters cannot be merged into the weights of SAM3: what they compute depends on the level "
             "of each row. Keep them as adapters, or call `unload()` to get the stock model back."
         )
+
+
+class InstructionRouting(LevelRouting):
+    """The rows of each level, and the instructions themselves.
+
+    Args:
+        levels (`torch.LongTensor` of shape `(rows,)`): 0 concept, 1 simple, 2 complex.
+        instruction (`tuple`): Projected tokens `(rows, tokens, hidden_size)` and their mask `(rows, tokens)`, which
+            may be `None`.
+    """
+
+    def __init__(self, levels: torch.LongTensor, instruction: tuple[torch.Tensor, torch.Tensor | None]):
+        super().__init__(levels)
+        self.instruction = instruction
 
 
 class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
@@ -77,7 +86,7 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
     def __init__(self, site: nn.Module):
         super().__init__()
         self.sam3i_adapter = nn.ModuleDict()
-        self.settings: dict[str, InstructionAdapterConfig] = {}
+        self.settings: dict[str, AdapterSettings] = {}
         self.merged_adapters = []
         self.__dict__["site"] = site  # known, but not a child: the layer already owns this container
 
@@ -85,7 +94,7 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
         """The layer that the adapters belong to."""
         return self.site
 
-    def add(self, adapter_name: str, settings: "InstructionAdapterConfig", adapter: nn.Module) -> None:
+    def add(self, adapter_name: str, settings: AdapterSettings, adapter: nn.Module) -> None:
         """Take one more adapter, in the mode and the place of the layer."""
         self.sam3i_adapter[adapter_name] = adapter.train(self.site.training)
         self.settings[adapter_name] = settings
@@ -205,7 +214,7 @@ class TunedDetrDecoder(Sam3DetrDecoder):
             return float("inf")
         return self.__dict__["clamp_presence_logit_max_val"]
 
-    def forward(self, *args, level_routing: "InstructionRouting | None" = None, **kwargs) -> Sam3DETRDecoderOutput:
+    def forward(self, *args, level_routing: InstructionRouting | None = None, **kwargs) -> Sam3DETRDecoderOutput:
         """As in stock. The scoring gets nothing but the queries, so what a selector needs travels on that tensor."""
         decoded = super().forward(*args, level_routing=level_routing, **kwargs)
         settings = active_settings(self.layers[0])

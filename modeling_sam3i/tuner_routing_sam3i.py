@@ -14,28 +14,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from .adapter_repository_sam3i import CONTAINER
 from .inputs_sam3i import resolve_levels, row_images, text_encoder_inputs
 from .routing_sam3i import LevelRouting
-from .tuner_layers_sam3i import CONTAINER, TUNED_CLASSES, active_settings
+from .tuner_layers_sam3i import TUNED_CLASSES, InstructionRouting, active_settings
 
 STOCK_CLASSES = {tuned: stock for stock, tuned in TUNED_CLASSES.items()}
 HOOKS = "_sam3i_hooks"
 FORWARD_ARGUMENTS = tuple(inspect.signature(Sam3Model.forward).parameters)[1:-1]
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
-
-
-class InstructionRouting(LevelRouting):
-    """The rows of each level, and the instructions themselves.
-
-    Args:
-        levels (`torch.LongTensor` of shape `(rows,)`): 0 concept, 1 simple, 2 complex.
-        instruction (`tuple`): Projected tokens `(rows, tokens, hidden_size)` and their mask `(rows, tokens)`, which
-            may be `None`.
-    """
-
-    def __init__(self, levels: torch.LongTensor, instruction: tuple[torch.Tensor, torch.Tensor | None]):
-        super().__init__(levels)
-        self.instruction = instruction
 
 
 def exchange(*modules: nn.Module) -> None:

@@ -4,24 +4,24 @@
 Importing this module registers the method with PEFT.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
-from transformers import CLIPTextConfig, Sam3Model
+from transformers import Sam3Model
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
-from .adapter_files_sam3i import AdapterMismatchError
+from .adapter_repository_sam3i import CONTAINER, PEFT_TYPE, AdapterMismatchError
+from .adapter_settings_sam3i import AdapterSettings
 from .adapters_sam3i import adapter_sites, build_adapter
-from .configuration_sam3i import Sam3IConfig
 from .layers_sam3i import Sam3ITextEmbeddings
-from .modeling_sam3i import Sam3IForInstructionSegmentation
-from .tuner_layers_sam3i import CONTAINER, AdapterNotMergeableError, InstructionAdapterLayer, TunedTextEmbeddings
+from .pretrained_sam3i import Sam3IPreTrainedModel
+from .tuner_layers_sam3i import AdapterNotMergeableError, InstructionAdapterLayer, TunedTextEmbeddings
 from .tuner_routing_sam3i import exchange, prepare_stock, restore_stock
 
 EMBEDDINGS = "text_encoder.text_model.embeddings"
@@ -30,15 +30,15 @@ EMBEDDINGS = "text_encoder.text_model.embeddings"
 class Sam3IPeftType(str, Enum):
     """The name of the method in `adapter_config.json`; PEFT's own enumeration cannot be extended."""
 
-    SAM3I = "SAM3I"
+    SAM3I = PEFT_TYPE
 
 
 @dataclass
-class InstructionAdapterConfig(PeftConfig):
+class InstructionAdapterConfig(AdapterSettings, PeftConfig):
     """
     Configuration of SAM3-I's instruction adapters as a PEFT method on a stock `Sam3Model`.
 
-    The fields below have the names, defaults and meanings of [`Sam3IConfig`].
+    Its settings have the names, defaults and meanings of [`Sam3IConfig`].
 
     Raises:
         ValueError: when a field is out of its range; the message ends with the value received.
@@ -56,110 +56,12 @@ class InstructionAdapterConfig(PeftConfig):
     ```
     """
 
-    adapter_design: Literal["cascade", "selective"] = field(
-        default="cascade",
-        metadata={
-            "help": "Kind of the level modules: 'cascade' are the S-Adapter and C-Adapter, 'selective' are low-rank "
-            "updates and a pairwise selector."
-        },
-    )
-    adapter_dim: int = field(default=64, metadata={"help": "Width of the bottleneck."})
-    adapter_heads: int = field(
-        default=4, metadata={"help": "Attention heads of the text adapters; divides the text encoder's width."}
-    )
-    adapter_dropout: float = field(
-        default=0.1, metadata={"help": "Dropout on the attention weights of the text adapters."}
-    )
-    adapter_scale: float = field(
-        default=1.0,
-        metadata={"help": "Factor on the adapters of the DETR encoder and decoder, and on every low-rank update."},
-    )
-    decoder_c_adapter_skip: bool = field(
-        default=True, metadata={"help": "Inner skip connection of the DETR decoder's C-Adapter."}
-    )
-    adapter_rank: int = field(
-        default=4, metadata={"help": "Rank of the low-rank updates, doubled at the complex level; 0 leaves them out."}
-    )
-    selector_dim: int = field(default=32, metadata={"help": "Width of the selector."})
-    selector_heads: int = field(default=4, metadata={"help": "Attention heads of the selector; divides its width."})
-    selector_queries: int = field(
-        default=48, metadata={"help": "How many of the best queries the selector compares; 0 leaves it out."}
-    )
-    mask_padding_in_adapters: bool = field(default=True, metadata={"help": "Let the text adapters ignore padding."})
-    always_encode_geometry: bool = field(
-        default=False, metadata={"help": "Append the geometry CLS token to the prompt even without boxes."}
-    )
-    clamp_presence_logits: bool = field(default=True, metadata={"help": "Clamp presence logits to [-10, 10]."})
-    max_instruction_length: int = field(
-        default=32,
-        metadata={"help": "Longest instruction in tokens; above the stock length a second position table is trained."},
-    )
-
     target_modules: ClassVar[None] = None  # PEFT reads it; where the adapters go is not a choice
 
     def __post_init__(self):
-        super().__post_init__()
+        PeftConfig.__post_init__(self)
+        AdapterSettings.__post_init__(self)
         self.peft_type = Sam3IPeftType.SAM3I
-        for item in fields(self):
-            if item.name in self.setting_names():
-                self._check_type(item.name, item.type)
-        for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("adapter_rank", "selector_queries"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
-        if self.selector_dim % self.selector_heads:
-            raise ValueError(
-                f"`selector_heads` must divide `selector_dim` ({self.selector_dim}), got {self.selector_heads}."
-            )
-        if not 0 <= self.adapter_dropout < 1:
-            raise ValueError(f"`adapter_dropout` must be in [0, 1), got {self.adapter_dropout}.")
-        if self.max_instruction_length < 3:
-            raise ValueError(f"`max_instruction_length` must be at least 3, got {self.max_instruction_length}.")
-
-    def _check_type(self, name: str, expected) -> None:
-        value, choices = getattr(self, name), get_args(expected)
-        if choices:
-            if value not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
-            return
-        accepted = (int, float) if expected is float else expected
-        if not isinstance(value, accepted) or (expected is not bool and isinstance(value, bool)):
-            raise ValueError(f"`{name}` must be of type {expected.__name__}, got {value!r}.")
-
-    @classmethod
-    def setting_names(cls) -> list[str]:
-        """The fields that SAM3-I adds to those of every PEFT method."""
-        general = {item.name for item in fields(PeftConfig)}
-        return [item.name for item in fields(cls) if item.name not in general]
-
-    @classmethod
-    def from_model_config(cls, config: Sam3IConfig, **kwargs) -> "InstructionAdapterConfig":
-        """The configuration under which a stock SAM3 computes what the native model does."""
-        return cls(**{name: getattr(config, name) for name in cls.setting_names()}, **kwargs)
-
-    def settings(self) -> dict:
-        """The fields as arguments of [`Sam3IConfig`]."""
-        return {name: getattr(self, name) for name in self.setting_names()}
-
-    def check_fits(self, text_config: CLIPTextConfig) -> None:
-        """Check what depends on the text encoder.
-
-        Raises:
-            ValueError: when heads or lengths do not fit.
-        """
-        if self.adapter_design == "cascade" and text_config.hidden_size % self.adapter_heads:
-            raise ValueError(
-                f"`adapter_heads` must divide the text encoder's width {text_config.hidden_size}, "
-                f"got {self.adapter_heads}."
-            )
-        positions = text_config.max_position_embeddings
-        if self.max_instruction_length > positions and not self.mask_padding_in_adapters:
-            raise ValueError(
-                f"`max_instruction_length` above the text encoder's {positions} positions needs "
-                f"`mask_padding_in_adapters=True`, got {self.max_instruction_length} with False."
-            )
 
 
 class InstructionAdapterModel(BaseTuner):
@@ -183,7 +85,7 @@ class InstructionAdapterModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: InstructionAdapterConfig, model: nn.Module) -> None:
-        if isinstance(model, Sam3IForInstructionSegmentation):
+        if isinstance(model, Sam3IPreTrainedModel):
             raise TypeError(
                 "Expected a stock Sam3Model, found Sam3IForInstructionSegmentation, which has instruction adapters of "
                 "its own. Fill them with `load_instruction_adapter(model, repo)`, or load the pair with "

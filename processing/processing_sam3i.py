@@ -8,7 +8,7 @@ from transformers import BatchEncoding, Sam3Processor
 from transformers.image_utils import is_valid_image
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
-from ..modeling_sam3i.adapter_files_sam3i import (
+from ..modeling_sam3i.adapter_repository_sam3i import (
     DOWNLOAD_ARGUMENTS,
     BaseModelNotFoundError,
     find_instruction_adapter,

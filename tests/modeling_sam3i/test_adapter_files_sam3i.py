@@ -2,24 +2,27 @@
 """Adapter repositories: written without SAM3, loaded with it, and never in part."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Sam3Config, Sam3Model, pipeline
 
-from sam3i.modeling_sam3i import modeling_sam3i
-from sam3i.modeling_sam3i.adapter_files_sam3i import (
+from sam3i.modeling_sam3i import pretrained_sam3i
+from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter, save_adapter
+from sam3i.modeling_sam3i.adapter_repository_sam3i import (
+    AdapterDescription,
     AdapterFileError,
     AdapterMismatchError,
     BaseModelNotFoundError,
-    load_instruction_adapter,
     read_adapter_config,
     read_adapter_tensors,
-    save_adapter,
     to_file_name,
 )
-from sam3i.modeling_sam3i.modeling_sam3i import CheckpointMismatchError, Sam3IForInstructionSegmentation
+from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+from sam3i.modeling_sam3i.pretrained_sam3i import CheckpointMismatchError
+from sam3i.modeling_sam3i.tuner_sam3i import InstructionAdapterConfig
 
 DESIGNS = {
     "cascade": {"adapter_dim": 8},
@@ -93,6 +96,11 @@ class TestSaving:
         assert values["adapter_dim"] == 8 and values["adapter_scale"] == 0.5
         assert values["auto_mapping"]["base_model_class"] == "Sam3Model"
 
+    def test_without_peft_the_same_fields_are_known_as_with_it(self):
+        assert {item.name for item in fields(AdapterDescription)} == {
+            item.name for item in fields(InstructionAdapterConfig)
+        }
+
     def test_another_base_and_gathered_weights_can_be_given(self, tiny_model, tmp_path):
         gathered = {name: torch.full_like(tensor, 2.0) for name, tensor in tiny_model.state_dict().items()}
         save_adapter(tiny_model, tmp_path, base_model_name_or_path="org/sam3", state_dict=gathered)
@@ -132,7 +140,7 @@ class TestLoadingWithItsBase:
     def test_only_a_stock_repository_is_said_to_lack_adapters(self, make_trained, tiny_stock_repos, monkeypatch):
         _, repo = make_trained()
         said = []
-        monkeypatch.setattr(modeling_sam3i.logger, "warning_once", said.append)
+        monkeypatch.setattr(pretrained_sam3i.logger, "warning_once", said.append)
         Sam3IForInstructionSegmentation.from_pretrained(repo)
         assert said == []
         Sam3IForInstructionSegmentation.from_pretrained(tiny_stock_repos["sam3"])

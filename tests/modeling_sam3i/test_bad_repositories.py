@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sam3i import Sam3IForInstructionSegmentation, convert_official_checkpoint
-from sam3i.modeling_sam3i.modeling_sam3i import CheckpointMismatchError
+from sam3i.modeling_sam3i.pretrained_sam3i import CheckpointMismatchError
 
 
 def change_tensors(change):

@@ -14,12 +14,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Sam3Model, Sam3VideoModel
 
-from sam3i.modeling_sam3i.adapter_files_sam3i import (
-    AdapterMismatchError,
-    load_instruction_adapter,
-    save_adapter,
-    to_file_name,
-)
+from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter, save_adapter
+from sam3i.modeling_sam3i.adapter_repository_sam3i import AdapterMismatchError, to_file_name
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from sam3i.modeling_sam3i.tuner_layers_sam3i import SELECTION, AdapterNotMergeableError, InstructionAdapterLayer

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every SAM3-I model needs beside its forward pass: first weights, loading, and which of them train."""
+
+import os
+
+import torch
+from torch import nn
+from transformers import Sam3Model
+from transformers.utils import logging
+
+from .adapter_loading_sam3i import load_with_base
+from .adapter_repository_sam3i import find_instruction_adapter
+from .adapters_sam3i import MaskEmbedderLevels, adapter_sites
+from .configuration_sam3i import Sam3IConfig
+
+logger = logging.get_logger(__name__)
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint whose tensors are not those of the model; loading it in part would silently give wrong results."""
+
+    def __init__(self, missing: set[str], unexpected: set[str]):
+        parts = [
+            f"{len(keys)} {kind} ({', '.join(sorted(keys)[:5])}{', ...' if len(keys) > 5 else ''})"
+            for kind, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        super().__init__(
+            f"The checkpoint does not hold the tensors of this model: {' and '.join(parts)}. Check that `config.json` "
+            "belongs to the weights, and convert checkpoints of the authors with `sam3i convert`."
+        )
+
+
+class Sam3IPreTrainedModel(Sam3Model):
+    """A stock SAM3 whose adapted layers have instruction adapters as `sam3i_adapter`; subclasses put them there."""
+
+    config_class = Sam3IConfig
+    _has_fresh_adapters = False
+    supports_gradient_checkpointing = True
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise what was not loaded: stock's modules as stock does, then the adapters as the identity."""
+        super().initialize_weights()
+        for _, site in adapter_sites(self):
+            adapter = getattr(site, "sam3i_adapter", None)  # absent while stock's constructor runs
+            if isinstance(adapter, MaskEmbedderLevels):
+                adapter.init_weights(site)
+            elif adapter is not None:
+                adapter.init_weights()
+        embeddings = self.text_encoder.text_model.embeddings
+        if hasattr(embeddings, "long_position_embedding"):
+            embeddings.init_long_positions()
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        """Called while loading: a stock checkpoint, which has no adapter at all, misses nothing."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        adapters = set(self.adapter_parameters())
+        if loading_info.missing_keys == adapters:
+            loading_info.missing_keys = set()
+            self._has_fresh_adapters = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        *args,
+        base_model_name_or_path: str | None = None,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """Load stock SAM3 or SAM3-I weights, as every Transformers model does, but never a part of them.
+
+        Args:
+            pretrained_model_name_or_path: A SAM3-I repository (a whole model, or adapters alone: their base model is
+                then loaded as well), or a stock SAM3 repository.
+            base_model_name_or_path (`str`, *optional*): For adapters alone: where SAM3 is, instead of where the
+                adapters say.
+            output_loading_info (`bool`): Return the model and the report on the weights of SAM3.
+            kwargs: As for every Transformers model.
+
+        Raises:
+            CheckpointMismatchError: when tensors are missing or left over. With `output_loading_info=True` the caller
+                gets the two lists instead and decides.
+            AdapterFileError: when the adapters cannot be read or are not those of the model.
+            BaseModelNotFoundError: when the adapters' base model cannot be loaded.
+        """
+        adapter = find_instruction_adapter(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            base = base_model_name_or_path or adapter.base_in_use
+            model, info = load_with_base(cls, adapter, base, *args, **kwargs)
+        elif base_model_name_or_path is not None:
+            raise ValueError(
+                f"`base_model_name_or_path` is for repositories of instruction adapters, and "
+                f"{pretrained_model_name_or_path} is none."
+            )
+        else:
+            model, info = cls._load(pretrained_model_name_or_path, *args, **kwargs)
+            if model._has_fresh_adapters:
+                logger.warning_once(
+                    "The checkpoint holds no instruction adapters: simple and complex instructions run as concepts "
+                    "until adapters are trained or loaded."
+                )
+        if output_loading_info:
+            return model, info
+        if info["missing_keys"] or info["unexpected_keys"]:
+            raise CheckpointMismatchError(info["missing_keys"], info["unexpected_keys"])
+        return model
+
+    @classmethod
+    def _load(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load a whole model, and report on it."""
+        return super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that SAM3-I adds to SAM3, by name; all others are stock's and stay frozen in training."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if ".sam3i_adapter." in name or ".long_position_embedding." in name
+        }
+
+    def freeze_stock(self) -> None:
+        """Let only the instruction adapters train."""
+        adapters = {id(parameter) for parameter in self.adapter_parameters().values()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in adapters)
+
+    def start_complex_from_simple(self) -> None:
+        """Hand-over between the first two stages: the complex path computes what the simple path has learned.
+
+        With `decoder_c_adapter_skip=False` (converted checkpoints) the decoder's complex path starts without update,
+        as in the authors' code.
+        """
+        for _, site in adapter_sites(self):
+            site.sam3i_adapter.start_complex_from_simple()
+
+
+__all__ = ["CheckpointMismatchError", "Sam3IPreTrainedModel"]

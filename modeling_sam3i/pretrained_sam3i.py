@@ -53,11 +53,13 @@ class Sam3IPreTrainedModel(Sam3Model):
             embeddings.init_long_positions()
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
-        """Called while loading: a stock checkpoint, which has no adapter at all, misses nothing."""
+        """Called while loading: a checkpoint without any adapter, as stock's, is not said to miss them."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
         adapters = set(self.adapter_parameters())
-        if loading_info.missing_keys == adapters:
-            loading_info.missing_keys = set()
+        if adapters <= loading_info.missing_keys and not any(
+            ".sam3i_adapter." in name for name in loading_info.unexpected_keys
+        ):
+            loading_info.missing_keys = loading_info.missing_keys - adapters
             self._has_fresh_adapters = True
 
     @classmethod

@@ -99,6 +99,24 @@ def test_broken_repository(tiny_model, repository, tmp_path, case):
         Sam3IForInstructionSegmentation.from_pretrained(folder)
 
 
+def test_a_stock_repository_misses_only_what_stock_has(tiny_stock_repos, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_stock_repos["sam3"], folder)
+    without("text_projection.bias")(folder)
+    with pytest.raises(CheckpointMismatchError, match=r"model: 1 missing \(text_projection.bias\)\. Check"):
+        Sam3IForInstructionSegmentation.from_pretrained(folder)
+
+
+def test_adapters_under_other_names_are_missing(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    change_tensors(lambda tensors: {n.replace("sam3i_adapter", "old.sam3i_adapter"): t for n, t in tensors.items()})(
+        tmp_path
+    )
+    number = len(tiny_model.adapter_parameters())
+    with pytest.raises(CheckpointMismatchError, match=f"{number} missing .* and {number} unexpected"):
+        Sam3IForInstructionSegmentation.from_pretrained(tmp_path)
+
+
 class Executed:
     """A pickle that writes a file when it is read."""
 

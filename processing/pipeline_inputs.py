@@ -27,6 +27,8 @@ def read_image(source: Any, timeout: float | None = None) -> Image.Image:
         raise TypeError(f"Expected an image as path, URL, PIL image, array or tensor, found {type(source).__name__}.")
     try:
         if isinstance(source, np.ndarray):
+            if source.size == 0:
+                raise ValueError(f"it has no pixels (shape {source.shape})")
             if np.issubdtype(source.dtype, np.floating) and not np.isfinite(source).all():
                 raise ValueError("it holds pixels that are NaN or infinite")
             image = to_pil_image(source[..., None] if source.ndim == 2 else source).convert("RGB")
@@ -42,6 +44,8 @@ class Batches:
     """The inputs in lists of `batch_size`, with a length and items where the inputs have them."""
 
     def __init__(self, inputs: Any, batch_size: int):
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"Expected `batch_size` of at least 1, found {batch_size!r}.")
         self.inputs = inputs
         self.batch_size = batch_size
 

@@ -126,7 +126,7 @@ class InstructionSegmentationPipeline(Pipeline):
             settings = {"text": text} | {name: kwargs.pop(name) for name in _ITEM_KEYS[1:] if name in kwargs}
             inputs = self._pair(list(inputs), settings, kwargs)
             return super().__call__(inputs, **kwargs)
-        is_item = isinstance(inputs, str | dict | Image.Image | np.ndarray | torch.Tensor) or hasattr(
+        is_item = isinstance(inputs, str | bytes | dict | Image.Image | np.ndarray | torch.Tensor) or hasattr(
             inputs, "__fspath__"
         )
         if not is_item and not isinstance(inputs, torch.utils.data.Dataset) and hasattr(inputs, "__iter__"):

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the model's raw outputs to instances in pixels of the original image."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -52,6 +54,10 @@ def resize_and_binarize(
     return masks
 
 
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer) and math.isfinite(value) and value > 0 and value == int(value)
+
+
 def row_target_sizes(
     target_sizes: Any, image_ids: Sequence[int] | torch.Tensor | None, rows: int
 ) -> list[tuple[int, int]] | None:
@@ -69,7 +75,7 @@ def row_target_sizes(
     sizes = []
     for size in target_sizes:
         size = size.tolist() if torch.is_tensor(size) else size
-        if not isinstance(size, Sequence) or len(size) != 2 or not all(int(n) == n and n > 0 for n in size):
+        if not isinstance(size, Sequence) or len(size) != 2 or not all(_is_length(n) for n in size):
             raise ValueError(f"Expected `target_sizes` as a list of (height, width) in pixels, found entry {size!r}.")
         sizes.append((int(size[0]), int(size[1])))
     if image_ids is not None:

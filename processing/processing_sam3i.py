@@ -15,6 +15,7 @@ from ..modeling_sam3i.adapter_repository_sam3i import (
     read_adapter_config,
 )
 from .instruction_rows import VISUAL_PROMPT, read_boxes, read_levels, read_texts
+from .pipeline_inputs import read_image
 from .post_processing_sam3i import check_probability, row_target_sizes, segment_rows
 
 logger = logging.get_logger(__name__)
@@ -24,18 +25,27 @@ STOCK_INSTRUCTION_LENGTH = 32
 
 
 def _list_images(images: Any) -> list:
-    """The images as a list, whatever they came in."""
+    """The images as a list, whatever they came in; files and URLs are read, gray arrays get three channels."""
     if isinstance(images, list | tuple):
         if len(images) == 0:
             raise ValueError("Expected at least one image, found an empty list.")
         return [image for item in images for image in _list_images(item)]
-    if getattr(images, "ndim", None) == 4:
-        return list(images)
-    if not isinstance(images, str) and not is_valid_image(images):
+    if isinstance(images, str) or hasattr(images, "__fspath__"):
+        return [read_image(images)]
+    if not is_valid_image(images):
         raise TypeError(
             f"Expected images as PIL images, numpy arrays, tensors, paths or URLs, found {type(images).__name__}."
         )
-    return [images]
+    shape = getattr(images, "shape", None)
+    if shape is None:
+        return [images]
+    if len(shape) not in (2, 3, 4) or 0 in shape:
+        raise ValueError(
+            f"Expected an image (height, width, channels) or a batch of them, found shape {tuple(shape)}."
+        )
+    if len(shape) == 4:
+        return list(images)
+    return [torch.as_tensor(images).expand(3, *shape)] if len(shape) == 2 else [images]
 
 
 class Sam3IProcessor(Sam3Processor):
@@ -79,30 +89,46 @@ class Sam3IProcessor(Sam3Processor):
         self.auto_levels = auto_levels
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "Sam3IProcessor":
-        """Load a processor as every Transformers processor; adapters saved alone have that of their base model.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *, base_model_name_or_path: str | None = None, **kwargs
+    ) -> "Sam3IProcessor":
+        """Load a processor as every Transformers processor; adapters saved without one have that of their base model.
+
+        Args:
+            pretrained_model_name_or_path: A repository of SAM3-I (a whole model, or adapters alone) or stock SAM3.
+            base_model_name_or_path (`str`, *optional*): For adapters saved without processor: where SAM3 is, instead
+                of where the adapters say.
+            kwargs: As for every Transformers processor; and settings of this one.
 
         Raises:
             AdapterFileError: when the adapters' configuration cannot be read.
+            BaseModelNotFoundError: when the adapters have no processor and that of their base model cannot be loaded.
             OSError: when there is no processor.
         """
+        repo = pretrained_model_name_or_path
         download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
-        own = (
-            cached_file(pretrained_model_name_or_path, name, _raise_exceptions_for_missing_entries=False, **download)
-            for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
-        )
-        if not any(own) and find_instruction_adapter(pretrained_model_name_or_path, kwargs) is not None:
-            adapter = read_adapter_config(pretrained_model_name_or_path, **download)
-            if not adapter.base_model_name_or_path:
-                raise BaseModelNotFoundError(
-                    f"The adapter in {pretrained_model_name_or_path} has no processor and names no base model. Load "
-                    "the processor from a repository of SAM3."
-                )
-            pretrained_model_name_or_path = adapter.base_model_name_or_path
-            kwargs = {"max_instruction_length": adapter.max_instruction_length} | kwargs
-            kwargs["revision"] = adapter.revision or "main"
-            kwargs.pop("subfolder", None)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors")}
+        if any(cached_file(repo, name, **quiet, **download) for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
+            return super().from_pretrained(repo, **kwargs)
+        if find_instruction_adapter(repo, kwargs) is None:
+            return super().from_pretrained(repo, **kwargs)  # it says what is missing
+        adapter = read_adapter_config(repo, **download)
+        base = base_model_name_or_path or adapter.base_model_name_or_path
+        if not base:
+            raise BaseModelNotFoundError(
+                f"The adapter in {repo} has no processor and names no base model. Pass `base_model_name_or_path` with "
+                "a repository of SAM3."
+            )
+        kwargs = {"max_instruction_length": adapter.max_instruction_length} | kwargs
+        kwargs["revision"] = adapter.revision or "main"  # the one in `kwargs` is the adapter repository's
+        kwargs.pop("subfolder", None)
+        try:
+            return super().from_pretrained(base, **kwargs)
+        except OSError as error:
+            raise BaseModelNotFoundError(
+                f"The adapter in {repo} has no processor, and that of its base model {base} cannot be loaded: {error}\n"
+                "If it is gated, ask for access and log in; if it lies elsewhere, pass `base_model_name_or_path`."
+            ) from error
 
     @property
     def model_input_names(self) -> list[str]:
@@ -264,6 +290,8 @@ class Sam3IProcessor(Sam3Processor):
         """
         threshold = check_probability("threshold", threshold)
         mask_threshold = check_probability("mask_threshold", mask_threshold)
+        if not hasattr(outputs, "pred_logits"):
+            raise TypeError(f"Expected the outputs of the model, found {type(outputs).__name__}.")
         sizes = row_target_sizes(target_sizes, image_ids, len(outputs.pred_logits))
         return segment_rows(outputs, threshold, mask_threshold, sizes)
 

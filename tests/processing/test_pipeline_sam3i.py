@@ -247,6 +247,10 @@ def test_boxes(pipe):
 
 
 BROKEN = [
+    ({"image": b"bytes"}, TypeError, "found bytes"),
+    ({"image": np.zeros((0, 5, 3), np.uint8)}, ValueError, "no pixels"),
+    ({"image": [_image()], "batch_size": 0}, ValueError, "`batch_size` of at least 1, found 0"),
+    ({"image": [_image()], "batch_size": -1}, ValueError, "`batch_size` of at least 1, found -1"),
     ({"text": ""}, ValueError, "is empty"),
     ({"text": None}, ValueError, "Give an instruction"),
     ({"text": []}, ValueError, "at least one instruction"),

@@ -115,8 +115,12 @@ def test_images_as_arrays_batches_and_paths(processor, tmp_path):
     image = _image()
     image.save(tmp_path / "image.png")
     expected = processor(images=image, text="dog", return_tensors="pt")["pixel_values"]
-    for form in (np.array(image), torch.from_numpy(np.array(image)).permute(2, 0, 1), str(tmp_path / "image.png")):
+    path = tmp_path / "image.png"
+    for form in (np.array(image), torch.from_numpy(np.array(image)).permute(2, 0, 1), str(path), path):
         assert torch.equal(processor(images=form, text="dog", return_tensors="pt")["pixel_values"], expected)
+    gray = image.convert("L")
+    expected = processor(images=gray.convert("RGB"), text="dog", return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(images=np.array(gray), text="dog", return_tensors="pt")["pixel_values"], expected)
     batch = np.stack([np.array(image)] * 2)
     assert processor(images=batch, text=["dog", "cat"], return_tensors="pt")["image_ids"].tolist() == [0, 1]
 
@@ -289,6 +293,9 @@ NAN = np.full((3, 20, 20), np.nan, dtype=np.float32)
     ("change", "error", "message"),
     [
         ({"images": None, "text": None}, ValueError, "at least"),
+        ({"images": "no/such/image.png"}, ValueError, "Cannot read image 'no/such/image.png'"),
+        ({"images": np.zeros((0, 8, 3), np.uint8)}, ValueError, r"found shape \(0, 8, 3\)"),
+        ({"images": torch.rand(1, 1, 3, 8, 8)}, ValueError, r"found shape \(1, 1, 3, 8, 8\)"),
         ({"text": ""}, ValueError, "is empty"),
         ({"text": "  \n"}, ValueError, "is empty"),
         ({"text": []}, ValueError, "empty list"),
@@ -445,12 +452,16 @@ def test_half_precision_outputs(processor):
         ({"target_sizes": [(0, 4)]}, ValueError, "found entry"),
         ({"target_sizes": [(3, 4, 5)]}, ValueError, "found entry"),
         ({"target_sizes": 3}, TypeError, "found int"),
+        ({"target_sizes": [(float("inf"), 4)]}, ValueError, "found entry"),
+        ({"target_sizes": [("a", 4)]}, ValueError, "found entry"),
+        ({"outputs": None}, TypeError, "outputs of the model, found NoneType"),
+        ({"outputs": (1, 2)}, TypeError, "outputs of the model, found tuple"),
         ({"target_sizes": [(3, 4)], "image_ids": [0]}, ValueError, "`image_ids` for each of 3"),
     ],
 )
 def test_malformed_post_processing(processor, call, error, message):
     with pytest.raises(error, match=message):
-        processor.post_process_instruction_segmentation(_outputs(), **call)
+        processor.post_process_instruction_segmentation(**{"outputs": _outputs()} | call)
 
 
 def test_outputs_without_masks_or_with_nan(processor):

@@ -16,9 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..chat_model import ChatModel, ChatModelError, MalformedReplyError, Message
+from ..chat_model import (
+    ChatModel,
+    ChatModelError,
+    ChatRequestError,
+    ChatUnavailableError,
+    MalformedReplyError,
+    Message,
+)
 from .append_log import AppendLog, read_log
 from .budget import Budget, Spending
+from .courier import CourierModel
 
 IMAGE_TOKENS = 1500  # what one picture is taken to cost before the endpoint says
 
@@ -91,35 +99,58 @@ class CallLog:
         if model.max_reasks:
             raise ValueError(f"The engine asks again by itself: give {model.name!r} max_reasks=0.")
         reservation = self.spending.reserve(_prompt_size(messages), model.max_tokens)
-        self._log.append({"event": "sent", "key": key, "request": digest, "model": model.name, "time": time.time()})
-        text, error = "", None
-        try:
-            reply = model.complete(list(messages), json_schema=json_schema)
-            text, usage = reply.text, reply.usage
-        except MalformedReplyError as malformed:
-            text, usage = malformed.text, malformed.usage
-        except ChatModelError as failure:
-            error, usage = failure, failure.usage
-        record = {
-            "event": "answered" if error is None else "failed",
-            "key": key,
-            "request": digest,
-            "calls": usage.calls,
-            "retries": usage.retries,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "seconds": round(usage.seconds, 3),
-            "time": time.time(),
-        }
-        record |= {"text": text} if error is None else {"error": str(error)}
-        self._log.append(record)
-        self.spending.settle(reservation, usage.calls, usage.prompt_tokens, usage.completion_tokens)
-        if error is not None:
-            raise error
+        if isinstance(model, CourierModel):
+            record = model.courier.carry(key, digest, model.role, messages, json_schema)
+        else:
+            record = perform(self._log, key, digest, model, messages, json_schema)
+        self.spending.settle(reservation, record["calls"], record["prompt_tokens"], record["completion_tokens"])
+        if record["event"] == "failed":
+            raise _error_of(record)
         with self._lock:
             self._answers[key] = record
             self.in_doubt.discard(key)
-        return text
+        return record["text"]
+
+
+def perform(
+    log: AppendLog,
+    key: str,
+    digest: str,
+    model: ChatModel,
+    messages: Sequence[Message],
+    json_schema: dict[str, Any],
+) -> dict[str, Any]:
+    """Make one call between its two lines in the log; returns the second one."""
+    log.append({"event": "sent", "key": key, "request": digest, "model": model.name, "time": time.time()})
+    error = None
+    try:
+        reply = model.complete(list(messages), json_schema=json_schema)
+        text, usage = reply.text, reply.usage
+    except MalformedReplyError as malformed:
+        text, usage = malformed.text, malformed.usage
+    except ChatModelError as failure:
+        text, error, usage = "", failure, failure.usage
+    record: dict[str, Any] = {
+        "event": "answered" if error is None else "failed",
+        "key": key,
+        "request": digest,
+        "calls": usage.calls,
+        "retries": usage.retries,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "seconds": round(usage.seconds, 3),
+        "time": time.time(),
+    }
+    record |= {"text": text} if error is None else {"error": str(error), "status": getattr(error, "status", None)}
+    log.append(record)
+    return record
+
+
+def _error_of(record: dict[str, Any]) -> ChatModelError:
+    """The error that a "failed" line stands for."""
+    if record["status"] is not None:
+        return ChatRequestError(record["error"], record["status"])
+    return ChatUnavailableError(record["error"])
 
 
 def _digest(name: str, messages: Sequence[Message], json_schema: dict[str, Any]) -> str:

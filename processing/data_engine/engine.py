@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from .budget import Budget, BudgetExhaustedError
 from .calls import CallLog
 from .chat_writer import ChatChecker, ChatWriter
 from .checks import TokenCounter, estimate_tokens
+from .courier import Courier, CourierModel
 from .decision import ACCEPTED, REVIEW
 from .examination import PictureExamination, Toolbox
 from .model_checks import Grounder
@@ -82,6 +84,7 @@ class DataEngine:
         synonyms: further words for nouns.
         budget: caps over all sessions.
         concurrency: pictures at a time.
+        courier: makes the calls of `writer` and `checker` where these are its models, and outlives a killed engine.
     """
 
     def __init__(
@@ -89,14 +92,15 @@ class DataEngine:
         source: Source,
         run: RunDirectory,
         *,
-        writer: ChatModel | None = None,
-        checker: ChatModel | None = None,
+        writer: ChatModel | CourierModel | None = None,
+        checker: ChatModel | CourierModel | None = None,
         grounder: Grounder | None = None,
         count_tokens: TokenCounter = estimate_tokens,
         prompts: dict[str, Prompt] | None = None,
         synonyms: dict[str, list[str]] | None = None,
         budget: Budget | None = None,
         concurrency: int = 1,
+        courier: Courier | None = None,
     ):
         if concurrency < 1:
             raise ValueError(f"`concurrency` must be 1 or more, received {concurrency}.")
@@ -109,6 +113,7 @@ class DataEngine:
         self.run = run
         self.budget = budget
         self.concurrency = concurrency
+        self.courier = courier
         self._unavailable_in_a_row = 0
         self.tools = Toolbox(
             nouns=tuple(source.nouns),
@@ -134,7 +139,8 @@ class DataEngine:
             ChatRequestError: an endpoint refuses requests for good (a wrong key, model or address).
         """
         summary, started = SessionSummary(), time.monotonic()
-        with FolderLock(self.run.path):
+        # The log is read after the courier of a killed session has written its last line.
+        with FolderLock(self.run.path), self.courier or nullcontext():
             records, self.tools.calls = AppendLog(self.run.records_path), CallLog(self.run.calls_path, self.budget)
             try:
                 self._work(records, summary, max_pictures, progress)

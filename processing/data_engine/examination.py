@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..chat_model import chat_message
 from .calls import CallLog
 from .chat_writer import ChatChecker, ChatWriter, UnusableAnswerError
 from .checks import (
@@ -32,6 +33,7 @@ from .scene import Scene
 from .template_writer import TargetPlan, TemplateWriter
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
+MAX_REJECTED = 8  # rejected texts that a writer is reminded of
 
 
 @dataclass
@@ -112,6 +114,7 @@ class PictureExamination:
             except UnusableAnswerError as error:
                 form = CheckResult("form", FAIL, f"The answer was not in the form asked for: {error}.")
                 pairs.append(self._pair(f"{name}/answer", None, answer[:500], [form], DROPPED, form.reason))
+                rejected = [*rejected, (answer[:80], form.reason)][-MAX_REJECTED:]
                 continue
             found = self._examine([Candidate(level, text, plan) for level, text in written], name)
             pairs += found
@@ -122,7 +125,7 @@ class PictureExamination:
                     level = InstructionLevel.from_any(pair["level"])
                     wanted[level] -= 1
             wanted = {level: count for level, count in wanted.items() if count > 0}
-            rejected = rejected[-8:]
+            rejected = rejected[-MAX_REJECTED:]
         return pairs
 
     def _concept(self, plan: TargetPlan, number: int) -> list[dict[str, Any]]:
@@ -185,6 +188,8 @@ class PictureExamination:
                 found = self.tools.checker.parse(answer, len(candidates))
             except UnusableAnswerError as error:
                 reason = f"The checker's answer cannot be used: {error}."
+                correction = f"That answer cannot be used: {error}. Answer again with the JSON value alone."
+                messages = [*messages, chat_message("assistant", answer), chat_message("user", correction)]
                 continue
             return [checker_result(item, numbers, answer) for item, answer in zip(candidates, found, strict=True)]
         return [CheckResult("checker", UNSURE, reason, {"answer": answer[:500]}) for _ in candidates]

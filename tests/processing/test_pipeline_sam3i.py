@@ -16,6 +16,8 @@ from pycocotools import mask as coco_mask
 from transformers import Sam3ImageProcessor, Sam3Model, Sam3Processor, pipeline
 
 import sam3i
+from sam3i.modeling_sam3i.adapter_files_sam3i import save_adapter
+from sam3i.modeling_sam3i.adapter_repository_sam3i import BaseModelNotFoundError
 from sam3i.processing.pipeline_registration import TASK, register_pipeline
 from sam3i.processing.pipeline_sam3i import InstructionSegmentationPipeline
 from sam3i.processing.predict_cli import predict, repo_info
@@ -443,3 +445,66 @@ def test_the_video_processor_of_stock_gives_its_parts(tiny_stock_repos, tiny_tok
     Sam3VideoProcessor(image_processor, Sam2VideoVideoProcessor(), tiny_tokenizer).save_pretrained(repo)
     pipe = pipeline(TASK, model=str(repo), device="cpu")
     assert isinstance(pipe.processor, Sam3IProcessor) and len(pipe(_image(), text="dog", **EASY)) == 6
+
+
+@pytest.fixture
+def adapters_alone(tiny_stock_repos, train_adapters, tmp_path):
+    """A function that saves trained adapters without SAM3 and without processor: (model, folder)."""
+
+    def save(base="sam3", **settings):
+        model = sam3i.Sam3IForInstructionSegmentation.from_pretrained(
+            tiny_stock_repos[base], adapter_dim=8, **settings
+        )
+        save_adapter(train_adapters(model), tmp_path / "adapters")
+        return model, tmp_path / "adapters"
+
+    return save
+
+
+@pytest.mark.parametrize("base", ["sam3", "sam3_video"])
+def test_adapters_alone_have_the_processor_of_their_base(adapters_alone, tiny_stock_repos, base):
+    model, folder = adapters_alone(base, max_instruction_length=48)
+    pipe = pipeline(TASK, model=str(folder), device="cpu")
+    assert type(pipe.processor) is Sam3IProcessor and pipe.processor.max_instruction_length == 48
+    whole = pipeline(TASK, model=model, processor=Sam3IProcessor.from_pretrained(tiny_stock_repos[base]), device="cpu")
+    image, text = _image(), ["dog", "the dog on the left", "something that sits"]
+    for found, expected in zip(pipe(image, text=text, **EASY), whole(image, text=text, **EASY), strict=True):
+        _same(found, expected)
+    without = pipeline(TASK, model=pipe.model, device="cpu")  # a model knows where its adapters are from
+    _same(without(image, text="the dog", **EASY), pipe(image, text="the dog", **EASY))
+
+
+def test_adapters_with_a_processor_use_it(adapters_alone, processor):
+    _, folder = adapters_alone()
+    processor.auto_levels, processor.max_instruction_length = "router", 20
+    processor.save_pretrained(folder)
+    for found in (Sam3IProcessor.from_pretrained(folder), pipeline(TASK, model=str(folder)).processor):
+        assert (found.auto_levels, found.max_instruction_length) == ("router", 20)
+    given = Sam3IProcessor(processor.image_processor, processor.tokenizer)
+    assert pipeline(TASK, model=str(folder), processor=given).processor is given
+
+
+def test_the_base_of_the_processor(adapters_alone, tiny_stock_repos, tmp_path):
+    _, folder = adapters_alone(max_instruction_length=40)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for base, message in ((str(tmp_path / "moved"), "moved cannot be loaded"), (None, "names no base model")):
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        with pytest.raises(
+            BaseModelNotFoundError, match=f"(?i)no processor.*{message}(.|\\n)*pass `base_model_name_or_path`"
+        ):
+            Sam3IProcessor.from_pretrained(folder)
+    found = Sam3IProcessor.from_pretrained(folder, base_model_name_or_path=tiny_stock_repos["sam3_video"])
+    assert found.max_instruction_length == 40
+
+
+def test_predict_and_info_with_adapters_alone(adapters_alone, tiny_stock_repos, tmp_path):
+    model, folder = adapters_alone()
+    _image().save(tmp_path / "image.png")
+    done = predict(folder, tmp_path / "image.png", "the dog on the left", output=tmp_path / "out", threshold=0.0)
+    assert done.found == [("the dog on the left", "simple", 6)]
+    assert json.loads(done.results.read_text())["model"] == str(folder)
+    info = repo_info(folder)
+    assert (info.kind, info.base) == ("SAM3-I adapters", str(tiny_stock_repos["sam3"]))
+    assert info.levels == ["concept", "simple", "complex"]
+    expected = sum(parameter.numel() for parameter in model.adapter_parameters().values())
+    assert info.parameters == info.adapter_parameters == expected

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One session of the data engine with chat models, as a process of its own: FOLDER URL SCENES."""
+
+import sys
+
+from sam3i.processing.data_engine.courier import Courier, EndpointSpec
+from sam3i.processing.data_engine.engine import DataEngine, EngineConfig
+from sam3i.processing.data_engine.run_directory import RunDirectory
+from sam3i.processing.data_engine.sources import ShapesSource
+
+
+def run_session(folder, url, num_scenes, concurrency=4, max_retries=4, **options):
+    config = EngineConfig(
+        source=f"shapes {num_scenes}",
+        writer="writer",
+        checker="checker",
+        max_retries=max_retries,
+        targets_per_image=options.pop("targets_per_image", 6),
+        kinds=("1-to-1", "1-to-N", "1-to-all"),
+    )
+    run = RunDirectory(folder, config)
+    specs = {
+        role: EndpointSpec(url, role, timeout=options.get("timeout", 5.0), backoff=0.02, max_backoff=0.1)
+        for role in ("writer", "checker")
+    }
+    courier = Courier(run.calls_path, specs, concurrency)
+    engine = DataEngine(
+        ShapesSource(num_scenes),
+        run,
+        writer=courier.model("writer"),
+        checker=courier.model("checker"),
+        courier=courier,
+        concurrency=concurrency,
+        budget=options.get("budget"),
+    )
+    return run, engine, engine.build(progress=False)
+
+
+if __name__ == "__main__":
+    run_session(sys.argv[1], sys.argv[2], int(sys.argv[3]), targets_per_image=3)

@@ -69,7 +69,8 @@ def load_with_base(
         kwargs: Arguments of `from_pretrained`.
 
     Returns:
-        The model, and the report on the weights of its base.
+        The model, which keeps where its adapters are from as `adapter_source`, and the report on the weights of its
+        base.
 
     Raises:
         AdapterFileError: when the repository cannot be read.
@@ -105,6 +106,7 @@ def load_with_base(
             f"The adapter in {repo} works on {base}, which cannot be loaded: {error}\nIf it is gated, ask for access "
             "and log in; if it lies elsewhere, pass `base_model_name_or_path`."
         ) from error
+    model.adapter_source = source
     return fill_adapters(model, repo, **source.download), info
 
 

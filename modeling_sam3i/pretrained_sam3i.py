@@ -9,7 +9,7 @@ from transformers import Sam3Model
 from transformers.utils import logging
 
 from .adapter_loading_sam3i import load_with_base
-from .adapter_repository_sam3i import find_instruction_adapter
+from .adapter_repository_sam3i import AdapterSource, find_instruction_adapter
 from .adapters_sam3i import MaskEmbedderLevels, adapter_sites
 from .configuration_sam3i import Sam3IConfig
 
@@ -35,6 +35,7 @@ class Sam3IPreTrainedModel(Sam3Model):
     """A stock SAM3 whose adapted layers have instruction adapters as `sam3i_adapter`; subclasses put them there."""
 
     config_class = Sam3IConfig
+    adapter_source: AdapterSource | None = None
     _has_fresh_adapters = False
     supports_gradient_checkpointing = True
 

@@ -51,14 +51,21 @@ class InstructionSegmentationPipeline(Pipeline):
                 f"{model_type!r}). Sam3IForInstructionSegmentation.from_pretrained tells why."
             )
         if not hasattr(self.processor, "post_process_instruction_segmentation"):
-            # a stock repository brings the stock processor
-            image_processor = getattr(self.processor, "image_processor", self.image_processor)
-            tokenizer = getattr(self.processor, "tokenizer", self.tokenizer)
-            if image_processor is None or tokenizer is None:
-                raise ValueError("Give the pipeline a `processor`, or a model name that has one.")
-            self.processor = Sam3IProcessor(
-                image_processor, tokenizer, max_instruction_length=self.model.config.max_instruction_length
-            )
+            self.processor = self._own_processor()
+
+    def _own_processor(self) -> Sam3IProcessor:
+        """Ours in place of the stock processor that comes with a stock repository."""
+        image_processor = getattr(self.processor, "image_processor", self.image_processor)
+        tokenizer = getattr(self.processor, "tokenizer", self.tokenizer)
+        adapters, base = self.model.adapter_source, self.model.name_or_path
+        if adapters is not None and getattr(tokenizer, "name_or_path", base) == base:
+            # What came with the base model gives way to what the adapters were trained with.
+            return Sam3IProcessor.from_pretrained(adapters.repo, base_model_name_or_path=base, **adapters.download)
+        if image_processor is None or tokenizer is None:
+            raise ValueError("Give the pipeline a `processor`, or a model name that has one.")
+        return Sam3IProcessor(
+            image_processor, tokenizer, max_instruction_length=self.model.config.max_instruction_length
+        )
 
     def _sanitize_parameters(
         self,

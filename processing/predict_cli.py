@@ -95,7 +95,7 @@ def predict(
         "image": str(image),
         "width": picture.width,
         "height": picture.height,
-        "model": getattr(model.model.config, "_name_or_path", "") or None,
+        "model": model.model.adapter_source.repo if model.model.adapter_source else model.model.name_or_path or None,
         **thresholds,
         "results": [
             {"text": instruction, "level": row_level, "instances": instances}

@@ -4,6 +4,7 @@
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from transformers import BatchEncoding, Sam3Processor
 from transformers.image_utils import is_valid_image
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
@@ -124,9 +125,9 @@ class Sam3IProcessor(Sam3Processor):
         kwargs.pop("subfolder", None)
         try:
             return super().from_pretrained(base, **kwargs)
-        except OSError as error:
+        except (OSError, HFValidationError) as error:
             raise BaseModelNotFoundError(
-                f"The adapter in {repo} has no processor, and that of its base model {base} cannot be loaded: {error}\n"
+                f"The adapter in {repo} has no processor, and that of its base {base} cannot be loaded: {error}\n"
                 "If it is gated, ask for access and log in; if it lies elsewhere, pass `base_model_name_or_path`."
             ) from error
 

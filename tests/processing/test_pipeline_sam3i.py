@@ -470,8 +470,6 @@ def test_adapters_alone_have_the_processor_of_their_base(adapters_alone, tiny_st
     image, text = _image(), ["dog", "the dog on the left", "something that sits"]
     for found, expected in zip(pipe(image, text=text, **EASY), whole(image, text=text, **EASY), strict=True):
         _same(found, expected)
-    without = pipeline(TASK, model=pipe.model, device="cpu")  # a model knows where its adapters are from
-    _same(without(image, text="the dog", **EASY), pipe(image, text="the dog", **EASY))
 
 
 def test_adapters_with_a_processor_use_it(adapters_alone, processor):
@@ -489,10 +487,9 @@ def test_the_base_of_the_processor(adapters_alone, tiny_stock_repos, tmp_path):
     config = json.loads((folder / "adapter_config.json").read_text())
     for base, message in ((str(tmp_path / "moved"), "moved cannot be loaded"), (None, "names no base model")):
         (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
-        with pytest.raises(
-            BaseModelNotFoundError, match=f"(?i)no processor.*{message}(.|\\n)*pass `base_model_name_or_path`"
-        ):
+        with pytest.raises(BaseModelNotFoundError, match=message) as caught:
             Sam3IProcessor.from_pretrained(folder)
+        assert "no processor" in str(caught.value) and "pass `base_model" in str(caught.value).lower()
     found = Sam3IProcessor.from_pretrained(folder, base_model_name_or_path=tiny_stock_repos["sam3_video"])
     assert found.max_instruction_length == 40
 

@@ -108,6 +108,14 @@ class Sam3IConfig(Sam3Config):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self.check_adapters()
+
+    def check_adapters(self) -> None:
+        """Check the fields above; the model does it again, as `from_pretrained(..., adapter_dim=8)` sets them later.
+
+        Raises:
+            ValueError: when a field is out of its range; the message ends with the value received.
+        """
         text_width = self.text_config.hidden_size
         for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
             if getattr(self, name) < 1:
@@ -153,8 +161,9 @@ class Sam3IConfig(Sam3Config):
             detector = config_dict.get("detector_config") or {}
             config_dict = {**detector, "dtype": config_dict.get("dtype")}
         elif model_type != "sam3":
+            found = repr(model_type) if config_dict else "no config.json"
             raise ValueError(
-                f"Expected a repository of model type 'sam3i', 'sam3' or 'sam3_video', found {model_type!r}. "
+                f"Expected a repository of model type 'sam3i', 'sam3' or 'sam3_video', found {found}. "
                 "Name a SAM3-I, SAM3 or SAM3 video repository."
             )
         return {key: value for key, value in config_dict.items() if key != "architectures"} | {

@@ -2,11 +2,32 @@
 """Checks of what the model is given, and the defaults of levels and image indices."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch
+from transformers.utils import TransformersKwargs
 
-from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
+from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel, Sam3IConfig
 from .layers_sam3i import Sam3ITextEmbeddings
+
+PADDING_LABEL = -10
+BOX_TOLERANCE = 0.01
+"""By which a box may leave the image: exemplars are drawn by hand, and half precision rounds."""
+
+INPUT_NAMES = (
+    "pixel_values",
+    "vision_embeds",
+    "input_ids",
+    "attention_mask",
+    "text_embeds",
+    "input_boxes",
+    "input_boxes_labels",
+    "instruction_levels",
+    "image_ids",
+    "labels",
+)
+OPTIONS = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "use_cache"}
+"""What Transformers' callers pass to every model."""
 
 
 def _one_of(first: object, second: object, names: tuple[str, str]) -> None:
@@ -15,44 +36,123 @@ def _one_of(first: object, second: object, names: tuple[str, str]) -> None:
         raise ValueError(f"You must specify exactly one of {names[0]} or {names[1]}, found {found}.")
 
 
-def check_inputs(pixel_values, vision_embeds, input_ids, attention_mask, text_features, boxes, box_labels) -> int:
+def _tensor(name: str, value: object) -> None:
+    if value is not None and not torch.is_tensor(value):
+        raise TypeError(f"Expected `{name}` as a tensor, found {type(value).__name__}. Let the processor prepare it.")
+
+
+def check_token_ids(input_ids: torch.Tensor) -> None:
+    """Check the form of token ids, `(rows, tokens)` in integers.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    _tensor("input_ids", input_ids)
+    if input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
+        raise ValueError(
+            "Expected `input_ids` of shape (rows, tokens) in integers, found shape "
+            f"{tuple(input_ids.shape)} in {input_ids.dtype}. Let the processor prepare the instructions."
+        )
+
+
+def check_inputs(
+    config: Sam3IConfig,
+    pixel_values,
+    vision_embeds,
+    input_ids,
+    attention_mask,
+    text_features,
+    boxes,
+    box_labels,
+    options: dict,
+) -> int:
     """Check that the model's inputs are complete and fit each other.
+
+    Args:
+        config: Of the model.
+        options (`dict`): The arguments that the model passes on to its layers.
 
     Returns:
         `int`: The number of instruction rows.
 
     Raises:
+        TypeError: for inputs that are no tensors, and unknown arguments.
         ValueError: names what was expected, what was found and what to pass instead.
     """
+    unknown = sorted(options.keys() - OPTIONS)
+    if unknown:
+        near = [match for name in unknown for match in get_close_matches(name, INPUT_NAMES, n=1)]
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise TypeError(f"Unexpected arguments: {', '.join(unknown)}.{hint}")
     _one_of(pixel_values, vision_embeds, ("pixel_values", "vision_embeds"))
     _one_of(input_ids, text_features, ("input_ids", "text_embeds"))
-    if pixel_values is not None and (pixel_values.dim() != 4 or not pixel_values.is_floating_point()):
-        raise ValueError(
-            "Expected `pixel_values` of shape (images, 3, height, width) in floating point, found shape "
-            f"{tuple(pixel_values.shape)} in {pixel_values.dtype}. Let the processor prepare the images."
+    _tensor("pixel_values", pixel_values)
+    if pixel_values is not None:
+        _check_pixels(config, pixel_values)
+    elif not hasattr(vision_embeds, "fpn_hidden_states"):
+        raise TypeError(
+            f"Expected `vision_embeds` as the output of `get_vision_features`, found {type(vision_embeds).__name__}."
         )
-    if input_ids is not None and (input_ids.dim() != 2 or input_ids.is_floating_point()):
+    if input_ids is not None:
+        check_token_ids(input_ids)
+    _tensor("text_embeds", text_features)
+    width = config.detr_encoder_config.hidden_size
+    if text_features is not None and (text_features.dim() != 3 or text_features.shape[-1] != width):
         raise ValueError(
-            "Expected `input_ids` of shape (rows, tokens) in integers, found shape "
-            f"{tuple(input_ids.shape)} in {input_ids.dtype}. Let the processor prepare the instructions."
-        )
-    if text_features is not None and text_features.dim() != 3:
-        raise ValueError(
-            f"Expected `text_embeds` of shape (rows, tokens, width), found {tuple(text_features.shape)}. "
+            f"Expected `text_embeds` of shape (rows, tokens, {width}), found {tuple(text_features.shape)}. "
             "Pass the output of `get_text_features`."
         )
     text = input_ids if input_ids is not None else text_features
+    _tensor("attention_mask", attention_mask)
     if attention_mask is not None and attention_mask.shape != text.shape[:2]:
         raise ValueError(
             f"Expected `attention_mask` of shape {tuple(text.shape[:2])} to match the instructions, found "
             f"{tuple(attention_mask.shape)}."
         )
-    if boxes is not None and (boxes.dim() != 3 or boxes.shape[-1] != 4):
-        raise ValueError(f"Expected `input_boxes` of shape (rows, boxes, 4), found {tuple(boxes.shape)}.")
-    if box_labels is not None and (boxes is None or box_labels.shape != boxes.shape[:2]):
-        expected = "`input_boxes` as well" if boxes is None else f"shape {tuple(boxes.shape[:2])}"
-        raise ValueError(f"Expected {expected} for `input_boxes_labels`, found {tuple(box_labels.shape)}.")
+    _check_boxes(boxes, box_labels)
     return text.shape[0]
+
+
+def _check_pixels(config: Sam3IConfig, pixel_values: torch.Tensor) -> None:
+    vision = config.vision_config.backbone_config
+    sides = vision.image_size if isinstance(vision.image_size, list | tuple) else [vision.image_size] * 2
+    shape = tuple(pixel_values.shape)
+    fits = len(shape) == 4 and shape[0] > 0 and shape[1] == vision.num_channels and pixel_values.is_floating_point()
+    if not fits or any(
+        found // vision.patch_size != side // vision.patch_size for found, side in zip(shape[2:], sides, strict=True)
+    ):
+        raise ValueError(
+            f"Expected `pixel_values` of shape (images, {vision.num_channels}, {sides[0]}, {sides[1]}) in floating "
+            f"point, found shape {shape} in {pixel_values.dtype}. Let the processor prepare the images."
+        )
+
+
+def _check_boxes(boxes: torch.Tensor | None, labels: torch.Tensor | None) -> None:
+    _tensor("input_boxes", boxes)
+    _tensor("input_boxes_labels", labels)
+    if boxes is not None and (boxes.dim() != 3 or boxes.shape[-1] != 4 or not boxes.is_floating_point()):
+        raise ValueError(
+            f"Expected `input_boxes` of shape (rows, boxes, 4) in floating point, found {tuple(boxes.shape)} in "
+            f"{boxes.dtype}."
+        )
+    if labels is not None and (boxes is None or labels.shape != boxes.shape[:2]):
+        expected = "`input_boxes` as well" if boxes is None else f"shape {tuple(boxes.shape[:2])}"
+        raise ValueError(f"Expected {expected} for `input_boxes_labels`, found {tuple(labels.shape)}.")
+    if boxes is None or not boxes.numel():
+        return
+    used = boxes
+    if labels is not None:
+        if not bool(((labels == 0) | (labels == 1) | (labels == PADDING_LABEL)).all()):
+            raise ValueError(
+                "Expected `input_boxes_labels` of 1 (like this), 0 (not like this) or -10 (padding), found "
+                f"{sorted(set(labels.flatten().tolist()))}."
+            )
+        used = boxes[labels != PADDING_LABEL]
+    if not bool(((used >= -BOX_TOLERANCE) & (used <= 1 + BOX_TOLERANCE)).all()):
+        raise ValueError(
+            "Expected `input_boxes` (cx, cy, w, h) as fractions of the image, in [0, 1], found values from "
+            f"{float(used.min())} to {float(used.max())}. Let the processor prepare boxes in pixels."
+        )
 
 
 def resolve_levels(
@@ -105,8 +205,15 @@ def text_encoder_inputs(
         attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
 
     Raises:
-        ValueError: for more tokens than the encoder has positions.
+        TypeError, ValueError: for ids that are none of the encoder's, or more than it has positions.
     """
+    check_token_ids(input_ids)
+    vocabulary = embeddings.token_embedding.num_embeddings
+    if int(input_ids.min()) < 0 or int(input_ids.max()) >= vocabulary:
+        raise ValueError(
+            f"Expected `input_ids` from 0 to {vocabulary - 1}, found {int(input_ids.min())} to "
+            f"{int(input_ids.max())}. The tokenizer is of another model."
+        )
     stock_length, tokens = embeddings.position_embedding.num_embeddings, input_ids.shape[1]
     limit = max(stock_length, settings.max_instruction_length)
     if tokens > limit:
@@ -136,6 +243,7 @@ def row_images(
     Raises:
         ValueError: when rows cannot be matched with images or boxes.
     """
+    _tensor("image_ids", image_ids)
     if image_ids is not None:
         if image_ids.shape != (rows,) or image_ids.is_floating_point():
             raise ValueError(

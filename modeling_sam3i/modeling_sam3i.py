@@ -31,6 +31,7 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
     """
 
     def __init__(self, config: Sam3IConfig):
+        config.check_adapters()
         super().__init__(config)
         # Two stock sub-models become ours; the weights keep their names.
         self.detr_decoder = Sam3IDetrDecoder(config.detr_decoder_config)
@@ -137,7 +138,15 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
         kwargs.pop("original_sizes", None)  # the processor returns it for post-processing
         text_features = getattr(text_embeds, "pooler_output", text_embeds)
         rows = check_inputs(
-            pixel_values, vision_embeds, input_ids, attention_mask, text_features, input_boxes, input_boxes_labels
+            self.config,
+            pixel_values,
+            vision_embeds,
+            input_ids,
+            attention_mask,
+            text_features,
+            input_boxes,
+            input_boxes_labels,
+            options=kwargs,
         )
         device = (input_ids if input_ids is not None else text_features).device
         levels = resolve_levels(instruction_levels, rows, device)

@@ -4,6 +4,7 @@
 import os
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Sam3Model
 from transformers.utils import logging
@@ -31,6 +32,10 @@ class CheckpointMismatchError(ValueError):
         )
 
 
+class DamagedCheckpointError(ValueError):
+    """A weight file that cannot be read; nothing of it was loaded."""
+
+
 class Sam3IPreTrainedModel(Sam3Model):
     """A stock SAM3 whose adapted layers have instruction adapters as `sam3i_adapter`; subclasses put them there."""
 
@@ -54,12 +59,13 @@ class Sam3IPreTrainedModel(Sam3Model):
             embeddings.init_long_positions()
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
-        """Called while loading: a checkpoint without any adapter, as stock's, is not said to miss them."""
+        """Called while loading: a checkpoint of SAM3 without any adapter, as stock's, is not said to miss them."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
         adapters = set(self.adapter_parameters())
-        if adapters <= loading_info.missing_keys and not any(
+        has_adapters = not adapters <= loading_info.missing_keys or any(
             ".sam3i_adapter." in name for name in loading_info.unexpected_keys
-        ):
+        )
+        if not has_adapters and not {name for name, _ in self.named_parameters()} <= loading_info.missing_keys:
             loading_info.missing_keys = loading_info.missing_keys - adapters
             self._has_fresh_adapters = True
 
@@ -85,6 +91,7 @@ class Sam3IPreTrainedModel(Sam3Model):
         Raises:
             CheckpointMismatchError: when tensors are missing or left over. With `output_loading_info=True` the caller
                 gets the two lists instead and decides.
+            DamagedCheckpointError: when the weights cannot be read.
             AdapterFileError: when the adapters cannot be read or are not those of the model.
             BaseModelNotFoundError: when the adapters' base model cannot be loaded.
         """
@@ -112,8 +119,14 @@ class Sam3IPreTrainedModel(Sam3Model):
 
     @classmethod
     def _load(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load a whole model, and report on it."""
-        return super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        """Load a whole model, and report on it; pickled weights are not read."""
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise DamagedCheckpointError(
+                f"The weights in {pretrained_model_name_or_path} are damaged or cut off ({error}). Fetch them again."
+            ) from error
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that SAM3-I adds to SAM3, by name; all others are stock's and stay frozen in training."""

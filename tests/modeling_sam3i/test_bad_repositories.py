@@ -7,11 +7,10 @@ import shutil
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sam3i import Sam3IForInstructionSegmentation, convert_official_checkpoint
-from sam3i.modeling_sam3i.pretrained_sam3i import CheckpointMismatchError
+from sam3i.modeling_sam3i.pretrained_sam3i import CheckpointMismatchError, DamagedCheckpointError
 
 
 def change_tensors(change):
@@ -62,7 +61,7 @@ BROKEN = {
         CheckpointMismatchError,
         "sam3i convert",
     ),
-    "truncated weights": (truncate, SafetensorError, "(?i)header|incomplete|buffer"),
+    "truncated weights": (truncate, DamagedCheckpointError, "damaged or cut off .* Fetch them again"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), OSError, "no file named|model.safetensors"),
     "another model family": (change_config(model_type="clip"), ValueError, "'sam3i', 'sam3' or 'sam3_video'"),
     "no model type": (change_config(model_type=None), ValueError, "'sam3i', 'sam3' or 'sam3_video'"),
@@ -139,6 +138,23 @@ def test_checkpoint_with_code_is_never_run(tmp_path, kind):
     with pytest.raises(ValueError):
         convert_official_checkpoint(checkpoint, tmp_path / "converted")
     assert not trace.exists() and not (tmp_path / "converted").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"adapter_dim": -1}, {"adapter_heads": 5}, {"adapter_heads": 0}, {"max_instruction_length": 1}]
+)
+def test_settings_given_while_loading_are_checked(tiny_stock_repos, setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"`{name}` must .*got {value}"):
+        Sam3IForInstructionSegmentation.from_pretrained(tiny_stock_repos["sam3"], **setting)
+
+
+def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tiny_model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        Sam3IForInstructionSegmentation.from_pretrained(tmp_path)
 
 
 def test_pt_weights_are_not_loaded(tiny_model, tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exported repository runs where this package cannot be imported, and gives the same results."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -53,6 +54,15 @@ def test_flat_files_import_only_each_other():
             if words[:1] == ["from"] and words[1].startswith("."):
                 assert f"{words[1][1:]}.py" in files, (name, line)
             assert words[:2] not in (["import", "sam3i"], ["from", "sam3i"]), name
+
+
+def test_flat_files_need_no_peft():
+    files = remote_code_files()
+    assert not {"adapter_files_sam3i.py", "tuner_sam3i.py"} & set(files)
+    modules = [ast.walk(ast.parse(text)) for text in files.values()]
+    imported = [node for nodes in modules for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {getattr(node, "module", None) or node.names[0].name for node in imported}
+    assert "torch" in names and not {name for name in names if name.split(".")[0] == "peft"}
 
 
 def test_pipeline_without_the_package(tiny_model, train_adapters, tiny_stock_repos, photo, tmp_path):

@@ -64,6 +64,8 @@ def predict(
         TypeError, ValueError: as the pipeline does.
         FileExistsError: when `output` is a file.
     """
+    import torch
+
     from ..modeling_sam3i.configuration_sam3i import InstructionLevel
     from .pipeline_inputs import read_image
     from .post_processing_sam3i import check_probability
@@ -76,6 +78,11 @@ def predict(
         "threshold": check_probability("threshold", threshold),
         "mask_threshold": check_probability("mask_threshold", mask_threshold),
     }
+    if device is not None:
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"Expected `device` as cpu, cuda, mps or their like, found {device!r}.") from error
     texts = [text] if isinstance(text, str) else list(text)
     levels = [level] * len(texts) if isinstance(level, str) else list(level)
     picture = read_image(image)

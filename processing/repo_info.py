@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_ADAPTER_KEY = re.compile(r"(text_encoder|detr_encoder|detr_decoder|mask_decoder)\..*?sam3i_\w+\.(\w+)\.")
+_SITES = "text_encoder|detr_encoder|detr_decoder|mask_decoder|dot_product_scoring"
+_ADAPTER_KEY = re.compile(rf"({_SITES})\.(?:.*?\.)?sam3i_\w+\.(\w+)\.")
 _MEMBER_LEVEL = {
     "s_adapter": "simple",
     "simple": "simple",
@@ -62,7 +63,7 @@ class RepoInfo:
         ]
         for site, members in self.adapters.items():
             parts = ", ".join(f"{member} {_count(number)}" for member, number in members.items())
-            lines.append(f"    {site:<13} {parts}")
+            lines.append(f"    {site:<19} {parts}")
         lines += [f"  {name:<28} {value}" for name, value in self.settings.items()]
         return "\n".join(line for line in lines if line)
 
@@ -143,6 +144,8 @@ def repo_info(model: str | Path) -> RepoInfo:
     folder = Path(model)
     if folder.is_file():
         raise FileNotFoundError(f"Expected a folder or a Hub name, found the file {folder}.")
+    if folder.is_absolute() and not folder.is_dir():
+        raise FileNotFoundError(f"Expected a folder or a Hub name, found no folder {folder}.")
     configs, headers, size = _local_files(folder) if folder.is_dir() else _hub_files(str(model))
     config, adapter_config = configs.get("config.json", {}), configs.get("adapter_config.json")
     if not config and adapter_config is None:

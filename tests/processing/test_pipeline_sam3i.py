@@ -374,6 +374,7 @@ def test_predict_says_the_level_of_what_it_did_not_find(pipe, tmp_path):
         ({"level": "easy"}, ValueError),
         ({"threshold": 2}, ValueError),
         ({"boxes": [[0, 0, 999, 9]]}, ValueError),
+        ({"device": "zpu"}, ValueError),
     ],
 )
 def test_predict_writes_nothing_when_it_fails(pipe, tmp_path, change, error):
@@ -407,6 +408,16 @@ def test_info_of_repositories(pipe, tiny_stock_repos, tmp_path):
         assert "none" in str(stock)
 
 
+def test_info_counts_every_adapter_of_the_selective_design(tiny_stock_repos, tmp_path):
+    from sam3i import Sam3IForInstructionSegmentation
+
+    model = Sam3IForInstructionSegmentation.from_pretrained(tiny_stock_repos["sam3"], adapter_design="selective")
+    model.save_pretrained(tmp_path)
+    info = repo_info(tmp_path)
+    assert info.adapter_parameters == sum(parameter.numel() for parameter in model.adapter_parameters().values())
+    assert set(info.adapters["dot_product_scoring"]) == {"simple", "complex"}
+
+
 def test_info_of_adapters_alone(pipe, tmp_path):
     from safetensors.torch import save_file
 
@@ -425,6 +436,8 @@ def test_info_of_broken_repositories(tiny_stock_repos, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="'bert'"):
         repo_info(tmp_path)
+    with pytest.raises(FileNotFoundError, match="found no folder"):
+        repo_info(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="found the file"):
         repo_info(tmp_path / "config.json")
     shutil.copytree(tiny_stock_repos["sam3"], tmp_path / "cut")

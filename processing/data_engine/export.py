@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settled pairs of a run as rows of our schema: JSON Lines, the authors' JSON, or parquet with a dataset card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..datasets.conversion import WRITERS, convert_dataset
+from ..datasets.schema import LEVEL_FIELDS, InstructionRow, make_row
+from .decision import ACCEPTED
+from .review import ReviewDesk
+from .run_directory import RunDirectory
+from .status import run_status
+
+FILE_NAMES = {"jsonl": "data.jsonl", "official": "sam3i.json", "parquet": "data.parquet"}
+
+
+class ExportError(ValueError):
+    """Nothing to export, or an unknown format."""
+
+
+def accepted_rows(run: RunDirectory) -> Iterator[InstructionRow]:
+    """One row per target with an accepted instruction, in the order of the source.
+
+    Questions that denote the same target of a picture share a row. As in the official files, `concept` holds the
+    category's noun in every row: it anchors the row, and denotes the row's target only where the target is all of its
+    category ("object" stands where anything may answer).
+    """
+    desk = ReviewDesk(run)
+    rows: dict[tuple, dict[str, Any]] = {}
+    for pair, target, picture, outcome, text in desk.settled():
+        if outcome != ACCEPTED:
+            continue
+        # Without a target every question is a row of its own: nothing says that two of them mean the same.
+        apart = pair["pair_id"].rsplit("/", 2)[0] if not target["targets"] else None
+        key = picture["image_id"], tuple(target["targets"]), target["noun"], target["kind"], apart
+        row = rows.setdefault(
+            key, {"picture": picture, "target": target, "texts": {level: [] for level in LEVEL_FIELDS}}
+        )
+        if text not in row["texts"][pair["level"]]:
+            row["texts"][pair["level"]].append(text)
+    counts: dict[str, int] = {}
+    for row in rows.values():
+        picture, target, texts = row["picture"], row["target"], row["texts"]
+        image_id = picture["image_id"]
+        number = counts[image_id] = counts.get(image_id, -1) + 1
+        instances = {item["annotation_id"]: item for item in picture["instances"]}
+        chosen = [instances[i] for i in target["targets"]]
+        yield make_row(
+            image=_image(run, picture["image"]),
+            file_name=picture["file_name"],
+            width=picture["width"],
+            height=picture["height"],
+            concept=texts["concept"] or [target["noun"] or "object"],
+            simple=texts["simple"],
+            complex=texts["complex"],
+            masks=[item["mask"] for item in chosen],
+            boxes=[item["box"] for item in chosen],
+            target_kind=target["kind"],
+            row_id=f"{image_id}/{number}",
+            image_id=image_id,
+            annotation_ids=target["targets"],
+            dataset=picture["dataset"],
+            split=picture["split"],
+        )
+
+
+def _image(run: RunDirectory, image: str | None) -> Any:
+    """The picture of a row: a path of its own, or the bytes of one that lies in the run folder."""
+    if image is None or Path(image).is_absolute() or not (run.path / image).is_file():
+        return image
+    return {"path": Path(image).name, "bytes": (run.path / image).read_bytes()}
+
+
+def export_run(run: RunDirectory, folder: str | Path, format: str = "jsonl", name: str | None = None) -> Path:
+    """Write the accepted instructions and a dataset card (README.md) into a folder; returns the data file.
+
+    Args:
+        run: the run.
+        folder: where to.
+        format: "jsonl", "official" or "parquet" (the pictures inside).
+        name: of the data set, for the card; the folder's name if not given.
+
+    Raises:
+        ExportError: an unknown format, or a run without an accepted instruction.
+    """
+    if format not in WRITERS:
+        raise ExportError(f"`format` must be one of {', '.join(WRITERS)}; received {format!r}.")
+    folder = Path(folder)
+    if not any(outcome == ACCEPTED for *_, outcome, _ in ReviewDesk(run).settled()):
+        raise ExportError(f"{run.path} has no accepted instruction yet; `sam3i data status {run.path}` says why.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE_NAMES[format]
+    pictures: set[str] = set()
+
+    def noted_rows() -> Iterator[InstructionRow]:
+        for row in accepted_rows(run):
+            pictures.add(row["image_id"])
+            yield row
+
+    count = convert_dataset(noted_rows(), path, format)
+    card = dataset_card(run, count, len(pictures), name or folder.name, path.name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return path
+
+
+def dataset_card(run: RunDirectory, targets: int, pictures: int, name: str, data_file: str) -> str:
+    """A dataset card: what is in it, how it was made, how it was checked."""
+    status, config = run_status(run), run.config
+    lines = ["---", "task_categories:", "- image-segmentation", "tags:", "- sam3i", "- instruction-segmentation"]
+    if data_file.endswith(".parquet"):
+        lines += ["configs:", "- config_name: default", f"  data_files: {data_file}"]
+    lines += ["---", "", f"# {name}", ""]
+    lines += [f"{targets} targets in {pictures} pictures with instructions for SAM3-I, made by its data engine.", ""]
+    lines += ["## Accepted instructions", "", "| level | kind | granularity | count |", "|---|---|---|---|"]
+    lines += [f"| {cell.replace('/', ' | ')} | {count} |" for cell, count in status["accepted"].items()]
+    lines += [
+        "",
+        "The `concept` of a row names its category; it denotes the target only where that is all of it.",
+        "",
+    ]
+    lines += ["## How they were made", "", f"- source: {config.source}", f"- writer: {config.writer}"]
+    lines += [f"- checker: {config.checker or 'none'}", f"- grounding: {config.grounder or 'none'}"]
+    lines += [f"- seed: {config.seed}, retries: {config.max_retries}"]
+    lines += [f"- prompt {prompt}: version and fingerprint {version}" for prompt, version in config.prompts.items()]
+    calls = status["calls"]
+    tokens = calls["prompt_tokens"] + calls["completion_tokens"]
+    lines += [f"- chat calls: {calls['answered']} answered, {tokens} tokens", "", "## How they were checked", ""]
+    rate = status["acceptance_rate"]
+    lines += [f"{status['instructions']} instructions were written, {rate:.1%} of them accepted.", ""]
+    if status["failures"]:
+        lines += ["| check | failures |", "|---|---|"]
+        lines += [f"| {check} | {count} |" for check, count in status["failures"].items()] + [""]
+    reviewed, agreement = sum(status["reviewers"].values()), status["agreement"]
+    lines += [
+        f"People made {reviewed} decisions; {status['waiting']} instructions still wait for one and are left out."
+    ]
+    if agreement["pairs"]:
+        lines += [
+            f"Reviewers agreed in {agreement['observed']:.1%} of comparisons over {agreement['pairs']} instructions "
+            f"(kappa {agreement['kappa']})."
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sam3i data build | status | merge | export | review-export | review-import`: the data engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .data_cli import Roots, read_image_roots
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
+
+
+def build(
+    run: RunFolder,
+    coco: Annotated[Path | None, typer.Option(help="COCO, LVIS or PACO instances file.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Instruction data to write anew.")] = None,
+    shapes: Annotated[int | None, typer.Option(min=1, help="So many scenes of the shapes world.")] = None,
+    image_root: Roots = None,
+    split: Annotated[str, typer.Option(help="Split of the rows, and of the shapes world.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of every choice.")] = 0,
+    targets: Annotated[int, typer.Option(min=1, help="Targets tried per picture.")] = 6,
+    kind: Annotated[list[str] | None, typer.Option(help="1-to-1, 1-to-N, 1-to-all or none; all if not given.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="concept, simple or complex; all if not given.")] = None,
+    simple: Annotated[int, typer.Option(min=0, help="Simple texts per target (chat writer).")] = 2,
+    complex_: Annotated[int, typer.Option("--complex", min=0, help="Complex texts per target (chat writer).")] = 2,
+    retries: Annotated[int, typer.Option(min=0, help="How often a chat writer hears why and writes again.")] = 10,
+    writer: Annotated[str | None, typer.Option(help="URL#MODEL of the writer; templates write if not given.")] = None,
+    checker: Annotated[str | None, typer.Option(help="URL#MODEL of the checker.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Folder with prompt files of your own.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="SAM3 repository or folder to count tokens with.")] = None,
+    synonyms: Annotated[Path | None, typer.Option(help="JSON: {noun: [synonym, ...]}.")] = None,
+    shard: Annotated[str, typer.Option(help="This run's share, as NUMBER/COUNT from 0/1.")] = "0/1",
+    concurrency: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Ceiling per endpoint.")] = None,
+    max_calls: Annotated[int | None, typer.Option(help="Cap on chat calls over all sessions.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Cap on chat tokens over all sessions.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Cap on money over all sessions; needs the prices.")] = None,
+    prompt_price: Annotated[float, typer.Option(help="Per million prompt tokens.")] = 0.0,
+    completion_price: Annotated[float, typer.Option(help="Per million completion tokens.")] = 0.0,
+    max_pictures: Annotated[int | None, typer.Option(min=1, help="Stop after so many pictures.")] = None,
+) -> None:
+    """Write and check instructions; run it again to go on after a stop of any kind."""
+    from .data_engine.budget import Budget
+    from .data_engine.courier import Courier
+    from .data_engine.engine import DataEngine, EngineConfig, describe_prompts
+    from .data_engine.prompts import load_prompts
+    from .data_engine.run_directory import RunDirectory
+
+    try:
+        number, count = (int(part) for part in shard.split("/"))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected NUMBER/COUNT, found {shard!r}", param_hint="--shard") from error
+    try:
+        source, description = _source(coco, rows, shapes, image_root, split, seed)
+        specs = {
+            role: _endpoint(value, requests_per_minute)
+            for role, value in (("writer", writer), ("checker", checker))
+            if value is not None
+        }
+        texts = load_prompts(prompts)
+        config = EngineConfig(
+            source=description,
+            seed=seed,
+            targets_per_image=targets,
+            **({"kinds": tuple(kind)} if kind else {}),
+            **({"levels": tuple(level)} if level else {}),
+            simple_texts=simple,
+            complex_texts=complex_,
+            max_retries=retries,
+            shard=number,
+            num_shards=count,
+            writer=specs["writer"].name if "writer" in specs else "templates",
+            checker=specs["checker"].name if "checker" in specs else None,
+            prompts=describe_prompts(texts) if specs else {},
+        )
+        folder = RunDirectory(run, config)
+        courier = Courier(folder.calls_path, specs, concurrency) if specs else None
+        options = {"count_tokens": _token_counter(tokenizer)} if tokenizer else {}
+        engine = DataEngine(
+            source,
+            folder,
+            writer=courier.model("writer") if "writer" in specs else None,
+            checker=courier.model("checker") if "checker" in specs else None,
+            prompts=texts,
+            synonyms=json.loads(synonyms.read_text(encoding="utf-8")) if synonyms else None,
+            budget=Budget(max_calls, max_tokens, max_cost, prompt_price, completion_price),
+            concurrency=concurrency,
+            courier=courier,
+            **options,
+        )
+        summary = engine.build(max_pictures)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise _fail(error) from error
+    rate = summary.accepted / summary.seconds if summary.seconds else 0.0
+    typer.echo(
+        f"{summary.pictures} pictures, {summary.pairs} instructions: {summary.accepted} accepted, {summary.review} to "
+        f"review ({rate:.0f} accepted per second)",
+        err=True,
+    )
+    if summary.unavailable:
+        typer.echo(f"{summary.unavailable} pictures are left for the next session: no endpoint answered", err=True)
+    if summary.stopped is not None:
+        raise _fail(summary.stopped)
+
+
+def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Count what a run has written, accepted and spent; it may be at work."""
+    from .data_engine.run_directory import RunDirectory
+    from .data_engine.status import run_status
+
+    try:
+        found = run_status(RunDirectory(run))
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for name, value in found.items():
+        shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name:<16} {shown}")
+
+
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Folders of all shards of one run.")],
+    to: Annotated[Path, typer.Option(help="Folder of the merged run.")],
+) -> None:
+    """Put the shards of a run together."""
+    from .data_engine.run_directory import merge_runs
+
+    try:
+        merged = merge_runs(list(shards), to)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"merged {len(merged.finished_ids())} pictures into {to}", err=True)
+
+
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="Where to write the data and its card.")],
+    to: Annotated[str, typer.Option("--to", help="jsonl, official or parquet.")] = "jsonl",
+    name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
+) -> None:
+    """Write the accepted instructions with a dataset card."""
+    from .data_engine.export import export_run
+    from .data_engine.run_directory import RunDirectory
+
+    try:
+        path = export_run(RunDirectory(run), folder, to, name)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"wrote {path}", err=True)
+
+
+def review_export(
+    run: RunFolder,
+    file: Annotated[Path, typer.Argument(help="JSON file for Label Studio.")],
+    image_url: Annotated[str | None, typer.Option(help="Address of a picture, with {file} in it.")] = None,
+) -> None:
+    """Write the review queue as Label Studio tasks, the labelling configuration beside it."""
+    from .data_engine.label_studio import export_tasks
+    from .data_engine.review import ReviewDesk
+    from .data_engine.run_directory import RunDirectory
+
+    try:
+        count = export_tasks(ReviewDesk(RunDirectory(run)), file, image_url)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"wrote {count} tasks to {file} and the configuration to {file.with_suffix('.xml')}", err=True)
+
+
+def review_import(run: RunFolder, file: Annotated[Path, typer.Argument(help="Label Studio's JSON export.")]) -> None:
+    """Take the decisions made in Label Studio."""
+    from .data_engine.label_studio import import_decisions
+    from .data_engine.review import ReviewDesk
+    from .data_engine.run_directory import RunDirectory
+
+    try:
+        count = import_decisions(ReviewDesk(RunDirectory(run)), file)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"took {count} new decisions", err=True)
+
+
+def add_engine_commands(app: typer.Typer) -> None:
+    """Mount the commands of this module on an app."""
+    for function in (build, status, merge, export, review_export, review_import):
+        app.command(function.__name__.replace("_", "-"))(function)
+
+
+def _source(coco, rows, shapes, image_root, split, seed):
+    """(source, its description) of the one option given."""
+    from .data_engine.sources import CocoSource, RowSource, ShapesSource
+
+    given = [value for value in (coco, rows, shapes) if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"Expected one of --coco, --rows and --shapes, found {len(given)} of them.")
+    if coco is not None:
+        return CocoSource(coco, read_image_roots(image_root), split=split), f"instances {coco.name}"
+    if shapes is not None:
+        return ShapesSource(shapes, split, seed), f"shapes world, {shapes} scenes, split {split}, seed {seed}"
+    from datasets import Image
+
+    from .datasets.loading import load_instruction_dataset
+
+    data = load_instruction_dataset(rows, image_root=read_image_roots(image_root))
+    return RowSource(data.cast_column("image", Image(decode=False))), f"rows {Path(rows).name}"
+
+
+def _endpoint(value: str, requests_per_minute: float | None):
+    from .data_engine.courier import EndpointSpec
+
+    url, mark, name = value.rpartition("#")
+    if not mark or not name or not url.startswith(("http://", "https://")):
+        raise ValueError(f"A model is given as URL#MODEL, e.g. http://127.0.0.1:8000/v1#qwen; found {value!r}.")
+    return EndpointSpec(url, name, requests_per_minute=requests_per_minute)
+
+
+def _token_counter(repository: str):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(repository)
+    return lambda text: len(tokenizer(text)["input_ids"])
+
+
+def _fail(error: object) -> typer.Exit:
+    typer.echo(f"Error: {error}", err=True)
+    return typer.Exit(code=1)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+import typer
+from engine_faulty_models import FaultyModels
+from engine_session import run_session
+from typer.testing import CliRunner
+
+from sam3i.processing.chat_server import ScriptedChatServer
+from sam3i.processing.data_engine.append_log import read_log
+from sam3i.processing.data_engine.courier import Courier, EndpointSpec
+from sam3i.processing.data_engine.engine import DataEngine, EngineConfig
+from sam3i.processing.data_engine.export import ExportError, accepted_rows, export_run
+from sam3i.processing.data_engine.label_studio import LabelStudioError, export_tasks, import_decisions
+from sam3i.processing.data_engine.prompts import PromptError, load_prompts
+from sam3i.processing.data_engine.review import DecisionError, ReviewDesk
+from sam3i.processing.data_engine.run_directory import RunDirectory
+from sam3i.processing.data_engine.sources import ShapesSource
+from sam3i.processing.data_engine.status import run_status
+from sam3i.processing.data_engine_cli import add_engine_commands
+from sam3i.processing.datasets.loading import load_instruction_dataset
+from sam3i.processing.datasets.schema import validate_row
+
+
+@pytest.fixture(scope="module")
+def disputed(tmp_path_factory):
+    """A run whose checker errs in half of its answers, so that much has to be decided by people."""
+    models = FaultyModels(5, checker_error=0.5)
+    with models.server:
+        run, _, summary = run_session(
+            tmp_path_factory.mktemp("disputed"), models.server.base_url, 5, max_retries=0, targets_per_image=4
+        )
+    assert summary.review >= 5
+    return run
+
+
+@pytest.fixture
+def run(disputed, tmp_path):
+    """A fresh copy of the disputed run."""
+    import shutil
+
+    return RunDirectory(shutil.copytree(disputed.path, tmp_path / "run"))
+
+
+def test_decisions_are_kept_with_author_and_time(run):
+    desk = ReviewDesk(run)
+    first, second, third = desk.queue()[:3]
+    desk.decide(first.pair["pair_id"], "accept", "ann", when=1.0)
+    desk.decide(second.pair["pair_id"], "edit", "ann", "the better words", when=2.0)
+    desk.decide(third.pair["pair_id"], "reject", "ann")
+    again = ReviewDesk(run)
+    assert again.outcome(first.pair) == ("accepted", first.pair["text"])
+    assert again.outcome(second.pair) == ("accepted", "the better words")
+    assert again.outcome(third.pair)[0] == "dropped"
+    assert [line["author"] for line in read_log(run.decisions_path)] == ["ann"] * 3
+    assert again.decisions(first.pair["pair_id"])[0].time == 1.0
+    waiting = {item.pair["pair_id"] for item in again.queue()}
+    assert not waiting & {item.pair["pair_id"] for item in (first, second, third)}
+
+
+def test_two_reviewers(run):
+    desk = ReviewDesk(run)
+    ids = [item.pair["pair_id"] for item in desk.queue()[:4]]
+    for pair_id, ann, bob in zip(
+        ids, ("accept", "reject", "accept", "skip"), ("accept", "accept", "accept", "accept"), strict=True
+    ):
+        desk.decide(pair_id, ann, "ann")
+        desk.decide(pair_id, bob, "bob")
+    assert desk.agreement() == {"pairs": 3, "observed": 0.6667, "kappa": -0.2}
+    open_ids = [item.pair["pair_id"] for item in desk.queue()]
+    assert ids[1] in open_ids and not set(open_ids) & {ids[0], ids[2], ids[3]}
+    assert ids[1] not in [item.pair["pair_id"] for item in desk.queue("ann")]
+    desk.decide(ids[1], "accept", "ann")  # a change of mind; the first decision stays on file
+    assert ids[1] not in [item.pair["pair_id"] for item in desk.queue()]
+    assert len(list(read_log(run.decisions_path))) == 9
+
+
+def test_queue_learns_what_is_worth_a_look(run):
+    desk = ReviewDesk(run)
+    queue = desk.queue()
+    values = [item.value for item in queue]
+    assert values == sorted(values, reverse=True) and values[0] > values[-1]
+    first = queue[0]
+    before = first.value
+    alike = [
+        item
+        for item in queue[1:]
+        if [c["verdict"] for c in item.pair["checks"]] == [c["verdict"] for c in first.pair["checks"]]
+    ]
+    for item in alike[:3]:
+        desk.decide(item.pair["pair_id"], "reject", "ann")
+    after = next(item.value for item in desk.queue() if item.pair["pair_id"] == first.pair["pair_id"])
+    assert after < before
+
+
+@pytest.mark.parametrize(
+    ("decision", "author", "text", "message"),
+    [
+        ("maybe", "ann", None, "one of"),
+        ("accept", " ", None, "author"),
+        ("edit", "ann", " ", "new text"),
+        ("accept", "ann", "x", "new text"),
+    ],
+)
+def test_bad_decisions_are_refused(run, decision, author, text, message):
+    desk = ReviewDesk(run)
+    with pytest.raises(DecisionError, match=message):
+        desk.decide(desk.queue()[0].pair["pair_id"], decision, author, text)
+    with pytest.raises(DecisionError, match="no instruction"):
+        desk.decide("elsewhere", "accept", "ann")
+    assert not list(read_log(run.decisions_path))
+
+
+def test_label_studio_there_and_back(run, tmp_path):
+    desk = ReviewDesk(run)
+    path = tmp_path / "tasks.json"
+    count = export_tasks(desk, path)
+    tasks = json.loads(path.read_text())
+    assert count == len(tasks) == len(desk.queue())
+    assert tasks[0]["data"]["image"].startswith("data:image/png;base64,")
+    region = tasks[0]["predictions"][0]["result"][0]
+    assert 0 <= region["value"]["x"] and region["value"]["x"] + region["value"]["width"] <= 100.001
+    labels = [item["value"]["rectanglelabels"][0] for item in tasks[0]["predictions"][0]["result"]]
+    assert labels.count("target") == len(desk.queue()[0].target["targets"])
+    assert "<RectangleLabels" in path.with_suffix(".xml").read_text()
+
+    def annotate(task, choice, text=None):
+        results = [{"from_name": "decision", "type": "choices", "value": {"choices": [choice]}}]
+        results += [{"from_name": "edit", "type": "textarea", "value": {"text": [text]}}] if text else []
+        return task | {
+            "annotations": [
+                {"result": results, "completed_by": {"email": "ann@x"}, "updated_at": "2025-01-02T03:04:05Z"}
+            ]
+        }
+
+    done = [
+        annotate(tasks[0], "accept"),
+        annotate(tasks[1], "accept", "other words"),
+        annotate(tasks[2], "reject"),
+        tasks[3],
+    ]
+    path.write_text(json.dumps(done))
+    assert import_decisions(desk, path) == 3
+    assert import_decisions(desk, path) == 0  # the same file again
+    assert [item.decision for task in tasks[:3] for item in desk.decisions(task["data"]["pair_id"])] == [
+        "accept",
+        "edit",
+        "reject",
+    ]
+    assert desk.decisions(tasks[0]["data"]["pair_id"])[0].time == 1735787045.0
+    path.write_text(json.dumps([annotate(tasks[3], "hm")]))
+    with pytest.raises(LabelStudioError, match="'hm'"):
+        import_decisions(desk, path)
+    path.write_text(json.dumps([{"data": {}}]))
+    with pytest.raises(LabelStudioError, match="pair_id"):
+        import_decisions(desk, path)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "official", "parquet"])
+def test_export_reads_back(run, tmp_path, format):
+    desk = ReviewDesk(run)
+    edited = desk.queue()[0].pair
+    desk.decide(edited["pair_id"], "edit", "ann", "the words of a person")
+    rows = list(accepted_rows(run))
+    assert not [fault for row in rows for fault in validate_row(row)]
+    path = export_run(run, tmp_path / "data", format)
+    back = load_instruction_dataset(str(path))
+    assert len(back) == len(rows)
+    for row, read in zip(rows, back, strict=True):
+        for field in ("concept", "simple", "complex", "masks", "boxes", "target_kind", "annotation_ids", "row_id"):
+            assert read[field] == row[field], field
+        assert read["image"].size == (row["width"], row["height"])
+    assert sum("the words of a person" in row[edited["level"]] for row in rows) == 1
+    texts = {(row["image_id"], text) for row in rows for text in row["simple"] + row["complex"]}
+    waiting = {(item.picture["image_id"], item.pair["text"]) for item in ReviewDesk(run).queue()}
+    assert waiting and not texts & waiting
+    card = (tmp_path / "data" / "README.md").read_text()
+    assert "People made 1 decisions" in card and "| simple | 1-to-1 | object |" in card
+    status = run_status(run)
+    assert sum(status["accepted"].values()) == status["settled"]["accepted"]
+
+
+def test_empty_run_is_not_exported(tmp_path):
+    with pytest.raises(ExportError, match="no accepted"):
+        export_run(RunDirectory(tmp_path, EngineConfig(source="shapes")), tmp_path / "data")
+
+
+def test_prompts_can_be_replaced_and_are_versioned(tmp_path):
+    own = load_prompts()
+    (tmp_path / "writer.md").write_text("<!-- version: mine -->\nWrite about $noun.")
+    prompts = load_prompts(tmp_path)
+    assert prompts["writer"].version == "mine" and prompts["checker"] == own["checker"]
+    assert prompts["writer"].sha256 != own["writer"].sha256
+    with pytest.raises(PromptError, match="unknown"):
+        prompts["writer"].fill(other=1)
+    (tmp_path / "writer.md").write_text("no version")
+    with pytest.raises(PromptError, match="version"):
+        load_prompts(tmp_path)
+    with pytest.raises(PromptError, match="found none"):
+        load_prompts(tmp_path / "nowhere")
+
+
+def test_reasons_go_back_to_the_writer(tmp_path):
+    """The writer is told why a text was rejected, and its next text is taken."""
+    prompts = []
+
+    def script(request, index):
+        text = next(part["text"] for part in request["messages"][0]["content"] if part["type"] == "text")
+        prompts.append(text)
+        noun = text.split('other instances of\n"', 1)[1].split('"', 1)[0]
+        return json.dumps(
+            {"complex": [f"the {noun} that one would pick"] if len(prompts) == 1 else ["what one would pick"]}
+        )
+
+    with ScriptedChatServer(script) as server:
+        run = RunDirectory(
+            tmp_path,
+            EngineConfig(
+                source="s", writer="w", simple_texts=0, complex_texts=1, targets_per_image=1, levels=("complex",)
+            ),
+        )
+        courier = Courier(run.calls_path, {"writer": EndpointSpec(server.base_url, "w")})
+        DataEngine(ShapesSource(1), run, writer=courier.model("writer"), courier=courier).build(progress=False)
+    assert len(prompts) == 2 and "rejected" not in prompts[0] and "must not name the target" in prompts[1]
+    pairs = next(run.records())["targets"][0]["pairs"]
+    assert [pair["outcome"] for pair in pairs] == ["dropped", "review"]
+
+
+def test_commands(tmp_path):
+    app = typer.Typer()
+    add_engine_commands(app)
+
+    def call(*arguments, code=0):
+        found = CliRunner().invoke(app, [str(item) for item in arguments])
+        assert found.exit_code == code, found.output
+        return found
+
+    run, data = tmp_path / "run", tmp_path / "data"
+    assert "accepted" in call("build", run, "--shapes", 4, "--kind", "1-to-1").output
+    assert json.loads(call("status", run, "--json").stdout)["pictures"] == 4
+    assert "another run" in call("build", run, "--shapes", 4, "--seed", 2, code=1).output
+    assert "found 0" in call("build", tmp_path / "x", code=1).output
+    assert "URL#MODEL" in call("build", tmp_path / "x", "--shapes", 1, "--writer", "gpt", code=1).output
+    call("export", run, data, "--to", "jsonl")
+    assert {row["target_kind"] for row in load_instruction_dataset(str(data / "data.jsonl"))} == {"1-to-1"}
+    call("build", tmp_path / "again", "--rows", data / "data.jsonl")
+    for shard in (0, 1):
+        call("build", tmp_path / f"s{shard}", "--shapes", 4, "--shard", f"{shard}/2")
+    assert "merged 4" in call("merge", tmp_path / "s0", tmp_path / "s1", "--to", tmp_path / "m").output
+    assert "0 tasks" in call("review-export", run, tmp_path / "tasks.json").output
+    assert "0 new" in call("review-import", run, tmp_path / "tasks.json").output

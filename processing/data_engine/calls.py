@@ -9,6 +9,7 @@ call is never made again: the same key gives the logged answer. A call that was 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import threading
 import time
@@ -27,6 +28,9 @@ from ..chat_model import (
 from .append_log import AppendLog, read_log
 from .budget import Budget, Spending
 from .courier import CourierModel
+
+# `complete` imports it when the first answer is in: several threads at once would each get half of it.
+importlib.import_module("jsonschema.validators")
 
 IMAGE_TOKENS = 1500  # what one picture is taken to cost before the endpoint says
 
@@ -146,8 +150,10 @@ def perform(
     return record
 
 
-def _error_of(record: dict[str, Any]) -> ChatModelError:
+def _error_of(record: dict[str, Any]) -> Exception:
     """The error that a "failed" line stands for."""
+    if record.get("unexpected"):
+        return RuntimeError(f"Call {record['key']!r} failed in the process that makes the calls: {record['error']}")
     if record["status"] is not None:
         return ChatRequestError(record["error"], record["status"])
     return ChatUnavailableError(record["error"])

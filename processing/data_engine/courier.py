@@ -190,6 +190,7 @@ def main() -> None:
                 record = perform(log, key, digest, model, _unpack(order["messages"]), order["schema"])
             except Exception as error:  # the engine waits for an answer, and raises this one
                 record = {"event": "failed", "key": key, "request": digest, "error": repr(error), "status": None}
+                record["unexpected"] = True
                 record |= {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "time": time.time()}
                 log.append(record)
             with said:

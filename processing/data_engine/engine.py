@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -27,6 +28,7 @@ from .nouns import NounForms
 from .prompts import Prompt, load_prompts
 from .run_directory import EngineConfig, RunConfigError, RunDirectory
 from .scene import Scene
+from .sources import Wanted
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +40,7 @@ class Source(Protocol):
 
     nouns: tuple[str, ...]
 
-    def scenes(self) -> Iterator[Scene]: ...
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]: ...
 
 
 @dataclass
@@ -105,6 +107,7 @@ class DataEngine:
         if concurrency < 1:
             raise ValueError(f"`concurrency` must be 1 or more, received {concurrency}.")
         names = {"writer": "templates" if writer is None else writer.name, "checker": checker and checker.name}
+        names["grounder"] = grounder and getattr(grounder, "name", type(grounder).__name__)
         for role, name in names.items():
             if getattr(run.config, role) != name:
                 raise RunConfigError(f"The run's {role} is {getattr(run.config, role)!r}, received {name!r}.")
@@ -160,10 +163,10 @@ class DataEngine:
             try:
                 while True:
                     while len(pending) < self.concurrency and summary.stopped is None:
-                        item = next(scenes, None)
-                        if item is None:
+                        scene = next(scenes, None)
+                        if scene is None:
                             break
-                        pending.add(pool.submit(self._picture, *item))
+                        pending.add(pool.submit(self._picture, scene))
                     if not pending:
                         break
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -174,14 +177,10 @@ class DataEngine:
                     future.cancel()
                 raise
 
-    def _open_scenes(self, max_pictures: int | None) -> Iterator[tuple[int, Scene]]:
-        finished, given = self.run.finished_ids(), 0
-        for order, scene in enumerate(self.source.scenes()):
-            if max_pictures is not None and given >= max_pictures:
-                return
-            if self.run.config.takes(scene.image_id) and scene.image_id not in finished:
-                given += 1
-                yield order, scene
+    def _open_scenes(self, max_pictures: int | None) -> Iterator[Scene]:
+        finished, takes = self.run.finished_ids(), self.run.config.takes
+        scenes = self.source.scenes(lambda image_id: takes(image_id) and image_id not in finished)
+        return itertools.islice(scenes, max_pictures)
 
     def _take(self, future: Future, records: AppendLog, summary: SessionSummary, bar: tqdm) -> None:
         try:
@@ -203,12 +202,12 @@ class DataEngine:
         bar.set_postfix(accepted=summary.accepted, review=summary.review, calls=spent["calls"], cost=spent["cost"])
         bar.update()
 
-    def _picture(self, order: int, scene: Scene) -> dict[str, Any]:
+    def _picture(self, scene: Scene) -> dict[str, Any]:
         targets = PictureExamination(scene, self.run.config, self.tools).run()
         return {
-            "order": order,
+            "order": scene.order,
             "image_id": scene.image_id,
-            "image": self._image_path(order, scene),
+            "image": self._image_path(scene),
             "file_name": scene.file_name,
             "width": scene.width,
             "height": scene.height,
@@ -227,13 +226,13 @@ class DataEngine:
             "targets": targets,
         }
 
-    def _image_path(self, order: int, scene: Scene) -> str | None:
+    def _image_path(self, scene: Scene) -> str | None:
         """Where the picture lies; a picture that is no file is written into the run folder."""
         if scene.image is None or isinstance(scene.image, str):
             return scene.image
         folder = self.run.path / "images"
         folder.mkdir(exist_ok=True)
-        path = folder / f"{order:08d}.png"
+        path = folder / f"{scene.order:08d}.png"
         scene.open_image().save(path)
         return f"images/{path.name}"
 

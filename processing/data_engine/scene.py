@@ -67,6 +67,7 @@ class Scene:
         width, height: pixels.
         instances: everything annotated that may be a target or a sibling.
         open_image: returns the picture (RGB).
+        order: place in the source.
         image: what a row's `image` field gets: a path, a PIL image or None.
         file_name: the path that the source gives.
         dataset, split: where the scene comes from.
@@ -81,6 +82,7 @@ class Scene:
     height: int
     instances: tuple[SceneInstance, ...]
     open_image: Callable[[], Image] = field(repr=False, compare=False)
+    order: int = 0
     image: Any = field(default=None, repr=False, compare=False)
     file_name: str | None = None
     dataset: str = ""

@@ -7,8 +7,9 @@ Fields beyond COCO: LVIS' `neg_category_ids` and `not_exhaustive_category_ids` o
 
 from __future__ import annotations
 
+import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .scene import Scene, SceneInstance
 
 logger = logging.get_logger(__name__)
 
+Wanted = Callable[[str], bool]  # whether the scene of an image id is asked for
 MIN_AREA = 16  # pixels: smaller masks are neither targets nor siblings
 
 
@@ -60,14 +62,15 @@ class CocoSource:
         """Every noun of the source, sorted."""
         return tuple(sorted({noun for noun, _ in self._names.values()}))
 
-    def scenes(self) -> Iterator[Scene]:
-        """One scene per picture with at least one usable instance, by ascending image id."""
-        for label, record in self.index.images():
-            scene = self._scene(label, record)
-            if scene.instances:
-                yield scene
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]:
+        """One scene per wanted picture with at least one usable instance, by ascending image id."""
+        for order, (label, record) in enumerate(self.index.images()):
+            if wanted is None or wanted(str(record["id"])):
+                scene = self._scene(order, label, record)
+                if scene.instances:
+                    yield scene
 
-    def _scene(self, label: str, record: dict[str, Any]) -> Scene:
+    def _scene(self, order: int, label: str, record: dict[str, Any]) -> Scene:
         try:
             width, height, file_name = int(record["width"]), int(record["height"]), record.get("file_name")
         except (KeyError, TypeError, ValueError) as error:
@@ -98,7 +101,8 @@ class CocoSource:
             width=width,
             height=height,
             instances=tuple(instances),
-            open_image=partial(_open_picture, picture, f"{self.path}: {label}"),
+            open_image=partial(open_picture, picture, f"{self.path}: {label}"),
+            order=order,
             image=picture,
             file_name=file_name,
             dataset=self.dataset,
@@ -125,18 +129,18 @@ class RowSource:
         self._pictures: dict[tuple[str, str], list[InstructionRow]] = {}
         for row in rows:
             self._pictures.setdefault((row["dataset"], row["image_id"]), []).append(row)
-        self._found = [self._scene(*item) for item in self._pictures.items()]
+        self._found = [self._scene(order, *item) for order, item in enumerate(self._pictures.items())]
 
     @property
     def nouns(self) -> tuple[str, ...]:
         return tuple(sorted({noun for scene in self._found for noun in scene.nouns}))
 
-    def scenes(self) -> Iterator[Scene]:
-        """One scene per picture with at least one instance, in order of first appearance."""
-        return (scene for scene in self._found if scene.instances)
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]:
+        """One scene per wanted picture with at least one instance, in order of first appearance."""
+        return (scene for scene in self._found if scene.instances and (wanted is None or wanted(scene.image_id)))
 
     @staticmethod
-    def _scene(key: tuple[str, str], rows: list[InstructionRow]) -> Scene:
+    def _scene(order: int, key: tuple[str, str], rows: list[InstructionRow]) -> Scene:
         first, instances, partial_nouns = rows[0], {}, set()
         for row in rows:
             noun = row["concept"][0].lower().strip() if row["concept"] else None
@@ -160,7 +164,8 @@ class RowSource:
             width=first["width"],
             height=first["height"],
             instances=tuple(instances.values()),
-            open_image=partial(_open_picture, image, f"row {first['row_id']}"),
+            open_image=partial(open_picture, image, f"row {first['row_id']}"),
+            order=order,
             image=image,
             file_name=first["file_name"],
             dataset=key[0],
@@ -189,11 +194,14 @@ class ShapesSource:
         self.indices = range(start, start + num_scenes)
         self.nouns = tuple(sorted(NOUNS))
 
-    def scenes(self) -> Iterator[Scene]:
-        """Scenes in order of their indices, rendered one by one."""
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]:
+        """Wanted scenes in order of their indices, rendered one by one."""
         from ..datasets.shapes_lexicon import DESCRIPTORS
 
-        for index in self.indices:
+        for order, index in enumerate(self.indices):
+            image_id = f"shapes-{self.world.seed}-{self.world.split}-{index}"
+            if wanted is not None and not wanted(image_id):
+                continue
             rendered = self.world.scene(index)
             height, width = rendered.image.shape[:2]
             picture = Image.fromarray(rendered.image)
@@ -202,11 +210,12 @@ class ShapesSource:
                 for i, item in enumerate(rendered.objects)
             ]
             yield Scene(
-                image_id=f"shapes-{self.world.seed}-{self.world.split}-{index}",
+                image_id=image_id,
                 width=width,
                 height=height,
                 instances=tuple(instances),
-                open_image=partial(_open_picture, picture, f"scene {index}"),
+                open_image=partial(open_picture, picture, f"scene {index}"),
+                order=order,
                 image=picture,
                 dataset="shapes",
                 split=self.world.split,
@@ -222,9 +231,8 @@ def _split_name(name: str) -> tuple[str, str]:
     return " ".join(words.rsplit(":", 1)[-1].split("(")[0].split()), granularity
 
 
-def _open_picture(picture: Any, label: str) -> Image.Image:
-    import io
-
+def open_picture(picture: Any, label: str) -> Image.Image:
+    """The picture of a scene, upright and in RGB; `label` names it in errors."""
     if isinstance(picture, dict):
         picture = io.BytesIO(picture["bytes"]) if picture.get("bytes") else picture["path"]
     if isinstance(picture, Image.Image):

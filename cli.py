@@ -10,6 +10,7 @@ import typer
 from .hub.convert_cli import convert
 from .hub.export_cli import export
 from .processing.data_cli import data_app
+from .processing.data_engine_cli import add_engine_commands
 from .trainer.evaluate_cli import evaluate
 from .trainer.train_cli import train
 
@@ -62,6 +63,7 @@ def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) ->
 
 for command in (train, evaluate, convert, export):
     app.command()(command)
+add_engine_commands(data_app)
 app.add_typer(data_app, name="data")
 
 

@@ -19,6 +19,11 @@ def build(
     coco: Annotated[Path | None, typer.Option(help="COCO, LVIS or PACO instances file.")] = None,
     rows: Annotated[str | None, typer.Option(help="Instruction data to write anew.")] = None,
     shapes: Annotated[int | None, typer.Option(min=1, help="So many scenes of the shapes world.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures alone; needs --concept and --sam3.")] = None,
+    concept: Annotated[list[str] | None, typer.Option(help="A noun to look for in --images; may be repeated.")] = None,
+    sam3: Annotated[str | None, typer.Option(help="SAM3 repository or folder that proposes masks.")] = None,
+    grounder: Annotated[str | None, typer.Option(help="SAM3-I repository or folder for the grounding check.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where SAM3 runs; the first accelerator if not given.")] = None,
     image_root: Roots = None,
     split: Annotated[str, typer.Option(help="Split of the rows, and of the shapes world.")] = "train",
     seed: Annotated[int, typer.Option(help="Of every choice.")] = 0,
@@ -49,13 +54,17 @@ def build(
     from .data_engine.engine import DataEngine, EngineConfig, describe_prompts
     from .data_engine.prompts import load_prompts
     from .data_engine.run_directory import RunDirectory
+    from .data_engine.segmentation import PipelineGrounder, load_pipeline
 
     try:
         number, count = (int(part) for part in shard.split("/"))
     except ValueError as error:
         raise typer.BadParameter(f"expected NUMBER/COUNT, found {shard!r}", param_hint="--shard") from error
     try:
-        source, description = _source(coco, rows, shapes, image_root, split, seed)
+        if images is not None and not (concept and sam3):
+            raise ValueError("--images needs at least one --concept, and --sam3 to find them.")
+        proposing = None if images is None else (images, concept, sam3, device)
+        source, description = _source(coco, rows, shapes, proposing, image_root, split, seed)
         specs = {
             role: _endpoint(value, requests_per_minute)
             for role, value in (("writer", writer), ("checker", checker))
@@ -75,11 +84,14 @@ def build(
             num_shards=count,
             writer=specs["writer"].name if "writer" in specs else "templates",
             checker=specs["checker"].name if "checker" in specs else None,
+            grounder=grounder,
             prompts=describe_prompts(texts) if specs else {},
         )
         folder = RunDirectory(run, config)
         courier = Courier(folder.calls_path, specs, concurrency) if specs else None
         options = {"count_tokens": _token_counter(tokenizer)} if tokenizer else {}
+        if grounder is not None:
+            options["grounder"] = PipelineGrounder(load_pipeline(grounder, device), grounder)
         engine = DataEngine(
             source,
             folder,
@@ -191,13 +203,19 @@ def add_engine_commands(app: typer.Typer) -> None:
         app.command(function.__name__.replace("_", "-"))(function)
 
 
-def _source(coco, rows, shapes, image_root, split, seed):
+def _source(coco, rows, shapes, proposing, image_root, split, seed):
     """(source, its description) of the one option given."""
     from .data_engine.sources import CocoSource, RowSource, ShapesSource
 
-    given = [value for value in (coco, rows, shapes) if value is not None]
+    given = [value for value in (coco, rows, shapes, proposing) if value is not None]
     if len(given) != 1:
-        raise ValueError(f"Expected one of --coco, --rows and --shapes, found {len(given)} of them.")
+        raise ValueError(f"Expected one of --coco, --rows, --images and --shapes, found {len(given)} of them.")
+    if proposing is not None:
+        from .data_engine.segmentation import ProposalSource, load_pipeline
+
+        images, concepts, sam3, device = proposing
+        source = ProposalSource(images, concepts, load_pipeline(sam3, device), split=split)
+        return source, f"pictures of {images.name}, masks of {', '.join(source.nouns)} by {sam3}"
     if coco is not None:
         return CocoSource(coco, read_image_roots(image_root), split=split), f"instances {coco.name}"
     if shapes is not None:

@@ -87,9 +87,8 @@ class ProposalSource:
         self.nouns = tuple(sorted({" ".join(concept.lower().split()) for concept in concepts} - {""}))
         self.files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not self.nouns or not self.files:
-            raise ValueError(
-                f"{folder}: expected pictures and concepts, found {len(self.files)} and {len(self.nouns)}."
-            )
+            counts = f"{len(self.files)} pictures and {len(self.nouns)} concepts"
+            raise ValueError(f"{folder}: expected pictures and concepts, found {counts}.")
         self.pipeline = pipeline
         self.threshold = threshold
         self.doubt_threshold = doubt_threshold

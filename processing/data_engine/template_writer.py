@@ -67,7 +67,7 @@ class TemplateWriter:
             families += _OPEN_KINDS
         for _ in range(_TRIES):
             # A family first, then its details: common families do not crowd out rare ones.
-            meaning = self._draw_meaning(rng.choice(families), facts, kind, rng)
+            meaning = self.draw_meaning(rng.choice(families), facts, kind, rng)
             if meaning is None or not self._levels_of(meaning, facts):
                 continue
             found = denote(meaning, facts)
@@ -109,7 +109,8 @@ class TemplateWriter:
             number=SINGULAR if singular else PLURAL,
         )
 
-    def _draw_meaning(self, family: str, facts: Facts, kind: str, rng: Random) -> Meaning | None:
+    def draw_meaning(self, family: str, facts: Facts, kind: str, rng: Random) -> Meaning | None:
+        """A random question of a family about a scene, drawn so that it may well be of `kind`; None without words."""
         scene = facts.scene
         present = [noun for noun in scene.nouns if noun not in scene.partial_nouns]
         absent = [noun for noun in self.nouns if scene.is_absent(noun)]

@@ -108,7 +108,7 @@ class FaultyModels:
         for _ in range(400):
             kind = rng.choice(("1-to-1", "1-to-N", "1-to-all", "none"))
             family = rng.choice(("colour", "not_colour", "region", "extreme", "size", "side", "distance", "all_but"))
-            drawn = self.drawer._draw_meaning(family, facts, kind, rng)
+            drawn = self.drawer.draw_meaning(family, facts, kind, rng)
             if drawn is None or drawn.noun != noun or not can_say(drawn, level, scene.descriptors):
                 continue
             found = denote(drawn, facts)

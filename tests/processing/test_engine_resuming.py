@@ -59,7 +59,7 @@ def check_killing(tmp_path, num_scenes, kills):
 
 
 def test_kill_9_loses_and_repeats_nothing(tmp_path):
-    check_killing(tmp_path, num_scenes=4, kills=3)
+    check_killing(tmp_path, num_scenes=3, kills=2)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 import typer
 from engine_faulty_models import FaultyModels
 from engine_session import run_session
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from sam3i.processing.chat_server import ScriptedChatServer
@@ -225,6 +226,35 @@ def test_reasons_go_back_to_the_writer(tmp_path):
     assert len(prompts) == 2 and "rejected" not in prompts[0] and "must not name the target" in prompts[1]
     pairs = next(run.records())["targets"][0]["pairs"]
     assert [pair["outcome"] for pair in pairs] == ["dropped", "review"]
+
+
+def test_coco_end_to_end(tmp_path):
+    """Polygons and pictures in, checked rows out, by the command."""
+    data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "wine_glass"}]}
+    for image_id in (1, 2):
+        picture = Image.new("RGB", (200, 100), (150, 120, 90))
+        data["images"].append({"id": image_id, "file_name": f"{image_id}.png", "width": 200, "height": 100})
+        for place, colour in enumerate(((220, 40, 40), (40, 90, 220), (220, 40, 40))):
+            x, y, side = 15 + 65 * place, 30, 25 if place else 40
+            ImageDraw.Draw(picture).rectangle((x, y, x + side, y + side), fill=colour)
+            corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+            annotation = {"id": 10 * image_id + place, "image_id": image_id, "category_id": 1, "iscrowd": 0}
+            data["annotations"].append(annotation | {"bbox": [x, y, side, side], "segmentation": [corners]})
+        picture.save(tmp_path / f"{image_id}.png")
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    app = typer.Typer()
+    add_engine_commands(app)
+    run = tmp_path / "run"
+    arguments = ["build", str(run), "--coco", str(tmp_path / "instances.json"), "--targets", "20"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert CliRunner().invoke(app, ["export", str(run), str(tmp_path / "data")]).exit_code == 0
+    rows = list(load_instruction_dataset(str(tmp_path / "data" / "data.jsonl"), image_root=str(tmp_path)))
+    answers = {text: row["annotation_ids"] for row in rows if row["image_id"] == "1" for text in row["simple"]}
+    truth = {"blue cup": [11], "largest cup": [10], "biggest cup": [10], "rightmost cup": [12], "red cups": [10, 12]}
+    asked = {text: phrase for text in answers for phrase in truth if text.endswith(f"the {phrase}")}
+    assert len(asked) >= 3, answers
+    assert {text: answers[text] for text in asked} == {text: truth[phrase] for text, phrase in asked.items()}
+    assert rows[0]["image"].size == (200, 100)
 
 
 def test_commands(tmp_path):

@@ -251,6 +251,8 @@ def test_coco_end_to_end(tmp_path):
     rows = list(load_instruction_dataset(str(tmp_path / "data" / "data.jsonl"), image_root=str(tmp_path)))
     answers = {text: row["annotation_ids"] for row in rows if row["image_id"] == "1" for text in row["simple"]}
     truth = {"blue cup": [11], "largest cup": [10], "biggest cup": [10], "rightmost cup": [12], "red cups": [10, 12]}
+    truth |= {"two rightmost cups": [11, 12], "two leftmost cups": [10, 11], "second cup from the left": [11]}
+    truth |= {"second cup from the right": [11], "leftmost cup": [10], "three cups": [10, 11, 12]}
     asked = {text: phrase for text in answers for phrase in truth if text.endswith(f"the {phrase}")}
     assert len(asked) >= 3, answers
     assert {text: answers[text] for text in asked} == {text: truth[phrase] for text, phrase in asked.items()}

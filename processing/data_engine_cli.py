@@ -51,9 +51,9 @@ def build(
     """Write and check instructions; run it again to go on after a stop of any kind."""
     from .data_engine.budget import Budget
     from .data_engine.courier import Courier
-    from .data_engine.engine import DataEngine, EngineConfig, describe_prompts
+    from .data_engine.engine import DataEngine, describe_prompts
     from .data_engine.prompts import load_prompts
-    from .data_engine.run_directory import RunDirectory
+    from .data_engine.run_directory import EngineConfig, RunDirectory
     from .data_engine.segmentation import PipelineGrounder, load_pipeline
 
     try:

@@ -26,7 +26,7 @@ from .examination import PictureExamination, Toolbox
 from .model_checks import Grounder
 from .nouns import NounForms
 from .prompts import Prompt, load_prompts
-from .run_directory import EngineConfig, RunConfigError, RunDirectory
+from .run_directory import RunConfigError, RunDirectory
 from .scene import Scene
 from .sources import Wanted
 
@@ -240,6 +240,3 @@ class DataEngine:
 def describe_prompts(prompts: dict[str, Prompt]) -> dict[str, str]:
     """Version and fingerprint of prompts, for a run's configuration."""
     return {name: f"{prompt.version} {prompt.sha256}" for name, prompt in prompts.items()}
-
-
-__all__ = ["DataEngine", "EngineConfig", "SessionSummary", "Source", "describe_prompts"]

@@ -23,7 +23,7 @@ from .checks import (
     check_length,
     check_level,
 )
-from .decision import ACCEPTED, DROPPED, decide
+from .decision import DROPPED, decide
 from .facts import Facts
 from .meaning import Meaning, denote
 from .model_checks import Grounder, checker_result, grounding_result, number_instances
@@ -214,6 +214,3 @@ class PictureExamination:
             "reason": reason,
             "checks": [item.to_dict() for item in results],
         }
-
-
-__all__ = ["ACCEPTED", "PictureExamination", "Toolbox"]

@@ -198,6 +198,3 @@ def _cell(pair: dict[str, Any], target: dict[str, Any]) -> tuple[str, str, str]:
 
 def _conflict(pair: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((item["check"], item["verdict"]) for item in pair["checks"])
-
-
-__all__ = ["DECISIONS", "Decision", "DecisionError", "QueuedPair", "ReviewDesk"]

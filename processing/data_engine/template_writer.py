@@ -11,7 +11,7 @@ from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from . import phrases
 from .colours import COLOUR_NAMES, HUES
 from .facts import SIDES, Facts
-from .meaning import ALL, NONE, ONE, SOME, Filter, Meaning, Selector, denote, target_kind
+from .meaning import NONE, ONE, SOME, Filter, Meaning, Selector, denote, target_kind
 from .phrases import PLURAL, SINGULAR
 from .phrasing import can_say, say
 
@@ -210,6 +210,3 @@ def _needs_plural(meaning: Meaning) -> bool:
 
 def _ids(found: frozenset[int], facts: Facts) -> tuple[int, ...]:
     return tuple(sorted(facts.scene.instances[i].annotation_id for i in found))
-
-
-__all__ = ["ALL", "NONE", "ONE", "SOME", "TargetPlan", "TemplateWriter"]

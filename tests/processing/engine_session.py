@@ -4,8 +4,8 @@
 import sys
 
 from sam3i.processing.data_engine.courier import Courier, EndpointSpec
-from sam3i.processing.data_engine.engine import DataEngine, EngineConfig
-from sam3i.processing.data_engine.run_directory import RunDirectory
+from sam3i.processing.data_engine.engine import DataEngine
+from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.sources import ShapesSource
 
 

@@ -58,7 +58,7 @@ def test_faults_are_caught(tmp_path):
 
 @pytest.mark.slow
 def test_faults_are_caught_at_scale(tmp_path):
-    caught, accepted = figures(tmp_path, 115)
+    caught, accepted = figures(tmp_path, 135)
     check_figures(caught, accepted, least_pairs=2000)
     for key, count in sorted(caught.items(), key=str):
         print(*key, count)  # noqa: T201

@@ -13,8 +13,8 @@ from engine_session import run_session
 
 from sam3i.processing.data_engine.append_log import AppendLog, FolderLock, RunBusyError, read_log
 from sam3i.processing.data_engine.budget import Budget
-from sam3i.processing.data_engine.engine import DataEngine, EngineConfig
-from sam3i.processing.data_engine.run_directory import RunConfigError, RunDirectory, merge_runs
+from sam3i.processing.data_engine.engine import DataEngine
+from sam3i.processing.data_engine.run_directory import EngineConfig, RunConfigError, RunDirectory, merge_runs
 from sam3i.processing.data_engine.sources import ShapesSource
 
 FOLDER = Path(__file__).parent

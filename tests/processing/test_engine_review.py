@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from sam3i.processing.chat_server import ScriptedChatServer
 from sam3i.processing.data_engine.append_log import read_log
 from sam3i.processing.data_engine.courier import Courier, EndpointSpec
-from sam3i.processing.data_engine.engine import DataEngine, EngineConfig
+from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import ExportError, accepted_rows, export_run
 from sam3i.processing.data_engine.label_studio import LabelStudioError, export_tasks, import_decisions
 from sam3i.processing.data_engine.prompts import PromptError, load_prompts
 from sam3i.processing.data_engine.review import DecisionError, ReviewDesk
-from sam3i.processing.data_engine.run_directory import RunDirectory
+from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.sources import ShapesSource
 from sam3i.processing.data_engine.status import run_status
 from sam3i.processing.data_engine_cli import add_engine_commands

@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 from engine_truth import denoted_by_objects
 
-from sam3i.processing.data_engine.engine import DataEngine, EngineConfig
+from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.facts import Facts
 from sam3i.processing.data_engine.meaning import Meaning, denote
 from sam3i.processing.data_engine.nouns import NounForms
 from sam3i.processing.data_engine.reading import read_simple
-from sam3i.processing.data_engine.run_directory import RunDirectory
+from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.sources import ShapesSource
 from sam3i.processing.datasets.schema import TARGET_KINDS
 from sam3i.processing.datasets.shapes_lexicon import COLOUR_REFERENCES, DESCRIPTORS

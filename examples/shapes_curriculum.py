@@ -31,6 +31,7 @@ from sam3i.trainer.curriculum import TrainingStage
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
 # 16 queries instead of SAM3's 200: the mean over queries must not drown the few that are right.
+RATES = {"cascade": 2e-3, "selective": 6e-3}  # peak learning rate of the first two stages
 LOSS = {"classification_min_queries": 50}
 
 
@@ -51,13 +52,14 @@ def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3IT
         cache_dir=str(folder / "data"),
     )
     print(f"{len(rows)} targets in {options.scenes} scenes to train on", flush=True)
+    rate = RATES[options.design]
     arguments = Sam3ITrainingArguments(
         output_dir=str(folder),
         seed=options.seed,
         max_steps=tuple(options.steps),
         per_device_train_batch_size=(32, 32, 16),
-        learning_rate=(2e-3, 2e-3, 1e-3),
-        text_learning_rate=(2e-3, 2e-3, 1e-3),
+        learning_rate=(rate, rate, rate / 2),
+        text_learning_rate=(rate, rate, rate / 2),
         weight_decay=0.01,
         max_grad_norm=5.0,
         logging_steps=25,

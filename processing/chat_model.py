@@ -15,6 +15,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from jsonschema.exceptions import best_match
+from jsonschema.validators import validator_for
 from transformers.utils import logging
 
 if TYPE_CHECKING:
@@ -269,9 +271,6 @@ def state_schema(messages: list[Message], json_schema: dict) -> list[Message]:
 
 
 def _schema_fault(value: Any, json_schema: dict) -> str | None:
-    from jsonschema.exceptions import best_match
-    from jsonschema.validators import validator_for
-
     error = best_match(validator_for(json_schema)(json_schema).iter_errors(value))
     return None if error is None else f"{error.json_path}: {error.message}"
 

@@ -9,7 +9,6 @@ call is never made again: the same key gives the logged answer. A call that was 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import threading
 import time
@@ -28,9 +27,6 @@ from ..chat_model import (
 from .append_log import AppendLog, read_log
 from .budget import Budget, Spending
 from .courier import CourierModel
-
-# `complete` imports it when the first answer is in: several threads at once would each get half of it.
-importlib.import_module("jsonschema.validators")
 
 IMAGE_TOKENS = 1500  # what one picture is taken to cost before the endpoint says
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time and memory at real size: stock SAM3 against SAM3-I at each level, on random weights.
 
-One image of 1008x1008 and one instruction; all models share the same weight tensors and are timed in turn. Ratios are of
-processor time, which other programs disturb less; with OMP_NUM_THREADS=1 they hardly do.
+One image of 1008x1008 and one instruction; all models share the same weight tensors and are timed in turn. Ratios are
+of processor time, which other programs disturb less; with OMP_NUM_THREADS=1 they hardly do.
 Run: `python benchmarks/real_size.py [--runs 3] [--load]`; needs 8 GB of memory (and 5 GB of disk with --load).
 """
 

@@ -151,14 +151,13 @@ def _run(systems, dataset, protocol, level, batch_size, threshold, folder, resum
 def _systems(
     model: str, baselines: str, batch_size: int, threshold: float, chat: tuple[str | None, str | None, int]
 ) -> list[Segmenter]:
-    from accelerate import PartialState
-
     from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ..processing.processing_sam3i import Sam3IProcessor
     from .baselines.agent import AgentSegmenter
     from .baselines.phrase_detector import PhraseDetector
     from .baselines.sam3i import Sam3ISegmenter
     from .baselines.stock_sam3 import StockSam3Segmenter
+    from .processes import process_state
 
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     unknown = [name for name in names if name not in BASELINES]
@@ -166,7 +165,7 @@ def _systems(
         raise ValueError(f"--baselines takes {', '.join(BASELINES)}, found {', '.join(unknown)}.")
     *address, workers = chat
     chat_model = _chat_model(*address) if "agent" in names else None
-    loaded = Sam3IForInstructionSegmentation.from_pretrained(model).to(PartialState().device)
+    loaded = Sam3IForInstructionSegmentation.from_pretrained(model).to(process_state().device)
     processor = Sam3IProcessor.from_pretrained(model)
     systems: list[Segmenter] = [Sam3ISegmenter(loaded, processor, threshold=threshold, batch_size=batch_size)]
     # at the concept level SAM3-I computes exactly what stock SAM3 does: no second copy is loaded

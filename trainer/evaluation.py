@@ -108,10 +108,10 @@ def evaluate_segmenter(
         batch_size: images are handed over together until they bring this many instructions.
         settings: further settings that decide the predictions; resuming under others is refused.
     """
-    from accelerate import PartialState
+    from .processes import process_state
 
     protocol = get_protocol(protocol)
-    state = PartialState()
+    state = process_state()
     if output_dir is None:
         if state.num_processes > 1:
             raise ValueError(

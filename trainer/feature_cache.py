@@ -110,10 +110,11 @@ class VisionFeatureCache:
         Raises:
             FeatureCacheFullError: before anything is encoded, when the features would not fit.
         """
-        from accelerate import PartialState
         from accelerate.utils import gather_object
 
-        state = PartialState()
+        from .processes import process_state
+
+        state = process_state()
         places: dict[str, int] = {}  # first row of each picture that is new to this run
         for place, row in enumerate(dataset.select_columns(["dataset", "split", "image_id"])):
             key = image_key(row)

@@ -42,9 +42,9 @@ def evaluate_levels(
     Raises:
         ValueError: when the data has no instruction of the trained levels.
     """
-    from accelerate import PartialState
+    from .processes import process_state
 
-    state = PartialState()
+    state = process_state()
     if state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)  # of an evaluation that was cut off
     state.wait_for_everyone()

@@ -408,7 +408,7 @@ def test_checkpoints_of_an_earlier_run_in_the_folder_do_not_count(tmp_path):
 
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_the_weights_are_the_same(tmp_path):
-    options = {"max_steps": [12, 12, 12], "save_strategy": "steps", "save_steps": 1, "dropout": 0.2}
+    options = {"max_steps": [30, 30, 30], "save_strategy": "steps", "save_steps": 1, "dropout": 0.2}
 
     def start(folder):
         command = [sys.executable, training_fixtures.__file__, str(folder), json.dumps(options)]

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of a run, on accelerators or not."""
+
+import atexit
+import functools
+
+import torch
+from accelerate import PartialState
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    """Leave the process group before the interpreter ends; its threads would abort the process otherwise."""
+    atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
+
+
+def process_state() -> PartialState:
+    """How many processes run and which this one is.
+
+    Accelerate joins processes without an accelerator only when told that they are meant to run on the CPU; untold,
+    each of them takes itself for the only one.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    if state.num_processes > 1:
+        _leave_at_exit()
+    return state

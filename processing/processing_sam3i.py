@@ -233,29 +233,40 @@ class Sam3IProcessor(Sam3Processor):
                 raise ValueError(f"Image {index} holds pixels that are NaN or infinite.")
         return encoding, [tuple(int(value) for value in size) for size in encoding["original_sizes"]]
 
-    def _encode_texts(self, texts: list[str], return_tensors: str | None) -> BatchEncoding:
-        """Token ids padded to stock's 32, or to `max_instruction_length` when an instruction is longer than that."""
+    def measure_instructions(self, texts: list[str]) -> list[tuple[int, str]]:
+        """The number of tokens of each instruction, and its words beyond `max_instruction_length` ("" for none)."""
         limit = self.max_instruction_length
         whole = self.tokenizer(texts, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
-        lengths = [len(ids) for ids in whole["input_ids"]]
-        dropped = []
-        for row, length in enumerate(lengths):
-            if length <= limit:
-                continue
-            if self.tokenizer.is_fast:
+        measured = []
+        for row, ids in enumerate(whole["input_ids"]):
+            if len(ids) <= limit:
+                lost = ""
+            elif self.tokenizer.is_fast:
                 start = whole["offset_mapping"][row][limit - 1][0]
                 while start > 0 and not texts[row][start - 1].isspace():
                     start -= 1  # name the word that was cut, whole
                 lost = texts[row][start:]
             else:
-                lost = self.tokenizer.decode(whole["input_ids"][row][limit - 1 : -1])
-            dropped.append(f"instruction {row} ({length} tokens) loses {lost!r}")
+                lost = self.tokenizer.decode(ids[limit - 1 : -1])
+            measured.append((len(ids), lost))
+        return measured
+
+    def _encode_texts(self, texts: list[str], return_tensors: str | None) -> BatchEncoding:
+        """Token ids padded to stock's 32, or to `max_instruction_length` when an instruction is longer than that."""
+        limit = self.max_instruction_length
+        measured = self.measure_instructions(texts)
+        dropped = [
+            f"instruction {row} ({length} tokens) loses {lost!r}"
+            for row, (length, lost) in enumerate(measured)
+            if length > limit
+        ]
         if dropped:
             logger.warning(
                 f"Instructions are cut to {limit} tokens (`max_instruction_length`): {'; '.join(dropped)}. Shorten "
                 "them, or raise `max_instruction_length` of the model and the processor."
             )
-        padded = min(limit, STOCK_INSTRUCTION_LENGTH if max(lengths) <= STOCK_INSTRUCTION_LENGTH else limit)
+        longest = max(length for length, _ in measured)
+        padded = min(limit, STOCK_INSTRUCTION_LENGTH if longest <= STOCK_INSTRUCTION_LENGTH else limit)
         return self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=padded, return_tensors=return_tensors
         )

@@ -8,7 +8,7 @@ from transformers.initialization import no_init_weights
 from sam3i import Sam3IConfig, Sam3IForInstructionSegmentation
 
 SIZES = ("tiny", "middle", "real")
-"""`tiny` is the shapes world's (112 px); `middle` has real widths, a quarter of the layers and pixels; `real` is real."""
+"""`tiny` is the shapes world's (112 px), `middle` has real widths but a quarter of the layers and pixels."""
 
 
 def build_config(size: str, **changes) -> Sam3IConfig:

@@ -89,12 +89,10 @@ def in_fresh_process(script: str | Path, *arguments: Any) -> dict[str, Any]:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print rows in columns; floats get three significant digits."""
-    cells = [list(header)] + [
-        [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
-    ]
+    cells = [list(header)]
+    cells += [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     print(f"\n{title}")
     for row in cells:
-        first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-        print("  ".join([first, *rest]))
-    sys.stdout.flush()
+        aligned = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *aligned[1:]]), flush=True)

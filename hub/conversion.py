@@ -135,6 +135,7 @@ def _converted_config(config: dict[str, Any], settings: dict[str, Setting], has_
     settings["clamp_presence_logits"] = Setting(False, authors)
     if has_adapters:
         settings["adapter_design"] = Setting("cascade", authors)
+        settings["router_dim"] = Setting(0, f"{authors}: the user names the level")
         settings["decoder_c_adapter_skip"] = Setting(False, authors)
         settings["mask_padding_in_adapters"] = Setting(False, f"{authors}: adapters attend to padding")
     converted = Sam3IConfig.from_dict(config | {name: setting.value for name, setting in settings.items()})

@@ -45,6 +45,7 @@ class AdapterSettings:
     selector_queries: int = field(
         default=48, metadata={"help": "How many of the best queries the selector compares; 0 leaves it out."}
     )
+    router_dim: int = field(default=32, metadata={"help": "Width of the level router; 0 leaves it out."})
     mask_padding_in_adapters: bool = field(default=True, metadata={"help": "Let the text adapters ignore padding."})
     always_encode_geometry: bool = field(
         default=False, metadata={"help": "Append the geometry CLS token to the prompt even without boxes."}
@@ -61,7 +62,7 @@ class AdapterSettings:
         for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("adapter_rank", "selector_queries"):
+        for name in ("adapter_rank", "selector_queries", "router_dim"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
         if self.selector_dim % self.selector_heads:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextModelWithProjection
 from transformers.models.sam3.modeling_sam3 import (
     Sam3DetrDecoderLayer,
     Sam3DetrEncoderLayer,
@@ -22,6 +22,7 @@ from transformers.models.sam3.modeling_sam3 import (
 from .configuration_sam3i import InstructionLevel
 from .level_modules_sam3i import AdapterSettings, LevelModules, init_linear, init_norm
 from .low_rank_sam3i import LowRankLevels
+from .router_sam3i import LevelRouter
 from .routing_sam3i import LevelRouting
 from .selector_sam3i import InstanceSelector
 
@@ -208,6 +209,8 @@ def build_adapter(site: nn.Module, settings: AdapterSettings) -> nn.Module:
     Raises:
         TypeError: when `site` is none of the kinds of module that SAM3-I adapts.
     """
+    if isinstance(site, CLIPTextModelWithProjection):
+        return LevelRouter(site.config.hidden_size, settings.router_dim)
     if isinstance(site, Sam3DotProductScoring):
         return InstanceSelector(site.query_proj.in_features, settings)
     if isinstance(site, Sam3MaskEmbedder):
@@ -227,8 +230,8 @@ def build_adapter(site: nn.Module, settings: AdapterSettings) -> nn.Module:
             scale=settings.adapter_scale,
         )
     raise TypeError(
-        "Expected a text encoder layer, a DETR encoder or decoder layer, a mask embedder or the scoring of SAM3, "
-        f"found {type(site).__name__}."
+        "Expected a text encoder or a layer of it, a DETR encoder or decoder layer, a mask embedder or the scoring of "
+        f"SAM3, found {type(site).__name__}."
     )
 
 
@@ -250,5 +253,7 @@ def adapter_sites(model: nn.Module, settings: AdapterSettings | None = None) -> 
             yield f"{prefix}.{index}", module
     yield "mask_decoder.mask_embedder", model.mask_decoder.mask_embedder
     # A stock model's configuration says nothing about adapters.
+    if getattr(settings, "router_dim", 0):
+        yield "text_encoder", model.text_encoder
     if getattr(settings, "adapter_design", None) == "selective" and settings.selector_queries:
         yield "dot_product_scoring", model.dot_product_scoring

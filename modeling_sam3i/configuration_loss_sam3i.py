@@ -38,6 +38,9 @@ class Sam3ILossConfig:
     classification_score_exponent: float = _setting(0.25, "a in the soft target p^a * IoU^(1-a) of a matched query.")
     classification_gamma: float = _setting(2.0, "Exponent of p that focuses unmatched queries.")
     classification_min_queries: int = _setting(200, "The mean over queries counts at least this many of them.")
+    classify_without_target: bool = _setting(
+        False, "Whether rows that denote nothing train the classification of queries, besides presence."
+    )
     presence_alpha: float = _setting(0.5, "Balance of the focal presence loss.")
     presence_gamma: float = _setting(0.0, "Focusing exponent of the focal presence loss.")
     mask_focal_alpha: float = _setting(0.25, "Balance of the focal mask loss.")
@@ -65,6 +68,8 @@ class Sam3ILossConfig:
     margin_weight: float = _setting(1.0, "Weight of the concept margin loss.")
     margin: float = _setting(0.2, "By how much its own concept must be nearer than any other (cosine).")
 
+    router_weight: float = _setting(1.0, "Weight of the cross-entropy of the level router.")
+
     def __post_init__(self) -> None:
         unit = {name for name in self._names() if name.endswith(("_alpha", "_exponent", "_score_weight"))}
         unit |= {"one_to_many_threshold", "same_concept_weight"}
@@ -73,7 +78,7 @@ class Sam3ILossConfig:
             if name == "hard_region_divergence":
                 if value not in HARD_REGION_DIVERGENCES:
                     raise ValueError(f"`{name}` must be one of {HARD_REGION_DIVERGENCES}, got {value!r}.")
-            elif name == "scale_by_rows":
+            elif name in ("scale_by_rows", "classify_without_target"):
                 if not isinstance(value, bool):
                     raise ValueError(f"`{name}` must be True or False, got {value!r}.")
             elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

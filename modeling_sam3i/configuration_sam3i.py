@@ -74,6 +74,8 @@ class Sam3IConfig(Sam3Config):
         selector_heads (`int`, defaults to 4): Attention heads of the selector; divides its width.
         selector_queries (`int`, defaults to 48): How many of the best queries the selector compares; memory grows
             with the square. 0 leaves the selector out.
+        router_dim (`int`, defaults to 32): Width of the level router, which finds the level of an instruction by its
+            words. 0 leaves it out, as in converted checkpoints.
         mask_padding_in_adapters (`bool`, defaults to `True`): Whether the text adapters ignore padding. The authors'
             code attends to all 32 positions; converted checkpoints set `False`.
         always_encode_geometry (`bool`, defaults to `False`): Whether the geometry CLS token joins the prompt when no
@@ -100,6 +102,7 @@ class Sam3IConfig(Sam3Config):
     selector_dim: int = 32
     selector_heads: int = 4
     selector_queries: int = 48
+    router_dim: int = 32
     mask_padding_in_adapters: bool = True
     always_encode_geometry: bool = False
     clamp_presence_logits: bool = True
@@ -120,7 +123,7 @@ class Sam3IConfig(Sam3Config):
         for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("adapter_rank", "selector_queries"):
+        for name in ("adapter_rank", "selector_queries", "router_dim"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
         if self.selector_dim % self.selector_heads:

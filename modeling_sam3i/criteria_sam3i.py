@@ -102,10 +102,11 @@ class BoxCriterion(nn.Module):
 
 class ClassificationCriterion(nn.Module):
     """
-    IoU-aware binary classification of queries, on rows that denote something.
+    IoU-aware binary classification of queries.
 
     A matched query learns the soft target p^a IoU^(1-a) (at least 0.01), weighted; an unmatched one learns 0, weighted
-    by p^gamma. Rows without a target teach the presence logit alone, as SAM3-I (arXiv 2512.04585) does.
+    by p^gamma. Rows without a target teach the presence logit alone, as SAM3-I (arXiv 2512.04585) does, unless
+    `classify_without_target`.
     """
 
     def __init__(self, config: Sam3ILossConfig):
@@ -131,7 +132,7 @@ class ClassificationCriterion(nn.Module):
             positive = soft > 0
         loss = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
         weight = torch.where(positive, config.classification_positive_weight, probability**config.classification_gamma)
-        keep = targets.has_target[:, None]  # [R,1]
+        keep = 1.0 if config.classify_without_target else targets.has_target[:, None]  # [R,1]
         count = max(logits.shape[1], config.classification_min_queries)
         with torch.no_grad():
             found = probability > 0.5

@@ -156,12 +156,13 @@ def _check_boxes(boxes: torch.Tensor | None, labels: torch.Tensor | None) -> Non
 
 
 def resolve_levels(
-    levels: torch.Tensor | Sequence[str | int] | None, rows: int, device: torch.device
+    levels: torch.Tensor | Sequence[str | int] | None, rows: int, device: torch.device, may_be_open: bool = False
 ) -> torch.LongTensor:
     """The level of every row as a tensor; rows are concepts when no level is given.
 
     Args:
         levels: `torch.LongTensor` of shape `(rows,)`, or level names or indices.
+        may_be_open (`bool`): Whether -1 may leave the choice to the model's level router.
 
     Raises:
         ValueError: for another number of levels than rows, or an unknown level.
@@ -179,12 +180,12 @@ def resolve_levels(
         )
     levels = levels.to(device=device, dtype=torch.long)
     low, high = (int(bound) for bound in torch.aminmax(levels)) if rows else (0, 0)
-    if low == AUTO_LEVEL_INDEX:
+    if low == AUTO_LEVEL_INDEX and not may_be_open:
         raise ValueError(
-            "`instruction_levels` leaves rows to the model's level router (-1), and this model has none. Load the "
-            "processor with auto_levels='rules', or name the levels."
+            "`instruction_levels` leaves rows to the level router (-1), which only a call with `input_ids` of the "
+            "whole model asks. Text that is encoded beforehand has a level: `predict_levels` tells the router's."
         )
-    if low < 0 or high >= len(InstructionLevel):
+    if low < (AUTO_LEVEL_INDEX if may_be_open else 0) or high >= len(InstructionLevel):
         raise ValueError(
             "Expected `instruction_levels` of 0 (concept), 1 (simple) or 2 (complex), found values from "
             f"{low} to {high}."

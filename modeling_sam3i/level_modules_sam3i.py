@@ -22,6 +22,7 @@ class AdapterSettings(Protocol):
     selector_dim: int
     selector_heads: int
     selector_queries: int
+    router_dim: int
 
 
 class LevelModules(nn.Module):

@@ -10,13 +10,14 @@ from transformers.models.sam3.modeling_sam3 import (
 from transformers.utils import can_return_tuple
 
 from .adapters_sam3i import adapter_sites, build_adapter
-from .configuration_sam3i import Sam3IConfig
+from .configuration_sam3i import AUTO_LEVEL_INDEX, Sam3IConfig
 from .decoder_sam3i import Sam3IDetrDecoder, Sam3IMaskDecoder
 from .inputs_sam3i import check_inputs, resolve_levels, row_images, text_encoder_inputs
 from .layers_sam3i import adopt
 from .loss_sam3i import Sam3ICriterion
 from .outputs_sam3i import Sam3IInstructionSegmentationOutput, predictions_for_loss
 from .pretrained_sam3i import Sam3IPreTrainedModel
+from .router_sam3i import LevelRouter, choose_levels
 from .routing_sam3i import LevelRouting
 
 
@@ -43,7 +44,9 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
             embeddings.extend(config.max_instruction_length)
         for _, site in adapter_sites(self):
             adapter = build_adapter(site, config)
-            adopt(site).sam3i_adapter = adapter
+            if not isinstance(adapter, LevelRouter):  # the router is asked, it takes no part in its site's forward
+                adopt(site)
+            site.sam3i_adapter = adapter
         self.selects_instances = hasattr(self.dot_product_scoring, "sam3i_adapter")
         self.criterion = Sam3ICriterion(config.loss_config)
         self.post_init()
@@ -72,6 +75,30 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
         """
         levels = resolve_levels(instruction_levels, input_ids.shape[0], input_ids.device)
         return self._encode_text(input_ids, attention_mask, LevelRouting(levels), return_dict=True, **kwargs)
+
+    def predict_levels(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """What the level router says of instructions; its highest logit is the level of a row left to it (-1).
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
+            attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, 3)`: logits of concept, simple and complex.
+
+        Raises:
+            ValueError: when the model has no router.
+        """
+        undecided = torch.full((input_ids.shape[0],), AUTO_LEVEL_INDEX, device=input_ids.device)
+        return self._choose_levels(undecided, input_ids, attention_mask)[1]
+
+    def _choose_levels(self, levels: torch.LongTensor, input_ids, attention_mask):
+        def states() -> torch.Tensor:
+            with torch.no_grad():  # SAM3 is frozen and the concept path has no adapters
+                concept = LevelRouting(torch.zeros_like(levels))
+                return self._encode_text(input_ids, attention_mask, concept).last_hidden_state
+
+        return choose_levels(levels, getattr(self.text_encoder, "sam3i_adapter", None), states, attention_mask)
 
     def _encode_text(self, input_ids, attention_mask, routing: LevelRouting, **kwargs):
         embeddings = self.text_encoder.text_model.embeddings
@@ -107,8 +134,8 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
                 instructions, instead of `input_ids`; encode them at the level given here.
             input_boxes (`torch.Tensor` of shape `(R, N, 4)`, *optional*): Box exemplars (cx, cy, w, h) in [0, 1].
             input_boxes_labels (`torch.LongTensor` of shape `(R, N)`, *optional*): 1 positive, 0 negative, -10 padding.
-            instruction_levels (`torch.LongTensor` of shape `(R,)`, *optional*): 0 concept, 1 simple, 2 complex;
-                concept if not given.
+            instruction_levels (`torch.LongTensor` of shape `(R,)`, *optional*): 0 concept, 1 simple, 2 complex, -1
+                as the level router finds; concept if not given.
             image_ids (`torch.LongTensor` of shape `(R,)`, *optional*): The image of each row; row i uses image i if
                 not given.
             labels (`list[dict]` of length `R`, *optional*): Targets of each row: `"masks"` (`torch.BoolTensor` of
@@ -149,7 +176,9 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
             options=kwargs,
         )
         device = (input_ids if input_ids is not None else text_features).device
-        levels = resolve_levels(instruction_levels, rows, device)
+        levels, level_logits = resolve_levels(instruction_levels, rows, device, text_features is None), None
+        if text_features is None:
+            levels, level_logits = self._choose_levels(levels, input_ids, attention_mask)
 
         if vision_embeds is None:
             vision_embeds = self.vision_encoder(pixel_values, **kwargs)
@@ -236,6 +265,7 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
             semantic_seg=mask_outputs.semantic_seg,
             text_features=text_features,
             instruction_levels=levels,
+            level_logits=level_logits,
             decoder_hidden_states=decoded.hidden_states,
             decoder_reference_boxes=decoded.reference_boxes,
             encoder_hidden_states=encoded.hidden_states,

@@ -28,6 +28,8 @@ class Sam3IInstructionSegmentationOutput(ModelOutput):
         semantic_seg (`torch.Tensor` of shape `(R, 1, height, width)`): Logits of the union of all targets.
         text_features (`torch.Tensor` of shape `(R, L, D)`): Projected text tokens after the text adapters.
         instruction_levels (`torch.LongTensor` of shape `(R,)`): The level each row followed.
+        level_logits (`torch.Tensor` of shape `(R, 3)`, *optional*): What the level router said of the rows, when it
+            was asked (`instruction_levels` of -1).
         decoder_hidden_states, encoder_hidden_states (`tuple[torch.Tensor]`, *optional*): Adapted states per layer.
         decoder_reference_boxes (`torch.Tensor` of shape `(layers, R, Q, 4)`): Reference boxes, layer first.
         vision_hidden_states, vision_attentions (`tuple[torch.Tensor]`, *optional*): Of the ViT, `I` images first.
@@ -43,6 +45,7 @@ class Sam3IInstructionSegmentationOutput(ModelOutput):
     semantic_seg: torch.Tensor | None = None
     text_features: torch.Tensor | None = None
     instruction_levels: torch.LongTensor | None = None
+    level_logits: torch.Tensor | None = None
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     decoder_reference_boxes: torch.Tensor | None = None
     encoder_hidden_states: tuple[torch.Tensor, ...] | None = None

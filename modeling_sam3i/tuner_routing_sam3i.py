@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .adapter_repository_sam3i import CONTAINER
 from .inputs_sam3i import resolve_levels, row_images, text_encoder_inputs
+from .router_sam3i import choose_levels
 from .routing_sam3i import LevelRouting
 from .tuner_layers_sam3i import TUNED_CLASSES, InstructionRouting, active_settings
 
@@ -71,6 +72,7 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
 
     text = inputs.get("text_embeds")
     if text is None:
+        levels = route_levels(model, levels, inputs["input_ids"], inputs.get("attention_mask"))
         text = model.get_text_features(
             input_ids=inputs.pop("input_ids"),
             attention_mask=inputs.get("attention_mask"),
@@ -106,6 +108,23 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
         inputs["input_boxes"] = torch.zeros(rows, 1, 4, dtype=text.dtype, device=text.device)
         inputs["input_boxes_labels"] = torch.full((rows, 1), -10, dtype=torch.long, device=text.device)
     return (), inputs
+
+
+def route_levels(model: Sam3Model, levels, input_ids: torch.LongTensor, mask: torch.Tensor | None):
+    """The levels of the rows after the active adapter's router has chosen those that were left to it."""
+    if levels is None:
+        return None
+    levels = resolve_levels(levels, input_ids.shape[0], input_ids.device, may_be_open=True)
+    container = getattr(model.text_encoder, CONTAINER, None)
+    name = None if container is None else container.current()
+    router = None if name is None else container.sam3i_adapter[name]
+
+    def states() -> torch.Tensor:
+        with torch.no_grad():
+            concept = {"instruction_levels": torch.zeros_like(levels)}
+            return model.text_encoder(input_ids=input_ids, attention_mask=mask, **concept).last_hidden_state
+
+    return choose_levels(levels, router, states, mask)[0]
 
 
 def route_text(text_encoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

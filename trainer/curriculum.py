@@ -75,7 +75,7 @@ TRAINED_NAMES: dict[TrainingStage, tuple[str, ...]] = {
 }
 """The freeze rule: a parameter trains in a stage when its name contains one of these. All others are frozen."""
 
-TEXT_PREFIX = "text_encoder."
+TEXT_PREFIX = "text_encoder.text_model."
 """Text adapters learn at a rate of their own."""
 
 RATE_FACTORS = {"dot_product_scoring.": 2.0}

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from .hub.convert_cli import convert
+from .hub.demo_cli import demo
 from .hub.export_cli import export
+from .hub.push_cli import card, push
 from .processing.data_cli import data_app
 from .processing.data_engine_cli import add_engine_commands
 from .trainer.evaluate_cli import evaluate
@@ -61,7 +63,7 @@ def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) ->
         raise _fail(error) from error
 
 
-for command in (train, evaluate, convert, export):
+for command in (train, evaluate, convert, export, push, card, demo):
     app.command()(command)
 add_engine_commands(data_app)
 app.add_typer(data_app, name="data")

@@ -66,7 +66,7 @@ class PictureExamination:
         """One record per target, with every text that was written for it."""
         records, seen = [], set()
         for number in range(self.config.targets_per_image):
-            plan = self.planner.draw(self.facts, self.rng.choice(self.config.kinds), self.rng)
+            plan = self.planner.draw(self.facts, self.config.kinds, self.rng)
             if plan is None:
                 continue
             # Two questions about one target share a record's row, so a question is what counts here.

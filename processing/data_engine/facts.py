@@ -61,6 +61,14 @@ class Facts:
             whole.append(not any((near & other).any() for j, other in enumerate(masks) if j != i))
         return tuple(whole)
 
+    def absolute_size(self, i: int) -> str | None:
+        """Whether instance i is "small" or "large" by the scene's bounds; None in between, or without bounds."""
+        if self.scene.size_bounds is None:
+            return None
+        largest_small, smallest_large = self.scene.size_bounds
+        side = max(self.scene.instances[i].box[2:]) / self.unit
+        return "small" if side <= largest_small else "large" if side >= smallest_large else None
+
     def along(self, i: int, side: str) -> float:
         """How far the centre of instance i reaches towards a side, in units of the shorter side."""
         x, y = self.centres[i]

@@ -23,7 +23,8 @@ EXTREME_SIZE_RATIO = 1.25  # least ratio of the side lengths of the largest and 
 class Filter:
     """One condition on instances.
 
-    `kind` is one of "colour", "not_colour" (value: its name), "size" (value: "large" or "small", among its category),
+    `kind` is one of "colour", "not_colour" (value: its name), "size" (value: "large" or "small", among its category,
+    or by the scene's own bounds where it has them),
     "region" (value: a half of the picture), "side" (value: a side of the reference), "same_colour", "inside",
     "containing" (of or in the reference), "not_noun" (any category but the reference), "noun_shared", "noun_alone",
     "colour_shared", "colour_alone" (shared with another instance, or not), "count" (value: how many there are),
@@ -41,7 +42,8 @@ class Selector:
     """A comparison among instances.
 
     `kind` is "extreme" (value: a side; `count`: how many from there), "ordinal" (value: the side to count from;
-    `count`: which), "size" (value: "large" or "small"), "distance" (value: "near" or "far" of the reference).
+    `count`: which), "size" (value: "large" or "small"), "distance" (value: "near" or "far" of the reference), "beside"
+    (the nearest on a side of the reference; value: the side).
     `excluded` asks for all the others instead.
     """
 
@@ -137,7 +139,10 @@ def _colour(condition: Filter, facts: Facts, members: list[int], every: list[int
 
 
 def _size(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
-    """Large or small among all of the category, where its sizes fall into two clearly separate groups."""
+    """Large or small by the scene's bounds, or among all of the category where its sizes fall into two groups."""
+    if facts.scene.size_bounds is not None:
+        sizes = {i: facts.absolute_size(i) for i in members}
+        return None if None in sizes.values() else [i for i in members if sizes[i] == condition.value]
     if any(not facts.is_whole[i] for i in every):
         return None
     ranked = sorted(every, key=lambda i: facts.sides[i])
@@ -203,7 +208,7 @@ def _shared(condition: Filter, facts: Facts, members: list[int], every: list[int
 
 
 def _count(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
-    return members if len(members) == int(condition.value or 0) else None
+    return members if len(members) in (0, int(condition.value or 0)) else None
 
 
 def _part(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
@@ -280,9 +285,18 @@ def _distance(selector: Selector, facts: Facts, members: list[int]) -> list[int]
     return _first(others, lambda i: sign * facts.distance(i, anchor), PLACE_MARGIN)
 
 
+def _beside(selector: Selector, facts: Facts, members: list[int]) -> list[int] | None:
+    on_side = _side(Filter("side", selector.value, selector.reference), facts, members, members)
+    if on_side is None:
+        return None
+    anchor = _reference(selector.reference, facts)
+    return _first(on_side, lambda i: -facts.distance(i, anchor), PLACE_MARGIN)
+
+
 _SELECTORS: dict[str, Callable[[Selector, Facts, list[int]], list[int] | None]] = {
     "extreme": _extreme,
     "ordinal": _ordinal,
     "size": _extreme_size,
     "distance": _distance,
+    "beside": _beside,
 }

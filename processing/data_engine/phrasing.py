@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from random import Random
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..datasets import instruction_words as words
+from ..datasets.instruction_words import PLURAL, SINGULAR
 from . import phrases
 from .meaning import Filter, Meaning, Selector
 from .nouns import plural_of
-from .phrases import PLURAL
 
 Descriptors = Mapping[str, tuple[str, ...]]
-_BEFORE_NOUN = ("colour", "size", "count")
+_BEFORE_NOUN = ("colour", "size")
 _OPEN_KINDS = ("noun_shared", "noun_alone", "colour_shared", "colour_alone")
 
 
@@ -23,7 +24,7 @@ def can_say(meaning: Meaning, level: InstructionLevel, descriptors: Descriptors)
     if level is InstructionLevel.CONCEPT:
         return meaning.noun is not None and not filters and selector is None
     if level is InstructionLevel.SIMPLE:
-        return meaning.noun is not None and (bool(filters) or selector is not None)
+        return meaning.noun is not None
     if meaning.noun is None:
         if selector is not None or len(filters) != 1:
             return False
@@ -68,46 +69,77 @@ def say(meaning: Meaning, number: str, level: InstructionLevel, rng: Random, des
 def noun_phrase(meaning: Meaning, number: str, rng: Random) -> str:
     """The simple instruction's noun phrase: article, what stands before the noun, the noun, what stands after it."""
     filters = {item.kind: item for item in meaning.filters}
-    selector, article = meaning.selector, "the"
-    plural = number == PLURAL
-    noun = plural_of(meaning.noun) if plural else meaning.noun
-    before = [rng.choice(phrases.SIZE_WORDS[filters["size"].value])] if "size" in filters else []
-    before += [filters["colour"].value] if "colour" in filters else []
-    after = [_after(item, plural, rng) for item in meaning.filters if item.kind not in _BEFORE_NOUN]
+    plural, selector, article = number == PLURAL, meaning.selector, "the"
+    moved = _moved_after(filters, meaning, rng)
+    before = []
+    if "size" in filters and moved != "size":
+        before.append(rng.choice(words.SIZE_WORDS[filters["size"].value]))
+    if "colour" in filters and moved != "colour":
+        before.append(filters["colour"].value)
+    after = [
+        _after(item, plural, before, rng) for item in meaning.filters if item.kind not in (*_BEFORE_NOUN, "count")
+    ]
+    after += [_after(filters[moved], plural, before, rng)] if moved is not None else []
     if "count" in filters:
-        count = int(filters["count"].value)
-        article = rng.choice(("both", "the two")) if count == 2 else "the " + phrases.NUMBER_WORDS[count]
-    elif selector is None and plural and after:  # "all the red cups" is the form of a concept
+        article = "the " + phrases.NUMBER_WORDS[int(filters["count"].value)]
+    elif not filters and selector is None:
+        article, after = "all the" if plural and rng.random() < 0.5 else "the", [phrases.ANYWHERE]
+    elif selector is None and plural and after and moved != "size" and "side" not in filters:
+        # "all the red cups", and "all the cups of small size", have the form of a concept.
         article = rng.choice(("the", "all the"))
-    if selector is not None and not selector.excluded:
-        first, last = _selector_words(selector, rng)
-        before, after = [*first, *before], [*after, *last]
-    words = [article, *before, noun, *after]
-    if selector is not None and selector.excluded:
-        first, _ = _selector_words(selector, rng)
-        words[0] = "all the"
-        words += [rng.choice(("except", "but")), "the", *first, rng.choice(("one", ""))]
-    return " ".join(word for word in words if word)
+    if selector is None:
+        return " ".join([article, *before, _noun(meaning, plural), *after])
+    return _selected_phrase(selector, before, meaning, plural, after, rng)
 
 
-def _selector_words(selector: Selector, rng: Random) -> tuple[list[str], list[str]]:
-    """What stands before and after the noun."""
-    if selector.kind == "extreme":
-        number = [phrases.NUMBER_WORDS[selector.count]] if selector.count > 1 else []
-        return [*number, phrases.EXTREME_WORDS[selector.value]], []
+def _selected_phrase(
+    selector: Selector, before: list[str], meaning: Meaning, plural: bool, after: list[str], rng: Random
+) -> str:
+    """The noun phrase of a meaning that compares."""
+    noun = _noun(meaning, plural)
+    if selector.excluded:
+        rest = rng.choice(phrases.ALL_BUT).format(x=rng.choice(words.EXTREME_WORDS[selector.value]))
+        return " ".join(["all the", *before, noun, *after, rest])
+    if selector.kind == "extreme" and selector.count > 1:
+        side = rng.choice(words.EXTREME_WORDS[selector.value])
+        return " ".join(["the", phrases.NUMBER_WORDS[selector.count], side, *before, noun, *after])
+    if selector.kind in ("extreme", "size"):
+        table = words.EXTREME_WORDS if selector.kind == "extreme" else words.EXTREME_SIZE_WORDS
+        template = rng.choice(phrases.SUPERLATIVES)
+        slots = {"n": " ".join([*before, noun]), "ns": " ".join([*before, _noun(meaning, True)])}
+        return " ".join([template.format(x=rng.choice(table[selector.value]), **slots), *after])
     if selector.kind == "ordinal":
-        return [phrases.ORDINAL_WORDS[selector.count]], [phrases.ORDINAL_STARTS[selector.value]]
-    if selector.kind == "size":
-        return [rng.choice(phrases.EXTREME_SIZE_WORDS[selector.value])], []
-    return [], [rng.choice(phrases.DISTANCE_WORDS[selector.value]), "the", selector.reference]
+        first, last = phrases.ORDINAL_WORDS[selector.count], phrases.ORDINAL_STARTS[selector.value]
+    elif selector.kind == "beside":
+        direction = rng.choice(words.DIRECTION_WORDS[selector.value])
+        first, last = rng.choice((("", f"just {direction}"), ("first", direction)))
+        last += f" the {selector.reference}"
+    else:
+        first, last = "", f"{rng.choice(words.DISTANCE_WORDS[selector.value])} the {selector.reference}"
+        last = rng.choice((last, f"that is {last}"))
+    return " ".join(word for word in ("the", first, *before, noun, *after, last) if word)
 
 
-def _after(item: Filter, plural: bool, rng: Random) -> str:
-    whole = "" if item.whole is None else noun_phrase(item.whole, phrases.SINGULAR, rng)
-    return rng.choice(phrases.SIMPLE_AFTER[item.kind]).format(
+def _noun(meaning: Meaning, plural: bool) -> str:
+    return plural_of(meaning.noun) if plural else meaning.noun
+
+
+def _moved_after(filters: Mapping[str, Filter], meaning: Meaning, rng: Random) -> str | None:
+    """Which of colour and size stands after the noun: only where nothing else does, so that it cannot be misread."""
+    movable = [kind for kind in _BEFORE_NOUN if kind in filters]
+    if meaning.selector is not None or len(filters) > len(movable) or rng.random() > phrases.AFTER_SHARE:
+        return None
+    return rng.choice(movable) if movable else None
+
+
+def _after(item: Filter, plural: bool, before: list[str], rng: Random) -> str:
+    whole = "" if item.whole is None else noun_phrase(item.whole, SINGULAR, rng)
+    table = phrases.COLOUR_AFTER_SIZED if item.kind == "colour" and before else phrases.SIMPLE_AFTER[item.kind]
+    return rng.choice(table).format(
         value=item.value,
-        half=phrases.HALF_WORDS.get(item.value or "", ""),
-        direction=phrases.DIRECTION_WORDS.get(item.value or "", ""),
+        size=rng.choice(words.SIZE_WORDS.get(item.value or "", ("",))),
+        half=rng.choice(words.SIDE_WORDS.get(item.value or "", ("",))),
+        x=rng.choice(words.DIRECTION_WORDS.get(item.value or "", ("",))),
         ref=item.reference,
         whole=whole,
         be="are" if plural else "is",
@@ -118,7 +150,7 @@ def _after(item: Filter, plural: bool, rng: Random) -> str:
 def _open_phrase(meaning: Meaning, number: str, rng: Random, descriptors: Descriptors) -> str:
     """The complex instruction's phrase: what the noun is for, or what sets its instances apart."""
     plural = number == PLURAL
-    thing = rng.choice(phrases.THINGS)
+    thing = rng.choice(words.THINGS)
     slots = {
         "t": thing + "s" if plural else thing,
         "the": "all the" if plural else "the",
@@ -135,25 +167,25 @@ def _open_phrase(meaning: Meaning, number: str, rng: Random, descriptors: Descri
     elif meaning.selector is not None and meaning.selector.excluded:
         templates = phrases.COMPLEX_TEMPLATES["all_but"]
     else:
-        has_modifier = meaning.filters or meaning.selector is not None
-        templates = phrases.COMPLEX_TEMPLATES["modified" if has_modifier else "category"]
+        compares = meaning.selector is not None or any(item.reference for item in meaning.filters)
+        templates = phrases.COMPLEX_TEMPLATES["related" if compares else "modified" if meaning.filters else "category"]
     if described is not None:
         slots["d"] = rng.choice(descriptors[described])
-    modifiers = [_modifier(item.kind, item, plural, rng, descriptors) for item in meaning.filters]
+    ordered = sorted(meaning.filters, key=lambda item: item.reference is not None)  # a clause comes last
+    modifiers = [_modifier(item.kind, item, rng, descriptors) for item in ordered]
     if meaning.selector is not None:
         kind = "extreme_size" if meaning.selector.kind == "size" else meaning.selector.kind
-        modifiers.append(_modifier(kind, meaning.selector, plural, rng, descriptors))
+        modifiers.append(_modifier(kind, meaning.selector, rng, descriptors))
     slots["m"] = " and ".join(modifier for modifier in modifiers if modifier)
     return rng.choice(templates).format(**slots)
 
 
-def _modifier(kind: str, item: Filter | Selector, plural: bool, rng: Random, descriptors: Descriptors) -> str:
+def _modifier(kind: str, item: Filter | Selector, rng: Random, descriptors: Descriptors) -> str:
     if kind in ("not_noun", *_OPEN_KINDS):
         return ""
     table = phrases.COMPLEX_MODIFIERS
     return rng.choice(table.get((kind, item.value)) or table[kind, None]).format(
         c=rng.choice(phrases.COLOUR_REFERENCES.get(item.value or "", ("",))),
-        direction=phrases.DIRECTION_WORDS.get(item.value or "", ""),
+        x=rng.choice(words.DIRECTION_WORDS.get(item.value or "", ("",))),
         d2=rng.choice(descriptors[item.reference]) if item.reference else "",
-        have="have" if plural else "has",
     )

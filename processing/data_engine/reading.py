@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ..datasets import instruction_words
 from ..levels import COMMAND
 from . import phrases
 from .colours import COLOUR_NAMES
@@ -18,10 +19,9 @@ from .meaning import Filter, Meaning, Selector
 from .nouns import NounForms, plural_of, words_of
 
 _COLOURS = {name: name for name in COLOUR_NAMES} | {"gray": "grey", "violet": "purple"}
-_SIZES = {word: size for size, words in phrases.SIZE_WORDS.items() for word in words}
-_SIZES |= {"huge": "large", "tiny": "small"}
-_LARGEST = {word: size for size, words in phrases.EXTREME_SIZE_WORDS.items() for word in words}
-_EXTREMES = {word: side for side, word in phrases.EXTREME_WORDS.items()}
+_SIZES = {word: size for size, words in instruction_words.SIZE_WORDS.items() for word in words}
+_LARGEST = {word: size for size, words in instruction_words.EXTREME_SIZE_WORDS.items() for word in words}
+_EXTREMES = {word: side for side, words in instruction_words.EXTREME_WORDS.items() for word in words}
 _EXTREMES |= {"topmost": "top", "uppermost": "top", "bottommost": "bottom", "lowermost": "bottom"}
 _NUMBERS = {word: number for number, word in phrases.NUMBER_WORDS.items()}
 _ORDINALS = {word: number for number, word in phrases.ORDINAL_WORDS.items()}
@@ -40,14 +40,18 @@ _DIRECTIONS = {
 _ARTICLE = r"(?:all of the|all the|all|the|a|an|every|each|any|only the)"
 _PICTURE = r"(?: of the (?:picture|image|photo))?"
 _REFERENCE = r"the <(\d+)(?:s|p)>"
+_DIRECTED = rf"({'|'.join(sorted(_DIRECTIONS, key=len, reverse=True))}) {_REFERENCE}"
 _AFTER_PATTERNS = (
-    ("side", rf"(?:located )?({'|'.join(sorted(_DIRECTIONS, key=len, reverse=True))}) {_REFERENCE}"),
+    ("beside", rf"just {_DIRECTED}"),
+    ("side", rf"(?:located )?{_DIRECTED}"),
     ("region", rf"(?:on|in|at) the ({'|'.join(_HALVES)})(?: side| half)?{_PICTURE}(?= |$)"),
     ("same_colour", rf"(?:of|with|in) the same colou?r as {_REFERENCE}"),
+    ("same_colour", rf"(?:with|that (?:has|have)) the colou?r of {_REFERENCE}"),
     ("inside", rf"inside(?: of)? {_REFERENCE}"),
     ("containing", rf"(?:with|that (?:has|have)) {_REFERENCE} inside"),
-    ("not_colour", rf"not (?:in )?({'|'.join(_COLOURS)})\b"),
-    ("colour", rf"(?:in )?({'|'.join(_COLOURS)})\b"),
+    ("not_colour", rf"(?:not (?:in )?|without )({'|'.join(_COLOURS)})(?: colou?r)?\b"),
+    ("colour", rf"(?:in |of )?({'|'.join(_COLOURS)})(?: colou?r)?\b"),
+    ("size", rf"(?:of )?({'|'.join(_SIZES)})(?: size)?\b"),
     ("near", rf"(?:nearest|closest) to {_REFERENCE}"),
     ("far", rf"(?:farthest|furthest|most distant) from {_REFERENCE}"),
     ("ordinal", r"from the (left|right|top|bottom)\b"),
@@ -55,6 +59,7 @@ _AFTER_PATTERNS = (
 )
 _AFTER = [(kind, re.compile(rf"^(?:that (?:is|are) )?{pattern}")) for kind, pattern in _AFTER_PATTERNS]
 _EXCEPT = re.compile(r"^(?:except|but|except for) the (\w+)(?: one)?$")
+_COMPARED = re.compile(rf"^the ({'|'.join((*_EXTREMES, *_LARGEST))}) of the ((?:\w+ )*)<(\d+)p>")
 _HEAD = re.compile(rf"^(?:{_ARTICLE} )?((?:\w+ )*)<(\d+)(s|p)>(?: |$)(.*)$")
 
 
@@ -115,6 +120,7 @@ def _mark_nouns(text: str, nouns: list[str], forms: NounForms) -> tuple[str, dic
 def _noun_phrase(text: str, table: dict[int, str]) -> Reading | None:
     if text.startswith("both "):
         text = "the two " + text.removeprefix("both ").removeprefix("the ")
+    text = _COMPARED.sub(r"the \1 \2<\3s>", text)
     head = _HEAD.match(text)
     if head is None:
         return None
@@ -173,6 +179,11 @@ def _with_after(
         groups = match.groups()
         if kind == "nothing":
             return meaning, left, False
+        if kind == "beside" or (kind == "side" and ordinal == 1):  # "the first cup left of the plate"
+            if meaning.selector is not None or (kind == "beside") != (ordinal is None):
+                return None, "", False
+            selector = Selector("beside", _DIRECTIONS[groups[0]], reference=table[int(groups[1])])
+            return replace(meaning, selector=selector), left, kind == "side"
         if kind in ("near", "far", "ordinal"):
             if meaning.selector is not None or (kind == "ordinal") != (ordinal is not None):
                 return None, "", False
@@ -195,11 +206,13 @@ def _after_filter(kind: str, groups: tuple[str, ...], table: dict[int, str]) -> 
         return Filter("side", _DIRECTIONS[groups[0]], table[int(groups[1])])
     if kind in ("colour", "not_colour"):
         return Filter(kind, _COLOURS[groups[0]])
+    if kind == "size":
+        return Filter(kind, _SIZES[groups[0]])
     return Filter(kind, reference=table[int(groups[0])])
 
 
 def _filtered(meaning: Meaning, item: Filter) -> Meaning | None:
     """The meaning with one more filter; None where a selector has already been read, whose scope would be unclear."""
-    if meaning.selector is not None and meaning.selector.kind in ("ordinal", "distance"):
+    if meaning.selector is not None and meaning.selector.kind in ("ordinal", "distance", "beside"):
         return None
     return replace(meaning, filters=(*meaning.filters, item))

@@ -75,6 +75,9 @@ class Scene:
         partial_nouns: nouns whose instances are not all annotated (crowds, LVIS' non-exhaustive categories).
         is_exhaustive: everything in the picture is annotated, so that an instruction may leave the noun open.
         descriptors: what a noun is for or does, as clauses that follow "that", for instructions without the noun.
+        size_bounds: longer sides of boxes, in units of the picture's shorter side, up to which an instance is called
+            small and from which it is called large; None where it is so only among its category.
+        reserved_pairs: (colour, noun) that are kept for testing: no question combines them.
     """
 
     image_id: str
@@ -91,6 +94,8 @@ class Scene:
     partial_nouns: frozenset[str] = frozenset()
     is_exhaustive: bool = False
     descriptors: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
+    size_bounds: tuple[float, float] | None = None
+    reserved_pairs: frozenset[tuple[str, str]] = frozenset()
 
     @cached_property
     def by_id(self) -> dict[int, SceneInstance]:

@@ -27,6 +27,7 @@ from .scene import Scene, SceneInstance
 logger = logging.get_logger(__name__)
 
 Wanted = Callable[[str], bool]  # whether the scene of an image id is asked for
+SHAPE_SIZES = (0.244, 0.257)  # of the picture's side: small shapes measure up to 27 pixels of 112, large ones from 29
 MIN_AREA = 16  # pixels: smaller masks are neither targets nor siblings
 
 
@@ -181,6 +182,9 @@ class RowSource:
 class ShapesSource:
     """Scenes of the shapes world; nothing but pictures, masks and shape names is taken from the generator.
 
+    Its knowledge comes along: what shapes are for, which sizes it calls small and large, and, for the training split,
+    the pairs of colour and noun that it keeps for testing.
+
     Args:
         num_scenes: how many; their indices start at `start`.
         split, seed: the world.
@@ -197,6 +201,7 @@ class ShapesSource:
     def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]:
         """Wanted scenes in order of their indices, rendered one by one."""
         from ..datasets.shapes_lexicon import DESCRIPTORS
+        from ..datasets.shapes_world import HELD_OUT_PAIRS
 
         for order, index in enumerate(self.indices):
             image_id = f"shapes-{self.world.seed}-{self.world.split}-{index}"
@@ -221,6 +226,8 @@ class ShapesSource:
                 split=self.world.split,
                 is_exhaustive=True,
                 descriptors=DESCRIPTORS,
+                size_bounds=SHAPE_SIZES,
+                reserved_pairs=HELD_OUT_PAIRS if self.world.split == "train" else frozenset(),
             )
 
 

@@ -4,24 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..datasets.instruction_words import PLURAL, SINGULAR
 from . import phrases
 from .colours import COLOUR_NAMES, HUES
 from .facts import SIDES, Facts
-from .meaning import NONE, ONE, SOME, Filter, Meaning, Selector, denote, target_kind
-from .phrases import PLURAL, SINGULAR
+from .meaning import ALL, NONE, ONE, SOME, Filter, Meaning, Selector, denote, target_kind
 from .phrasing import can_say, say
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
-ABSENT_SHARE = 0.15  # of the questions: their category is not in the picture
-SECOND_FILTER_SHARE = 0.35
-_TRIES = 60  # random questions per wanted target kind
+ABSENT_SHARE = 0.15  # of the questions without an answer: their category is not in the picture
+SINGLE_SHARE = 0.15  # of the questions for one or some: their category may have a single instance
+SECOND_FILTER_SHARE = 0.25
+PLACED_SHARE = 0.3  # of the relations whose answer the place in the picture gives, whatever the reference
+# Families that nearly every picture offers, and the share of their draws that is kept: they must not crowd out others.
+COMMON_SHARES = {
+    "count": 0.25, "not_noun": 0.3, "not_colour": 0.5, "any_colour": 0.4, "noun_shared": 0.4, "noun_alone": 0.6,
+    "colour_shared": 0.5, "colour_alone": 0.7,
+}  # fmt: skip
+# Questions without a parameter have an answer or not, as the scene is: how often they are asked where they have none.
+# The shares leave about a quarter of each family without an answer (in the shapes world).
+EMPTY_SHARES = {
+    "not_noun": 0.65, "noun_shared": 0.55, "noun_alone": 0.1, "colour_shared": 0.9, "colour_alone": 0.17
+}  # fmt: skip
+_TRIES = 16  # random questions per family and kind
 _FILTER_KINDS = ("colour", "size", "region", "side", "not_colour", "same_colour", "inside", "containing", "count")
-_SELECTOR_KINDS = ("extreme", "size", "distance", "ordinal", "all_but", "pair")
-_OPEN_KINDS = ("colour", "not_noun", "noun_shared", "noun_alone", "colour_shared", "colour_alone")
+_SELECTOR_KINDS = ("extreme", "extreme_size", "distance", "beside", "ordinal", "all_but", "pair")
+_OPEN_KINDS = ("any_colour", "not_noun", "noun_shared", "noun_alone", "colour_shared", "colour_alone")
 
 
 @dataclass(frozen=True)
@@ -54,27 +66,62 @@ class TemplateWriter:
     """
 
     name = "templates"
-    version = "1"
+    version = "2"
 
     def __init__(self, nouns: Sequence[str], levels: Sequence[InstructionLevel] = tuple(InstructionLevel)):
         self.nouns = tuple(nouns)
         self.levels = tuple(levels)
 
-    def draw(self, facts: Facts, kind: str, rng: Random) -> TargetPlan | None:
-        """A question whose answer is clear and of the wanted kind, or None if none was met by chance."""
-        families = (*_FILTER_KINDS, *_SELECTOR_KINDS, "category", "part")
+    def draw(self, facts: Facts, kinds: Sequence[str], rng: Random) -> TargetPlan | None:
+        """A question whose answer is clear, or None if none was met by chance.
+
+        A kind is drawn first, then a family, then its details: what is common in pictures does not crowd out what is
+        rare. Questions without an answer take the place of ones that have one, with the same family and number, so
+        that no form of words tells whether there is a target.
+
+        Args:
+            facts: the scene.
+            kinds: the target kinds wanted, equally often.
+            rng: all randomness.
+        """
+        kind = rng.choice([name for name in kinds if name != NONE] or [ONE, SOME, ALL])
+        none_share = (NONE in kinds) / len(kinds)
+        families = [*_FILTER_KINDS, *_SELECTOR_KINDS, "colour_size", "category", "part"]
         if facts.scene.is_exhaustive and COMPLEX in self.levels:
             families += _OPEN_KINDS
-        for _ in range(_TRIES):
-            # A family first, then its details: common families do not crowd out rare ones.
-            meaning = self.draw_meaning(rng.choice(families), facts, kind, rng)
-            if meaning is None or not self._levels_of(meaning, facts):
+        for family in rng.sample(families, len(families)):
+            if rng.random() > COMMON_SHARES.get(family, 1.0):
+                continue
+            plan = self._question(family, kind, facts, rng)
+            if plan is not None:
+                return self._without_answer(family, plan, facts, rng) if rng.random() < none_share else plan
+            if none_share and rng.random() < EMPTY_SHARES.get(family, 0.0):
+                plan = self._question(family, NONE, facts, rng)
+                if plan is not None:
+                    return plan
+        return None
+
+    def _question(
+        self, family: str, kind: str, facts: Facts, rng: Random, form: str | None = None
+    ) -> TargetPlan | None:
+        """A question of a family with an answer of a kind; `form` asks for one of that form (see [`_form`])."""
+        for _ in range(_TRIES if form is None else 4 * _TRIES):
+            meaning = self.draw_meaning(family, facts, kind, rng)
+            if meaning is None or (form is not None and _form(meaning) != form) or not self._levels_of(meaning, facts):
+                continue
+            if any((item.value, meaning.noun) in facts.scene.reserved_pairs for item in meaning.filters):
                 continue
             found = denote(meaning, facts)
             if found is None or target_kind(meaning, found, facts) != kind:
                 continue
-            return self._plan(meaning, found, kind, facts, rng)
+            if kind == NONE or not _is_placed(meaning, found, facts) or rng.random() < PLACED_SHARE:
+                return self._plan(meaning, found, kind, facts, rng)
         return None
+
+    def _without_answer(self, family: str, plan: TargetPlan, facts: Facts, rng: Random) -> TargetPlan | None:
+        """A question without an answer in the place of one that has one."""
+        found = self._question(family, NONE, facts, rng, _form(plan.meaning))
+        return None if found is None else replace(found, number=plan.number)
 
     def write(self, plan: TargetPlan, facts: Facts, rng: Random) -> list[tuple[InstructionLevel, str]]:
         """One text per level that can say the question; the concept, too, where it denotes the same."""
@@ -114,11 +161,14 @@ class TemplateWriter:
         scene = facts.scene
         present = [noun for noun in scene.nouns if noun not in scene.partial_nouns]
         absent = [noun for noun in self.nouns if scene.is_absent(noun)]
-        if family in _OPEN_KINDS and (family not in _FILTER_KINDS or rng.random() < 0.3):
-            return self._open_meaning(family, present, facts, rng)
-        if kind in (ONE, SOME) and rng.random() < 0.85:
+        if family in _OPEN_KINDS:
+            return self._open_meaning(family, absent if kind == ALL else present, rng)
+        if kind in (ONE, SOME) and rng.random() > SINGLE_SHARE:
             present = [noun for noun in present if len(scene.nouns[noun]) > 1]  # something to choose among
-        missing = kind == NONE and (family == "category" or rng.random() < ABSENT_SHARE)
+        # "The leftmost cup" is there wherever a cup is.
+        superlative = family in _SELECTOR_KINDS and family not in ("all_but", "distance", "beside")
+        absent_share = 1.0 if family in ("category", "count") else 0.5 if superlative else ABSENT_SHARE
+        missing = kind == NONE and rng.random() < absent_share
         pool = absent if missing else present
         if not pool:
             return None
@@ -136,12 +186,13 @@ class TemplateWriter:
             if selector is None:
                 return None
         else:
-            filters = (self._filter(family, noun, references, facts, rng),)
+            kinds = ("colour", "size") if family == "colour_size" else (family,)
+            filters = tuple(self._filter(name, noun, references, facts, rng) for name in kinds)
         if family == "all_but" and kind == ONE:
             return None  # "all the cups except the leftmost" speaks of several
-        if family not in ("count", "all_but", "pair") and rng.random() < SECOND_FILTER_SHARE:
+        if family not in ("count", "all_but", "pair", "colour_size") and rng.random() < SECOND_FILTER_SHARE:
             # A region after a reference or an ordinal could belong to either of two nouns.
-            bound = family in ("side", "same_colour", "inside", "containing", "ordinal")
+            bound = family in ("side", "beside", "distance", "same_colour", "inside", "containing", "ordinal")
             second = rng.choice(("colour", "size") if bound else ("colour", "region", "size"))
             if second != family.removeprefix("not_"):
                 filters = (*filters, self._filter(second, noun, references, facts, rng))
@@ -150,11 +201,11 @@ class TemplateWriter:
         return Meaning(noun, filters, selector)
 
     @staticmethod
-    def _open_meaning(family: str, present: list[str], facts: Facts, rng: Random) -> Meaning | None:
-        if family == "colour":
+    def _open_meaning(family: str, nouns: list[str], rng: Random) -> Meaning | None:
+        if family == "any_colour":
             return Meaning(None, (Filter("colour", rng.choice(list(HUES)[:6])),))
         if family == "not_noun":
-            return Meaning(None, (Filter("not_noun", reference=rng.choice(present)),)) if present else None
+            return Meaning(None, (Filter("not_noun", reference=rng.choice(nouns)),)) if nouns else None
         return Meaning(None, (Filter(family),))
 
     @staticmethod
@@ -173,16 +224,18 @@ class TemplateWriter:
         side = rng.choice(SIDES)
         if family == "extreme":
             return Selector("extreme", side)
-        if family == "size":
+        if family == "extreme_size":
             return Selector("size", rng.choice(("large", "small")))
         if family == "ordinal":
-            return Selector("ordinal", side, rng.choice((2, 2, 3)))
+            return Selector("ordinal", side, rng.choice((1, 2, 2, 3)))
         if family == "all_but":
             return Selector("extreme", side, excluded=True)
         if family == "pair":
             return Selector("extreme", side, rng.choice((2, 2, 3)))
         if not references:
             return None
+        if family == "beside":
+            return Selector("beside", side, reference=rng.choice(references))
         return Selector("distance", rng.choice(("near", "far")), reference=rng.choice(references))
 
     @staticmethod
@@ -195,13 +248,31 @@ class TemplateWriter:
         if kind == "region":
             return Filter(kind, rng.choice(SIDES))
         if kind == "count":
-            count = len(facts.scene.nouns.get(noun, ()))
+            count = len(facts.scene.nouns.get(noun, ())) or rng.choice((2, 2, 3))
             return Filter(kind, str(count)) if count in phrases.NUMBER_WORDS else None
         if not references:
             return None
         if kind == "side":
             return Filter(kind, rng.choice(SIDES), rng.choice(references))
         return Filter(kind, reference=rng.choice(references))
+
+
+def _form(meaning: Meaning) -> str:
+    """What a phrasing shows of a question: its conditions, how many it selects, whether it names a noun."""
+    count = "" if meaning.selector is None else f" {meaning.selector.count}"
+    return f"{meaning.family}{count}{'' if meaning.noun else ' open'}"
+
+
+def _is_placed(meaning: Meaning, found: frozenset[int], facts: Facts) -> bool:
+    """Whether a relation's answer is the outermost on that side, or all on that half, whatever the reference."""
+    relations = [item for item in (*meaning.filters, meaning.selector) if item and item.kind in ("side", "beside")]
+    filters = tuple(item for item in meaning.filters if item not in relations)
+    for item in relations:
+        place = Meaning(meaning.noun, filters, Selector("extreme", item.value))
+        half = Meaning(meaning.noun, (*filters, Filter("region", item.value)))
+        if found in (denote(place, facts), denote(half, facts)):
+            return True
+    return False
 
 
 def _needs_plural(meaning: Meaning) -> bool:

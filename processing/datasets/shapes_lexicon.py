@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words and phrasings of the shapes world, as data: templates per level, the knowledge behind complex instructions.
+"""Phrasings of the shapes world, as data: templates per level, the knowledge behind complex instructions.
 
 Every family of meanings has phrasings; the LAST one of each list, like the last carrier sentence of each level, is
 held out: training never uses it, though all of its words occur elsewhere in training.
@@ -7,7 +7,20 @@ held out: training never uses it, though all of its words occur elsewhere in tra
 
 from __future__ import annotations
 
-SINGULAR, PLURAL = "singular", "plural"
+from .instruction_words import (
+    COLOUR_REFERENCES,
+    COMPLEX_MODIFIERS,
+    DIRECTION_WORDS,
+    DISTANCE_WORDS,
+    EXTREME_SIZE_WORDS,
+    EXTREME_WORDS,
+    PLURAL,  # noqa: F401
+    SIDE_WORDS,
+    SINGULAR,  # noqa: F401
+    SIZE_WORDS,
+    THINGS,
+)
+
 PLURALS = {
     "circle": "circles",
     "square": "squares",
@@ -18,12 +31,6 @@ PLURALS = {
     "ring": "rings",
     "cross": "crosses",
 }
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
-SIDE_WORDS = {"left": ("left",), "right": ("right",), "top": ("upper",), "bottom": ("lower",)}
-EXTREME_WORDS = {"left": ("leftmost",), "right": ("rightmost",), "top": ("highest",), "bottom": ("lowest",)}
-EXTREME_SIZE_WORDS = {"large": ("largest", "biggest"), "small": ("smallest", "tiniest")}
-DIRECTION_WORDS = {"left": ("left of",), "right": ("right of",), "top": ("above",), "bottom": ("below",)}
-DISTANCE_WORDS = {"near": ("nearest to", "closest to"), "far": ("farthest from", "most distant from")}
 # A mirror exchanges left and right; these words carry nothing else, so exchanging them keeps a sentence true.
 MIRROR_WORDS = {"left": "right", "leftmost": "rightmost", "begins": "ends"}
 MIRROR_WORDS.update({value: key for key, value in list(MIRROR_WORDS.items())})
@@ -75,36 +82,6 @@ DESCRIPTORS = {
     "ring": ("would fit on a finger", "a bride would wear", "you could look through"),
     "cross": ("would mark a treasure", "would help to add numbers", "a doctor could wear"),
 }
-COLOUR_REFERENCES = {
-    "red": ("a tomato", "blood"),
-    "orange": ("a carrot", "a pumpkin"),
-    "yellow": ("a lemon", "a banana"),
-    "green": ("grass", "a frog"),
-    "blue": ("the ocean", "jeans"),
-    "purple": ("a plum", "grapes"),
-}
-# Modifiers by (family, value); {c} is a colour reference, {d2} the descriptor of a reference object.
-COMPLEX_MODIFIERS = {
-    ("colour", None): ("in the color of {c}", "painted like {c}"),
-    ("not_colour", None): ("in any color but that of {c}", "painted unlike {c}"),
-    ("size", "small"): ("easy to hide in a hand", "taking no room"),
-    ("size", "large"): ("hard to hide in a hand", "taking up room"),
-    ("region", "left"): ("in the half where reading begins", "on the side where a line begins"),
-    ("region", "right"): ("in the half where reading ends", "on the side where a line ends"),
-    ("region", "top"): ("in the half where birds fly", "on the side of the sky"),
-    ("region", "bottom"): ("in the half where feet walk", "on the side of the ground"),
-    ("extreme", "left"): ("closest to where reading begins", "first in line where a line begins"),
-    ("extreme", "right"): ("closest to where reading ends", "first in line where a line ends"),
-    ("extreme", "top"): ("closest to the sky", "above the rest of its kind"),
-    ("extreme", "bottom"): ("closest to the ground", "below the rest of its kind"),
-    ("extreme_size", "large"): ("taking the most room", "hardest to hide"),
-    ("extreme_size", "small"): ("taking the least room", "easiest to hide"),
-    ("side", None): ("{x} whatever {d2}", "anywhere {x} what {d2}"),
-    ("beside", None): ("just {x} whatever {d2}", "next {x} what {d2}"),
-    ("distance", "near"): ("closest to whatever {d2}", "easiest to reach from what {d2}"),
-    ("distance", "far"): ("farthest from whatever {d2}", "hardest to reach from what {d2}"),
-    ("same_colour", None): ("in the color of whatever {d2}", "painted like what {d2}"),
-}
 # {t} thing(s)/object(s), {d} descriptor, {m} modifier, {be} is/are, {all} "everything" or "the only thing".
 COMPLEX_TEMPLATES = {
     "category": ("{the} {t} that {d}", "only the {t} that {d}", "{the} {t} here that {d}"),
@@ -144,7 +121,6 @@ COMPLEX_TEMPLATES = {
     ),
 }
 COMPLEX_CARRIERS = ("{np}", "i need {np}", "can you find {np}", "we look for {np}", "can you point to {np}")
-THINGS = ("thing", "object")
 
 
 def in_training(phrasings: tuple[str, ...]) -> tuple[str, ...]:

@@ -50,11 +50,13 @@ def denoted_by_objects(meaning: Meaning, objects) -> set[int]:
     selector = meaning.selector
     if selector is None:
         return set(members)
-    if selector.kind == "distance":
+    if selector.kind in ("distance", "beside"):
         anchor = only(selector.reference)
         if anchor is None:
             return set()
-        sign = -1 if selector.value == "near" else 1
+        if selector.kind == "beside":
+            members = [i for i in members if along(objects[i], selector.value) > along(anchor, selector.value)]
+        sign = 1 if selector.value == "far" else -1
         ranked = sorted(
             members,
             key=lambda i: sign * math.hypot(objects[i].cx - anchor.cx, objects[i].cy - anchor.cy),

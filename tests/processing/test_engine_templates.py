@@ -2,9 +2,11 @@
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 from engine_truth import denoted_by_objects
 
+from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.facts import Facts
 from sam3i.processing.data_engine.meaning import Meaning, denote
@@ -12,10 +14,13 @@ from sam3i.processing.data_engine.nouns import NounForms
 from sam3i.processing.data_engine.reading import read_simple
 from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.sources import ShapesSource
+from sam3i.processing.datasets import shapes_lexicon as lexicon
 from sam3i.processing.datasets.schema import TARGET_KINDS
 from sam3i.processing.datasets.shapes_lexicon import COLOUR_REFERENCES, DESCRIPTORS
+from sam3i.processing.datasets.shapes_meaning import FAMILIES, draw_meaning, families_of
+from sam3i.processing.datasets.shapes_phrasing import say
 from sam3i.processing.datasets.shapes_tokenizer import build_tokenizer
-from sam3i.processing.datasets.shapes_world import ShapesWorld
+from sam3i.processing.datasets.shapes_world import HELD_OUT_PAIRS, ShapesWorld
 
 
 def build(folder, num_scenes, split="train", **config):
@@ -98,3 +103,52 @@ def test_no_kind_is_told_by_its_words_alone(tmp_path):
     assert len(common) >= 4
     for family, counts in common.items():
         assert counts[True] > 0, family
+
+
+def form_of(text):
+    """A sentence with its nouns, colours, sizes, places and knowledge blotted out."""
+    tables = (lexicon.EXTREME_WORDS, lexicon.EXTREME_SIZE_WORDS, lexicon.DIRECTION_WORDS, lexicon.DISTANCE_WORDS)
+    tables += (lexicon.SIDE_WORDS, lexicon.SIZE_WORDS)
+    blots = [(words, "(place)") for table in tables for texts in table.values() for words in texts]
+    blots += [
+        (words, "(knowledge)") for table in (DESCRIPTORS, COLOUR_REFERENCES) for t in table.values() for words in t
+    ]
+    blots += [(colour, "(colour)") for colour in COLOUR_REFERENCES]
+    blots += [
+        (form, name) for pair in lexicon.PLURALS.items() for form, name in zip(pair, ("(one)", "(many)"), strict=True)
+    ]
+    text = f" {text} "
+    for words, blot in sorted(blots, key=lambda item: -len(item[0])):
+        text = text.replace(f" {words} ", f" {blot} ")
+    return text.strip()
+
+
+def test_what_the_shapes_world_keeps_for_testing_is_not_written(tmp_path):
+    """Neither its held-out phrasings nor its held-out pairs of colour and noun."""
+    rng, forms = np.random.default_rng(0), {True: set(), False: set()}
+    for family in FAMILIES:
+        for _ in range(150):
+            meaning = draw_meaning(family, rng)
+            for level in ("simple", "complex"):
+                if family in families_of(InstructionLevel.from_any(level)):
+                    for number in FAMILIES[family].kinds:
+                        held_out = bool(rng.integers(2))
+                        said = say(meaning, number, InstructionLevel.from_any(level), rng, held_out)
+                        forms[held_out].add(form_of(said.text))
+    kept = forms[True] - forms[False]
+    assert len(kept) > 300
+    run, _ = build(tmp_path, 80)
+    targets = [target for record in run.records() for target in record["targets"]]
+    written = {form_of(pair["text"]) for target in targets for pair in target["pairs"]}
+    assert len(written & forms[False]) > 60  # the two do speak alike
+    assert not written & kept
+    for target in targets:
+        meaning = Meaning.from_dict(target["meaning"])
+        assert not any((item.value, meaning.noun) in HELD_OUT_PAIRS for item in meaning.filters)
+
+
+def test_words_are_those_of_the_tiny_model(tmp_path):
+    run, _ = build(tmp_path, 40)
+    texts = [pair["text"] for record in run.records() for target in record["targets"] for pair in target["pairs"]]
+    unknown = [text for text in texts if set(text.split()) - set(lexicon.vocabulary())]
+    assert len(unknown) < 0.1 * len(texts)  # numbers and ordinals, which the shapes world does not have

@@ -20,22 +20,16 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from shapes_common import ious_of_areas
-from shapes_curriculum import RATES, Scores, line, load
+from shapes_curriculum import RATES, Scores, line, load, training_arguments, training_rows
 
-from sam3i import (
-    InstructionLevel,
-    Sam3IForInstructionSegmentation,
-    Sam3IProcessor,
-    Sam3ITrainer,
-    Sam3ITrainingArguments,
-)
+from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import export_run
 from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.sources import ShapesSource
 from sam3i.processing.datasets.loading import load_instruction_dataset
-from sam3i.processing.datasets.schema import TARGET_KINDS, row_features
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset, shapes_rows
+from sam3i.processing.datasets.schema import TARGET_KINDS
+from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
 
 ENGINE, GENERATOR = ARMS = ("engine", "generator")
 INSTRUCTED = ("simple", "complex")
@@ -60,14 +54,6 @@ def engine_rows(folder: Path, processor: Sam3IProcessor, options: argparse.Names
             f"engine: {summary.accepted} of {summary.pairs} instructions accepted, {rate:.0f} per second", flush=True
         )
     return load_instruction_dataset(export_run(run, folder / "data", "parquet"))
-
-
-def generator_rows(folder: Path, options: argparse.Namespace) -> Dataset:
-    """Rows that the generator wrote about the same scenes."""
-    scenes = {"split": "train", "num_scenes": options.scenes, "seed": options.world}
-    return Dataset.from_generator(
-        shapes_rows, features=row_features(), gen_kwargs=scenes, cache_dir=str(folder / "data")
-    )
 
 
 def keep_known_words(rows: Dataset, processor: Sam3IProcessor, arm: str) -> Dataset:
@@ -116,25 +102,15 @@ def train_arm(arm: str, options: argparse.Namespace) -> Sam3IForInstructionSegme
         return Sam3IForInstructionSegmentation.from_pretrained(folder / "model", dtype=torch.float32)
     torch.manual_seed(options.seed)
     model, processor = load(options.stock, options.design)
-    rows = engine_rows(folder, processor, options) if arm == ENGINE else generator_rows(folder, options)
+    if arm == ENGINE:
+        rows = engine_rows(folder, processor, options)
+    else:
+        rows = training_rows(options.scenes, options.world, folder / "data")
     rows = keep_known_words(rows, processor, arm)
     print(f"{arm}: {len(rows)} targets in {options.scenes} scenes", flush=True)
-    rate, begin = RATES[options.design], time.time()
-    arguments = Sam3ITrainingArguments(
-        output_dir=str(folder / "training"),
-        seed=options.seed,
-        max_steps=tuple(options.steps),
-        per_device_train_batch_size=(32, 32, 16),
-        learning_rate=(rate, rate, rate / 2),
-        text_learning_rate=(rate, rate, rate / 2),
-        weight_decay=0.01,
-        max_grad_norm=5.0,
-        logging_steps=25,
-        save_steps=100,
-        feature_cache=str(options.output / "vision_features"),  # both arms see the same pictures
-        disable_tqdm=True,
-        use_cpu=True,
-    )
+    begin = time.time()
+    shared = {"seed": options.seed, "feature_cache": str(options.output / "vision_features")}  # the same pictures
+    arguments = training_arguments(options.design, options.steps, folder / "training", **shared)
     Sam3ITrainer(model, arguments, rows, processing_class=processor).train(
         resume_from_checkpoint=(folder / "training").is_dir()
     )
@@ -144,7 +120,7 @@ def train_arm(arm: str, options: argparse.Namespace) -> Sam3IForInstructionSegme
 
 
 def compare(models: dict[str, Sam3IForInstructionSegmentation], processor, options: argparse.Namespace) -> dict:
-    """Prints the table of every level; returns gIoU in points by arm, level and kind."""
+    """Prints the table of every level; returns gIoU by arm, level and kind."""
     found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
     for level in map(InstructionLevel.from_any, INSTRUCTED):
         validation = ShapesInstructionDataset.evaluation(
@@ -178,7 +154,7 @@ def main() -> None:
     parser.add_argument("--stock", default="runs/shapes_stock", help="repository of the tiny stock SAM3")
     parser.add_argument("--output", type=Path, default=Path("runs/engine_vs_generator"))
     parser.add_argument("--design", choices=tuple(RATES), default="selective", help="kind of adapters")
-    parser.add_argument("--steps", type=int, nargs=3, default=(600, 600, 200), help="steps of each stage")
+    parser.add_argument("--steps", type=int, nargs=3, default=(1000, 1000, 350), help="steps of each stage")
     parser.add_argument("--scenes", type=int, default=4000, help="training scenes, the same for both")
     parser.add_argument("--targets", type=int, default=5, help="targets that the engine tries per scene")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")

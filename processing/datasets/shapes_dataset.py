@@ -216,7 +216,7 @@ def shapes_rows(split: str, num_scenes: int, seed: int = 0, targets_per_scene: i
             row_id=_row_id(world, index, target),
             image_id=_image_id(world, index),
             masks=[encode_mask(scene.masks[i]) for i in chosen],
-            boxes=[_pixel_box(scene.boxes[i], height, width) for i in chosen],
+            boxes=[pixel_box(scene.boxes[i], height, width) for i in chosen],
             concept=[target.concept],
             simple=texts.get("simple"),
             complex=texts.get("complex"),
@@ -239,7 +239,7 @@ def write_official_json(directory: str | Path, split: str, num_scenes: int, seed
     return path
 
 
-def _pixel_box(box: np.ndarray, height: int, width: int) -> list[float]:
+def pixel_box(box: np.ndarray, height: int, width: int) -> list[float]:
     """[x, y, width, height] in pixels of a tight box (cx, cy, w, h) in [0, 1]; tight boxes are whole pixels."""
     cx, cy, w, h = (float(value) for value in box)
     return [float(round(value)) for value in ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)]

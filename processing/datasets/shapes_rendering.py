@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -67,12 +68,14 @@ def outlines() -> dict[str, list[np.ndarray]]:
         "ring": [disc, 0.52 * disc],
         "cross": [cross],
     }
-    unit = {}
-    for noun, polygons in shapes.items():
-        low, high = polygons[0].min(axis=0), polygons[0].max(axis=0)
-        scale = 2 * (0.88 if noun == "square" else 1.0) / (high - low).max()
-        unit[noun] = [(polygon - (low + high) / 2) * scale for polygon in polygons]
-    return unit
+    return {noun: fit_unit(polygons, 0.88 if noun == "square" else 1.0) for noun, polygons in shapes.items()}
+
+
+def fit_unit(polygons: list[np.ndarray], reach: float = 1.0) -> list[np.ndarray]:
+    """Polygons moved and scaled so that the box of the first is centred and its longer side spans [-reach, reach]."""
+    low, high = polygons[0].min(axis=0), polygons[0].max(axis=0)
+    scale = 2 * reach / (high - low).max()
+    return [(polygon - (low + high) / 2) * scale for polygon in polygons]
 
 
 def _turn(points: np.ndarray, quarters: int) -> np.ndarray:
@@ -96,8 +99,19 @@ def _crescent() -> np.ndarray:
     )
 
 
-def render(objects: tuple[ShapeObject, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    objects: tuple[ShapeObject, ...],
+    rng: np.random.Generator,
+    shapes: Mapping[str, list[np.ndarray]] | None = None,
+    colours: Mapping[str, tuple[int, int, int]] = COLOURS,
+) -> tuple[np.ndarray, np.ndarray]:
     """Paint objects back to front on a textured background.
+
+    Args:
+        objects: what to paint.
+        rng: texture, tints and noise.
+        shapes: unit outlines by noun, as [`outlines`] gives them; those of this world if not given.
+        colours: RGB by name.
 
     Returns:
         uint8 [H, W, 3] and the visible masks, bool [N, H, W]: pixels that the object covers by half or more and that
@@ -106,10 +120,11 @@ def render(objects: tuple[ShapeObject, ...], rng: np.random.Generator) -> tuple[
     canvas = _background(rng)
     grid = np.arange(IMAGE_SIZE, dtype=np.float32)
     masks = np.zeros((len(objects), IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
+    shapes = outlines() if shapes is None else shapes
     for row, item in enumerate(objects):
-        body, edge, shadow = _coverage(item)
+        body, edge, shadow = _coverage(item, shapes[item.noun])
         canvas *= 1 - 0.30 * shadow[..., None]
-        colour = np.asarray(COLOURS[item.colour], dtype=np.float32) + rng.uniform(-9, 9, size=3).astype(np.float32)
+        colour = np.asarray(colours[item.colour], dtype=np.float32) + rng.uniform(-9, 9, size=3).astype(np.float32)
         # Light falls from the upper left: brighter there, darker at the lower right.
         slope = (grid[None, :] - item.cx + grid[:, None] - item.cy) / (2 * item.radius)
         shade = np.clip(1.06 - 0.14 * slope, 0.85, 1.25)[..., None]
@@ -121,7 +136,7 @@ def render(objects: tuple[ShapeObject, ...], rng: np.random.Generator) -> tuple[
     return np.clip(canvas, 0, 255).round().astype(np.uint8), masks
 
 
-def _coverage(item: ShapeObject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _coverage(item: ShapeObject, polygons: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coverage of body, darker edge and soft shadow in [0, 1], float32 [H, W] each."""
     reach = int(math.ceil(item.radius * 1.15)) + 5
     left, top = int(math.floor(item.cx)) - reach, int(math.floor(item.cy)) - reach
@@ -131,7 +146,7 @@ def _coverage(item: ShapeObject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     fine = Image.new("L", (side * _SUPERSAMPLING, side * _SUPERSAMPLING))
     draw = ImageDraw.Draw(fine)
     borders = []
-    for value, polygon in zip((255, 0), outlines()[item.noun], strict=False):
+    for value, polygon in zip((255, 0), polygons, strict=False):
         points = polygon * ((-1, 1) if item.mirrored else (1, 1))
         points = (points @ rotation * item.radius + (item.cx - left, item.cy - top)) * _SUPERSAMPLING
         borders.append([(float(x), float(y)) for x, y in points])

@@ -101,7 +101,7 @@ class ShapesWorld:
         for noun in _draw_nouns(rng, count):
             allowed = [colour for colour in palette if (colour, noun) not in forbidden]
             allowed = allowed or [colour for colour in COLOURS if (colour, noun) not in forbidden]
-            item = _place(rng, placed, noun, str(rng.choice(allowed)))
+            item = place_object(rng, placed, noun, str(rng.choice(allowed)))
             if item is not None:
                 placed.append(item)
         return tuple(placed)
@@ -136,7 +136,7 @@ def _draw_nouns(rng: np.random.Generator, count: int) -> list[str]:
     return [str(noun) for noun in rng.permutation(nouns)]
 
 
-def _place(rng: np.random.Generator, placed: list[ShapeObject], noun: str, colour: str) -> ShapeObject | None:
+def place_object(rng: np.random.Generator, placed: list[ShapeObject], noun: str, colour: str) -> ShapeObject | None:
     """A free place for one more object (smaller if need be), or None in a crowded scene."""
     large = rng.random() < 0.5
     for size in ("large", "small") if large else ("small",):

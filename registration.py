@@ -96,10 +96,23 @@ def _register_peft_method() -> None:
     importlib.import_module(".modeling_sam3i.tuner_sam3i", __package__)
 
 
+def _provide_card_writer() -> None:
+    """Models write their cards when they are pushed, without knowing who does it for them."""
+    from .modeling_sam3i.pretrained_sam3i import Sam3IPreTrainedModel
+
+    def write(folder, **known):
+        from .hub.model_card import write_model_card
+
+        return write_model_card(folder, **known)
+
+    Sam3IPreTrainedModel.card_writer = staticmethod(write)
+
+
 _REGISTRATIONS = {
     **{module: functools.partial(_prepare_table, module) for module in _TABLES},
     "transformers.pipelines": _register_pipeline,
     "peft": _register_peft_method,
+    f"{__package__}.modeling_sam3i.pretrained_sam3i": _provide_card_writer,
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, cached_file, resolve_revision
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapter_settings_sam3i import AdapterSettings
@@ -128,6 +128,9 @@ def find_instruction_adapter(repo: str | os.PathLike | None, kwargs: dict) -> Ad
     source = AdapterSource(str(adapter_repo or repo), download, None if adapter_repo is None else str(repo))
     if adapter_repo is None and repo is None:
         return None
+    if "revision" in download:  # `pipeline` passes the commit of the base model
+        places = {name: download[name] for name in ("token", "local_files_only", "cache_dir") if name in download}
+        download["revision"] = resolve_revision(source.repo, download["revision"], **places)
     path = find_adapter_config_file(source.repo, **download)
     return source if path is not None and _read_json(path).get("peft_type") == PEFT_TYPE else None
 

@@ -2,6 +2,8 @@
 """What every SAM3-I model needs beside its forward pass: first weights, loading, and which of them train."""
 
 import os
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -43,6 +45,8 @@ class Sam3IPreTrainedModel(Sam3Model):
     adapter_source: AdapterSource | None = None
     _has_fresh_adapters = False
     supports_gradient_checkpointing = True
+    card_writer: ClassVar[Callable[..., object] | None] = None
+    """Writes the model card of a saved folder. The package provides it; code exported to the Hub has none."""
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -127,6 +131,13 @@ class Sam3IPreTrainedModel(Sam3Model):
             raise DamagedCheckpointError(
                 f"The weights in {pretrained_model_name_or_path} are damaged or cut off ({error}). Fetch them again."
             ) from error
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args, **kwargs):
+        """Called by `push_to_hub` when all is saved: the card that stock has put there becomes the model's own."""
+        if self.card_writer is not None:
+            base = self.name_or_path if self.adapter_source is None else None  # adapters in a file name their own
+            self.card_writer(working_dir, repo_id=repo_id, base_model=base or None)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that SAM3-I adds to SAM3, by name; all others are stock's and stay frozen in training."""

@@ -51,6 +51,15 @@ class RepoInfo:
     adapters: dict[str, dict[str, int]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def level_parameters(self) -> dict[str, int]:
+        """Adapter parameters by the level that they serve; "all levels" for those that serve every one."""
+        sums: Counter = Counter()
+        for members in self.adapters.values():
+            for member, number in members.items():
+                sums[_MEMBER_LEVEL.get(member, "all levels")] += number
+        return {name: sums[name] for name in ("simple", "complex", "all levels") if sums[name]}
+
     def __str__(self) -> str:
         lines = [
             f"{self.name}: {self.kind}",

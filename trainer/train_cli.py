@@ -48,6 +48,9 @@ def train(
     whole_model: Annotated[
         bool, typer.Option("--whole-model", help="Write SAM3 and adapters together, not the adapters alone.")
     ] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Repository (ORG/NAME) to push adapters, processor and model card to.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output-dir.")] = False,
 ) -> None:
     """Train instruction adapters on a frozen SAM3: simple, complex, then both jointly.
@@ -77,6 +80,10 @@ def train(
         given |= {"eval_strategy": "steps", "eval_steps": eval_steps, "load_best_model_at_end": True}
     elif patience is not None:
         raise typer.BadParameter("--patience needs --eval-data or --eval-split.")
+    if push_to_hub is not None and whole_model:
+        raise typer.BadParameter("--push-to-hub pushes adapters. Push the whole model afterwards: sam3i push.")
+    if push_to_hub is not None:
+        given |= {"push_to_hub": True, "hub_model_id": push_to_hub, "hub_strategy": "end"}
     try:
         _train(model, data, output_dir, eval_data, split, eval_split, image_root, augment, whole_model, resume, given)
     except (OSError, ValueError, ImportError) as error:
@@ -117,6 +124,8 @@ def _train(model, data, output_dir, eval_data, split, eval_split, image_root, au
     elif trainer.is_world_process_zero():
         trainer.instruction_model.save_pretrained(output_dir)
         trainer.processing_class.save_pretrained(output_dir)
+    if not args.push_to_hub:
+        trainer.create_model_card()
     if trainer.is_world_process_zero():
         typer.echo(f"Written to {output_dir}")
 

@@ -18,6 +18,7 @@ from .arguments import Sam3ITrainingArguments
 from .collator import InstructionCollator, select_rows
 from .curriculum import StageSampler, TrainingStage, freeze_for_stage, parameter_groups
 from .feature_cache import VisionFeatureCache
+from .hub_upload import HubUploads
 from .learner import InstructionLearner
 from .stage_checkpoints import (
     FINAL_NAME,
@@ -28,6 +29,7 @@ from .stage_checkpoints import (
     seal_checkpoint,
 )
 from .stage_evaluation import ConceptCheck, evaluate_levels
+from .training_record import record_stage
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +46,7 @@ class _EpochCallback(TrainerCallback):
         self.trainer.begin_epoch(int(state.epoch or 0))
 
 
-class Sam3ITrainer(Trainer):
+class Sam3ITrainer(HubUploads, Trainer):
     """
     Trains the instruction adapters of a model, stage by stage; SAM3 itself stays frozen.
 
@@ -228,6 +230,7 @@ class Sam3ITrainer(Trainer):
         folder = Path(self.args.output_dir) / FINAL_NAME
         self.save_model(str(folder), _internal_call=True)
         if self.args.should_save:
+            record_stage(self)
             seal_checkpoint(folder, self.stage, finished=True)
         self.accelerator.wait_for_everyone()
 

@@ -88,6 +88,10 @@ class HubServer(HubRepositories):
         """Answer the next calls whose path matches with an error; `status` None cuts the connection instead."""
         self._faults.append([method, re.compile(path), status, times, message])
 
+    def clear_faults(self) -> None:
+        """Answer as usual again."""
+        self._faults.clear()
+
     def take_fault(self, method: str, path: str) -> tuple[int | None, str] | None:
         """The fault that this call meets."""
         for fault in self._faults:

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pushing from the trainer: the arguments and methods of Transformers' Trainer, for a run of several stages.
+
+A run is one repository: adapters, processor, `training.json` and the model card. Checkpoints stay at home unless
+`hub_strategy` asks for them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import logging
+from transformers.utils.hub import CommitOperationAdd, PushInProgress, hf_api
+
+logger = logging.get_logger(__name__)
+
+REPOSITORY_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".md", ".png", ".py")
+FOR_TRAINING_ONLY = ("projector.safetensors", "curriculum.json", "trainer_state.json")
+
+
+def repository_files(folder: str | Path) -> dict[str, Path]:
+    """The files of a saved model or training folder that make up its repository, by name.
+
+    Checkpoints, optimizer states, caches and pickles are none.
+    """
+    return {
+        path.name: path
+        for path in sorted(Path(folder).iterdir())
+        if path.is_file()
+        and path.suffix in REPOSITORY_SUFFIXES
+        and path.name not in FOR_TRAINING_ONLY
+        and not path.name.startswith((".", "_"))
+    }
+
+
+class HubUploads:
+    """Mixin for `Sam3ITrainer`, before `Trainer`: where its pushing assumes a run of one stage."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository `args.hub_model_id`; the name of the run's folder if not given."""
+        stage_args, self.args = self.args, self.curriculum_args
+        try:
+            super().init_hf_repo(token, private)
+        finally:
+            self.args = stage_args
+
+    def create_model_card(self, **kwargs: Any) -> None:
+        """Write the card of the run into its folder; text that somebody edited stays.
+
+        Args:
+            kwargs: Those of `Trainer.create_model_card` are accepted; `license`, `finetuned_from` and `model_name`
+                count, the rest is known from the run.
+        """
+        write = self.instruction_model.card_writer
+        if self.is_world_process_zero() and write is not None:
+            named = {"license": "license", "finetuned_from": "base_model", "model_name": "model_name"}
+            given = {name: kwargs[key] for key, name in named.items() if kwargs.get(key) is not None}
+            write(self.curriculum_args.output_dir, repo_id=self.hub_model_id, **given)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ):
+        """Save the adapters, write the card and upload both with the processor to `args.hub_model_id`.
+
+        Args:
+            kwargs: For `create_model_card`.
+
+        Returns:
+            The commit, or a future of it with `blocking=False`; None in other processes than the first.
+        """
+        self.callback_handler.on_push_begin(self.curriculum_args, self.state, self.control)
+        token = token or self.curriculum_args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        folder = self.curriculum_args.output_dir
+        return self._commit_files(repository_files(folder), commit_message, token, revision, not blocking)
+
+    def _commit_files(self, files: dict[str, Path], message, token, revision, run_as_future: bool):
+        return hf_api().create_commit(
+            repo_id=self.hub_model_id,
+            operations=[CommitOperationAdd(name, str(path)) for name, path in files.items()],
+            commit_message=message,
+            token=token,
+            revision=revision or self.curriculum_args.hub_revision,
+            run_as_future=run_as_future,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload the adapters of a checkpoint in the background, as `hub_strategy` says."""
+        args, running = self.args, self.push_in_progress
+        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        if running is not None and not running.is_done() and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        by_steps = args.save_strategy == SaveStrategy.STEPS
+        place = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
+        message = f"Training in progress, stage {self.stage.value}, {place}"
+        folder = Path(checkpoint_folder)
+        jobs = [self._commit_files(repository_files(folder), message, args.hub_token, None, True)]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            target = "last-checkpoint" if last else f"{self.stage.folder}/{folder.name}"
+            files = {f"{target}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+            jobs.append(self._commit_files(files, f"{message}, checkpoint", args.hub_token, None, True))
+        self.push_in_progress = PushInProgress(jobs + ([] if running is None else running.jobs))
+
+
+__all__ = ["HubUploads", "repository_files"]

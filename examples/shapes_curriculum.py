@@ -10,6 +10,7 @@ table is on the test split, whose phrasings and colour-noun pairs are partly hel
 import argparse
 import copy
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,48 +27,64 @@ from sam3i import (
 from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
 from sam3i.processing.datasets.schema import TARGET_KINDS, row_features
 from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset, shapes_rows
+from sam3i.processing.levels import classify_level
 from sam3i.trainer.curriculum import TrainingStage
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
 # 16 queries instead of SAM3's 200: the mean over queries must not drown the few that are right.
+# A row that denotes nothing also teaches the queries, so that the selector learns to turn all of them down.
+LOSS = {"classification_min_queries": 50, "classify_without_target": True}
 RATES = {"cascade": 2e-3, "selective": 6e-3}  # peak learning rate of the first two stages
-LOSS = {"classification_min_queries": 50}
+JOINT_RATE = 0.33  # that of the joint stage, as a share
+BATCH = (16, 16, 8)  # targets; the joint stage hears two instructions of each
 
 
-def load(stock: str, design: str):
+def load(stock: str, design: str, loss: dict = LOSS, **adapters):
     """The stock model as SAM3-I with fresh adapters, in float32, and its processor."""
     model = Sam3IForInstructionSegmentation.from_pretrained(
-        stock, dtype=torch.float32, loss_config=LOSS, adapter_design=design, **ADAPTERS
+        stock, dtype=torch.float32, loss_config=loss, adapter_design=design, **ADAPTERS | adapters
     )
     return model, Sam3IProcessor.from_pretrained(stock)
 
 
-def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3ITrainer:
-    """The curriculum, with vision features cached."""
+def training_rows(scenes: int, world: int, folder: Path) -> Dataset:
+    """The targets of so many training scenes, written once and then kept in a folder."""
     rows = Dataset.from_generator(
         shapes_rows,
         features=row_features(),
-        gen_kwargs={"split": "train", "num_scenes": options.scenes, "seed": options.world},
-        cache_dir=str(folder / "data"),
+        gen_kwargs={"split": "train", "num_scenes": scenes, "seed": world},
+        cache_dir=str(folder),
     )
-    print(f"{len(rows)} targets in {options.scenes} scenes to train on", flush=True)
-    rate = RATES[options.design]
-    arguments = Sam3ITrainingArguments(
-        output_dir=str(folder),
-        seed=options.seed,
-        max_steps=tuple(options.steps),
-        per_device_train_batch_size=(32, 32, 16),
-        learning_rate=(rate, rate, rate / 2),
-        text_learning_rate=(rate, rate, rate / 2),
-        weight_decay=0.01,
-        max_grad_norm=5.0,
-        logging_steps=25,
-        save_steps=100,
-        feature_cache=str(folder / "vision_features"),
-        disable_tqdm=True,
-        use_cpu=True,
-    )
+    print(f"{len(rows)} targets in {scenes} scenes to train on", flush=True)
+    return rows
+
+
+def training_arguments(design: str, steps: Sequence[int], folder: Path, **changes) -> Sam3ITrainingArguments:
+    """How the adapters of a design are trained on the shapes world, with vision features cached."""
+    rate = RATES[design]
+    rates = (rate, rate, JOINT_RATE * rate)
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": tuple(steps),
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": rates,
+        "text_learning_rate": rates,
+        "weight_decay": 0.01,
+        "max_grad_norm": 5.0,
+        "logging_steps": 50,
+        "save_steps": 250,
+        "feature_cache": str(folder / "vision_features"),
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return Sam3ITrainingArguments(**settings | changes)
+
+
+def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3ITrainer:
+    """The curriculum."""
+    rows = training_rows(options.scenes, options.world, folder / "data")
+    arguments = training_arguments(options.design, options.steps, folder, seed=options.seed)
     trainer = Sam3ITrainer(model, arguments, rows, processing_class=processor)
     trainer.train(resume_from_checkpoint=options.resume)
     return trainer
@@ -130,7 +147,7 @@ def line(name: str, dataset: ShapesInstructionDataset, ious: torch.Tensor, areas
 def score_table(stock, stages: dict[str, Sam3IForInstructionSegmentation], processor, cases: int, world: int) -> str:
     """The table: for every level, what needs no model, stock, and every stage, told the level and left to choose."""
     lines = []
-    auto: dict[str, list[int]] = {}
+    texts: dict[str, list[str]] = {}
     thresholds: dict[tuple[str, int], float] = {}
     systems = {"stock SAM3": stock, **stages}
     for level in InstructionLevel:
@@ -149,25 +166,38 @@ def score_table(stock, stages: dict[str, Sam3IForInstructionSegmentation], proce
             thresholds[name, level.index] = chosen
             areas = Scores(model, processor, test, [heard] * len(test)).at({heard: chosen})
             lines.append(line(f"{name} (threshold {chosen})", test, ious_of_areas(*areas), areas))
-        auto[level.value] = processor(text=[case.text for case in test.cases])["instruction_levels"]
+        texts[level.value] = [case.text for case in test.cases]
     last, model = list(systems.items())[-1]
     own = {level.index: thresholds[last, level.index] for level in InstructionLevel}
-    lines.append(f"\n{last}, left to choose the level")
-    for level in InstructionLevel:
-        test = ShapesInstructionDataset.evaluation("test", cases, world, [level])
-        heard = auto[level.value]
-        right = sum(each == level.index for each in heard) / len(heard)
-        areas = Scores(model, processor, test, heard).at(own)
-        lines.append(line(f"{level.value} ({right:.0%} sent right)", test, ious_of_areas(*areas), areas))
+    for name, choose in {"rules": levels_by_rules, "the router": levels_by_router}.items():
+        lines.append(f"\n{last}, the level left to {name}")
+        for level in InstructionLevel:
+            test = ShapesInstructionDataset.evaluation("test", cases, world, [level])
+            heard = choose(model, processor, texts[level.value])
+            right = sum(each == level.index for each in heard) / len(heard)
+            areas = Scores(model, processor, test, heard).at(own)
+            lines.append(line(f"{level.value} ({right:.1%} sent right)", test, ious_of_areas(*areas), areas))
     return "\n".join(lines)
+
+
+def levels_by_rules(model, processor, texts: list[str]) -> list[int]:
+    """The level of each instruction by the processor's rules."""
+    return [classify_level(text).index for text in texts]
+
+
+@torch.no_grad()
+def levels_by_router(model, processor, texts: list[str]) -> list[int]:
+    """The level of each instruction by the model's router."""
+    tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
+    return model.predict_levels(tokens["input_ids"], tokens["attention_mask"]).argmax(-1).tolist()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stock", default="runs/shapes_stock", help="repository of the tiny stock SAM3")
     parser.add_argument("--output", type=Path, default=Path("runs/shapes_tiny"))
-    parser.add_argument("--design", choices=("cascade", "selective"), default="cascade", help="kind of adapters")
-    parser.add_argument("--steps", type=int, nargs=3, default=(450, 450, 250), help="steps of each stage")
+    parser.add_argument("--design", choices=("cascade", "selective"), default="selective", help="kind of adapters")
+    parser.add_argument("--steps", type=int, nargs=3, default=(1000, 1000, 350), help="steps of each stage")
     parser.add_argument("--scenes", type=int, default=4000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--seed", type=int, default=0, help="of the training")

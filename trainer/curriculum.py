@@ -78,8 +78,9 @@ TRAINED_NAMES: dict[TrainingStage, tuple[str, ...]] = {
 TEXT_PREFIX = "text_encoder.text_model."
 """Text adapters learn at a rate of their own."""
 
-RATE_FACTORS = {"dot_product_scoring.": 2.0}
-"""Factors on the learning rate of some adapters, by a part of their names: the instance selector learns faster."""
+RATE_FACTORS = {"dot_product_scoring.": 0.5}
+"""Factors on the learning rate of some adapters, by a part of their names: low-rank updates bear a higher rate than
+the instance selector."""
 
 
 def is_trained(name: str, stage: TrainingStage) -> bool:

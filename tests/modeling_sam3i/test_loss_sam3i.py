@@ -254,6 +254,16 @@ def test_rows_without_target_train_presence_only():
         assert outputs[key].grad[1].abs().max() > 0, key
 
 
+def test_rows_without_target_can_turn_their_queries_down():
+    outputs, _ = random_outputs(num_rows=2, one_to_many=False)
+    outputs["pred_logits"] = outputs["pred_logits"].detach().clone().requires_grad_()
+    labels = random_labels([0, 2], [(8, 8), (8, 8)])
+    loss, parts = Sam3ICriterion({"classify_without_target": True})(outputs, labels)
+    loss.backward()
+    assert (outputs["pred_logits"].grad[0] > 0).all()  # every one is pushed down
+    assert parts["loss_ce"] > Sam3ICriterion()(outputs, labels)[1]["loss_ce"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("counts", [[0], [1], [7], [0, 0], [2, 0, 1]])
 def test_every_leaf_gets_a_finite_gradient(dtype, counts):

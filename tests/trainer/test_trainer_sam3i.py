@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import json
+import math
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from training_fixtures import tiny_arguments, tiny_dataset, tiny_model, tiny_processor, tiny_trainer
 from transformers import TrainerCallback
 
-from sam3i import Sam3IForInstructionSegmentation, Sam3ITrainer
+from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer
 from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
 from sam3i.modeling_sam3i.alignment_sam3i import Sam3IAlignmentLoss
 from sam3i.processing.transforms import InstructionTransform
@@ -173,7 +174,7 @@ def test_no_target_rows_are_trained(tmp_path):
 
 
 def test_joint_loss_is_the_paper_s_two_passes_and_their_alignment():
-    model = tiny_model(loss_config=LOSS_ITEMS)
+    model = tiny_model(loss_config=LOSS_ITEMS, router_dim=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.adapter_parameters().values():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
@@ -223,6 +224,27 @@ def test_without_contrastive_losses_there_is_no_projector():
     assert learner.projector is None
     parts = learner(**joint_batch())["loss_dict"]
     assert "loss_kl" in parts and "loss_info_nce" not in parts
+
+
+@pytest.mark.parametrize("design", ["cascade", "selective"])
+def test_the_router_learns_in_the_joint_stage_and_is_used_from_then_on(tmp_path, design):
+    model = tiny_model(adapter_design=design)
+    trainer = tiny_trainer(tmp_path, model, max_steps=(2, 2, 40), learning_rate=1e-2, text_learning_rate=1e-4)
+    assert trainer.processing_class.auto_levels == "rules"
+    trainer.train()
+    losses = [entry["router"] for entry in trainer.state.log_history if "router" in entry]
+    assert len(losses) == 40 and losses[0] == pytest.approx(math.log(3), abs=1e-3) and losses[-1] < 0.6
+    saved = Path(trainer.curriculum_args.output_dir) / JOINT.folder / "final"
+    assert Sam3IProcessor.from_pretrained(saved).auto_levels == "router"
+    assert Sam3IProcessor.from_pretrained(saved.parent.parent / SIMPLE.folder / "final").auto_levels == "rules"
+    rows = tiny_dataset()[0]
+    texts = [rows["concept"][0], rows["simple"][0], rows["complex"][0]]
+    inputs = trainer.processing_class(images=[rows["image"]] * 3, text=texts, return_tensors="pt")
+    assert inputs["instruction_levels"].tolist() == [-1] * 3
+    with torch.no_grad():
+        chosen = model.eval()(**inputs).instruction_levels
+        expected = model.predict_levels(inputs["input_ids"], inputs["attention_mask"]).argmax(-1)
+    assert torch.equal(chosen, expected) and chosen[0] == 0
 
 
 # Evaluation

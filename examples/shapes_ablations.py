@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each part of SAM3-I's training earns, on the shapes world: the two designs and one change at a time.
+
+    python examples/shapes_ablations.py --stock runs/shapes_stock --output runs/shapes_ablations --seeds 0 1 2
+
+Every run has the same data, steps and batches and a process of its own; a run that has been scored is not repeated,
+and one that was interrupted goes on. A change that concerns later stages only starts from the reference's earlier
+ones. Thresholds are chosen on the validation split, figures are gIoU on the test split.
+"""
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from shapes_common import ious_of_areas
+from shapes_curriculum import LOSS, Scores, load, training_arguments, training_rows
+
+from sam3i import InstructionLevel, Sam3ITrainer
+from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
+from sam3i.processing.datasets.schema import TARGET_KINDS
+from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
+from sam3i.trainer.curriculum import TrainingStage
+
+REFERENCE = "selective"
+NO_ALIGNMENT = {name: 0.0 for name in ("kl_weight", "hard_region_weight", "info_nce_weight", "margin_weight")}
+# name: design, changed adapters, changed losses, changed training arguments, first stage that differs
+VARIANTS = {
+    "selective": ("selective", {}, {}, {}, 0),
+    "cascade": ("cascade", {}, {}, {}, 0),
+    "without alignment losses": ("selective", {}, NO_ALIGNMENT, {}, 2),
+    "corrected hard-region weight": ("selective", {}, {"hard_region_divergence": "jensen-shannon"}, {}, 2),
+    "without cascade": ("selective", {}, {}, {"start_complex_from_simple": False}, 1),
+    "low-rank without selector": ("selective", {"selector_queries": 0}, {}, {}, 0),
+    "selector without low-rank": ("selective", {"adapter_rank": 0}, {}, {}, 0),
+    "as the authors train no-target": ("selective", {}, {"classify_without_target": False}, {}, 0),
+    "cascade, authors' initialisation": ("cascade", {"decoder_c_adapter_skip": False}, {}, {}, 0),
+}
+
+
+def initialise_as_the_authors(model) -> None:
+    """Every matrix of the text adapters at zero, and every tensor of the C-Adapters, LayerNorm gains included.
+
+    The gradient of a product of two zero matrices is zero in both, so most of these weights never move.
+    """
+    with torch.no_grad():
+        for name, parameter in model.adapter_parameters().items():
+            is_text = name.startswith("text_encoder.text_model.") and "norm" not in name
+            if is_text or ".c_adapter." in name:
+                parameter.zero_()
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict:
+    """Train and score the variant and seed of the options."""
+    design, adapters, loss, changes, first = VARIANTS[options.only]
+    torch.manual_seed(options.seed)
+    model, processor = load(options.stock, design, LOSS | loss, **adapters)
+    if "authors' initialisation" in options.only:
+        initialise_as_the_authors(model)
+    stages = list(TrainingStage)[first:]
+    if first:
+        source = folder_of(options.output, REFERENCE, options.seed) / list(TrainingStage)[first - 1].folder / "final"
+        load_instruction_adapter(model, source)
+    arguments = training_arguments(
+        design,
+        options.steps,
+        folder,
+        seed=options.seed,
+        stages=[stage.value for stage in stages],
+        feature_cache=str(options.output / "vision_features"),
+        **changes,
+    )
+    rows = training_rows(options.scenes, options.world, options.output / "data")
+    trainer = Sam3ITrainer(model, arguments, rows, processing_class=processor)
+    begin = time.process_time()
+    trainer.train(resume_from_checkpoint=True)
+    seconds = time.process_time() - begin
+    if not trainer.concept_check.is_unchanged(model):
+        raise SystemExit("The concept path has changed.")
+    result = {
+        "steps": sum(options.steps[first:]),
+        "seconds": seconds,
+        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "weights": sum(weight.numel() for weight in model.adapter_parameters().values()),
+    }
+    return result | {
+        level.value: score(model.eval(), processor, level, options.cases, options.world)
+        for level in (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
+    }
+
+
+def score(model, processor, level: InstructionLevel, cases: int, world: int) -> dict[str, float]:
+    """gIoU of a level on the test split, over all cases and by kind of target."""
+    validation = ShapesInstructionDataset.evaluation("validation", max(40, cases // 2), world, [level])
+    test = ShapesInstructionDataset.evaluation("test", cases, world, [level])
+    threshold = Scores(model, processor, validation, [level.index] * len(validation)).best_threshold()
+    ious = ious_of_areas(*Scores(model, processor, test, [level.index] * len(test)).at({level.index: threshold}))
+    kinds = [case.target.kind for case in test.cases]
+    figures = {"all": ious.mean().item()}
+    for kind in TARGET_KINDS:
+        figures[kind] = ious[torch.tensor([each == kind for each in kinds])].mean().item()
+    return figures
+
+
+def folder_of(output: Path, variant: str, seed: int) -> Path:
+    return output / f"{re.sub('[^a-z]+', '-', variant)}-{seed}"
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """Mean over the seeds and, for the gIoU of all cases, lowest and highest."""
+    names = [f"{level} {kind}" for level in ("simple", "complex") for kind in ("all", *TARGET_KINDS)]
+    lines = ["| " + " | ".join(["variant", "seeds", "weights", "s / step", "peak MB", *names]) + " |"]
+    lines.append("|" + "---|" * (5 + len(names)))
+    for variant, runs in results.items():
+        cells = [variant, str(len(runs)), f"{runs[0]['weights']:,}"]
+        cells.append(f"{sum(run['seconds'] / run['steps'] for run in runs) / len(runs):.2f}")
+        cells.append(f"{max(run['peak MB'] for run in runs):.0f}")
+        for level in ("simple", "complex"):
+            for kind in ("all", *TARGET_KINDS):
+                found = [run[level][kind] for run in runs]
+                spread = f" ({min(found):.3f}-{max(found):.3f})" if kind == "all" and len(found) > 1 else ""
+                cells.append(f"{sum(found) / len(found):.3f}{spread}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stock", default="runs/shapes_stock", help="repository of the tiny stock SAM3")
+    parser.add_argument("--output", type=Path, default=Path("runs/shapes_ablations"))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="what to compare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
+    parser.add_argument("--steps", type=int, nargs=3, default=(1000, 1000, 350), help="steps of each stage")
+    parser.add_argument("--scenes", type=int, default=4000, help="training scenes")
+    parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
+    parser.add_argument("--world", type=int, default=0, help="seed of the world")
+    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        folder = folder_of(options.output, options.only, options.seed)
+        result = run(options, folder)
+        (folder / "result.json").write_text(json.dumps(result, indent=2))
+        return
+    results: dict[str, list[dict]] = {}
+    for seed in options.seeds:
+        for variant in options.variants:
+            path = folder_of(options.output, variant, seed) / "result.json"
+            if not path.exists():
+                print(f"{variant}, seed {seed}", flush=True)
+                command = [sys.executable, *sys.argv, "--only", variant, "--seed", str(seed)]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            results.setdefault(variant, []).append(json.loads(path.read_text()))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -129,23 +129,34 @@ class Sam3IMaskDecoder(Sam3MaskDecoder):
             `(rows, 1, height, width)`, both logits.
         """
         if prompt_features is not None:
-            normed = self.prompt_cross_attn_norm(encoder_hidden_states)
-            cross_attn_mask = None
-            if prompt_mask is not None:
-                cross_attn_mask = create_bidirectional_mask(
-                    config=self.config,
-                    inputs_embeds=normed,
-                    encoder_hidden_states=prompt_features,
-                    attention_mask=prompt_mask,
-                )
-            attended, _ = self.prompt_cross_attn(
-                query=normed, key=prompt_features, value=prompt_features, attention_mask=cross_attn_mask, **kwargs
-            )
-            encoder_hidden_states = encoder_hidden_states + self.prompt_cross_attn_dropout(attended)
-        pixels = self._embed_pixels(backbone_features=backbone_features, encoder_hidden_states=encoder_hidden_states)
+            encoder_hidden_states = self.read_prompt(encoder_hidden_states, prompt_features, prompt_mask, **kwargs)
+        pixels = self.embed_pixels(backbone_features, encoder_hidden_states)
         mask_embeddings = self.mask_embedder(decoder_queries, level_routing)
         pixel_embeddings = self.instance_projection(pixels)
         masks = (mask_embeddings, pixel_embeddings)
         if predict_all_masks:
             masks = torch.einsum("bqc,bchw->bqhw", *masks)
         return Sam3MaskDecoderOutput(pred_masks=masks, semantic_seg=self.semantic_projection(pixels))
+
+    def read_prompt(
+        self, states: torch.Tensor, prompt: torch.Tensor, prompt_mask: torch.Tensor | None, **kwargs
+    ) -> torch.Tensor:
+        """Encoder states `(rows, pixels, hidden_size)` after attention to the prompt `(rows, tokens, hidden_size)`."""
+        normed = self.prompt_cross_attn_norm(states)
+        mask = None
+        if prompt_mask is not None:
+            mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=normed, encoder_hidden_states=prompt, attention_mask=prompt_mask
+            )
+        attended, _ = self.prompt_cross_attn(query=normed, key=prompt, value=prompt, attention_mask=mask, **kwargs)
+        return states + self.prompt_cross_attn_dropout(attended)
+
+    def embed_pixels(self, backbone_features: list[torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+        """Pixel embeddings `(rows, hidden_size, height, width)`; the encoder states replace the coarsest map.
+
+        Stock clones the maps first, which nothing needs.
+        """
+        coarsest = backbone_features[-1]
+        encoded = states[:, : coarsest.shape[-2:].numel()].transpose(1, 2)
+        encoded = encoded.reshape(len(states), -1, *coarsest.shape[-2:])
+        return self.pixel_decoder([*backbone_features[:-1], encoded])

@@ -193,6 +193,18 @@ def resolve_levels(
     return levels
 
 
+def check_chunk_size(row_chunk_size: int | None) -> None:
+    """Check a number of rows to run at once.
+
+    Raises:
+        ValueError: when it is given and no integer of at least 1.
+    """
+    if row_chunk_size is None:
+        return
+    if isinstance(row_chunk_size, bool) or not isinstance(row_chunk_size, int) or row_chunk_size < 1:
+        raise ValueError(f"Expected `row_chunk_size` of at least 1, or None to choose it, found {row_chunk_size!r}.")
+
+
 def text_encoder_inputs(
     embeddings: Sam3ITextEmbeddings, settings, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
 ) -> dict[str, torch.Tensor | None]:

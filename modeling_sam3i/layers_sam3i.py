@@ -115,23 +115,31 @@ class Sam3IDetrEncoderLayer(CheckpointedSite, Sam3DetrEncoderLayer):
     def forward(
         self,
         vision_feats: torch.Tensor,
-        prompt_feats: torch.Tensor,
-        vision_pos_encoding: torch.Tensor,
+        prompt_feats: torch.Tensor | None,
+        vision_pos_encoding: torch.Tensor | None,
         prompt_cross_attn_mask: torch.Tensor | None = None,
         level_routing: LevelRouting | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """`vision_feats` `(rows, pixels, hidden_size)` to the same shape; arguments as in stock."""
-        normed = self.layer_norm1(vision_feats)
-        normed_with_pos = normed + vision_pos_encoding
-        attended, _ = self.self_attn(
-            query=normed_with_pos,
-            key=normed_with_pos,
-            value=normed,
-            **self.updates("self_attn", level_routing),
-            **kwargs,
-        )
-        hidden_states = self.dropout(attended) + vision_feats
+        """`vision_feats` `(rows, pixels, hidden_size)` to the same shape; arguments as in stock.
+
+        Self-attention does not see the prompt, so rows can share it: without `prompt_feats` the layer stops after
+        it, and without `vision_pos_encoding` it goes on from there.
+        """
+        hidden_states = vision_feats
+        if vision_pos_encoding is not None:
+            normed = self.layer_norm1(vision_feats)
+            normed_with_pos = normed + vision_pos_encoding
+            attended, _ = self.self_attn(
+                query=normed_with_pos,
+                key=normed_with_pos,
+                value=normed,
+                **self.updates("self_attn", level_routing),
+                **kwargs,
+            )
+            hidden_states = self.dropout(attended) + vision_feats
+        if prompt_feats is None:
+            return hidden_states
         attended, _ = self.cross_attn(
             query=self.layer_norm2(hidden_states),
             key=prompt_feats,

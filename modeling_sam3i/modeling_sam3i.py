@@ -3,6 +3,7 @@
 
 import torch
 from transformers.models.sam3.modeling_sam3 import (
+    Sam3DETRDecoderOutput,
     Sam3VisionEncoderOutput,
     box_cxcywh_to_xyxy,
     inverse_sigmoid,
@@ -10,18 +11,20 @@ from transformers.models.sam3.modeling_sam3 import (
 from transformers.utils import can_return_tuple
 
 from .adapters_sam3i import adapter_sites, build_adapter
-from .configuration_sam3i import AUTO_LEVEL_INDEX, Sam3IConfig
+from .configuration_sam3i import Sam3IConfig
 from .decoder_sam3i import Sam3IDetrDecoder, Sam3IMaskDecoder
-from .inputs_sam3i import check_inputs, resolve_levels, row_images, text_encoder_inputs
+from .inputs_sam3i import INPUT_NAMES
+from .instruction_encoding_sam3i import InstructionEncoding
 from .layers_sam3i import adopt
 from .loss_sam3i import Sam3ICriterion
-from .outputs_sam3i import Sam3IInstructionSegmentationOutput, predictions_for_loss
+from .outputs_sam3i import Sam3IInstancesOutput, Sam3IInstructionSegmentationOutput, predictions_for_loss
 from .pretrained_sam3i import Sam3IPreTrainedModel
-from .router_sam3i import LevelRouter, choose_levels
+from .router_sam3i import LevelRouter
 from .routing_sam3i import LevelRouting
+from .shared_image_sam3i import predict_instances, predict_rows
 
 
-class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
+class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel):
     """
     Stock [`Sam3Model`] with instruction adapters in its text encoder, DETR encoder, DETR decoder and mask decoder.
 
@@ -52,62 +55,6 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        instruction_levels: torch.LongTensor | None = None,
-        **kwargs,
-    ):
-        """Encode instructions; `pooler_output` holds the projected tokens that `text_embeds` accepts.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
-            attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
-            instruction_levels (`torch.LongTensor` of shape `(rows,)`, *optional*): Level of each row; concept if not
-                given.
-
-        Returns:
-            [`CLIPTextModelOutput`] whose `pooler_output` has shape `(rows, tokens, width)`.
-
-        Raises:
-            ValueError: for levels or lengths that do not fit.
-        """
-        levels = resolve_levels(instruction_levels, input_ids.shape[0], input_ids.device)
-        return self._encode_text(input_ids, attention_mask, LevelRouting(levels), return_dict=True, **kwargs)
-
-    def predict_levels(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """What the level router says of instructions; its highest logit is the level of a row left to it (-1).
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
-            attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
-
-        Returns:
-            `torch.Tensor` of shape `(rows, 3)`: logits of concept, simple and complex.
-
-        Raises:
-            ValueError: when the model has no router.
-        """
-        undecided = torch.full((input_ids.shape[0],), AUTO_LEVEL_INDEX, device=input_ids.device)
-        return self._choose_levels(undecided, input_ids, attention_mask)[1]
-
-    def _choose_levels(self, levels: torch.LongTensor, input_ids, attention_mask):
-        def states() -> torch.Tensor:
-            with torch.no_grad():  # SAM3 is frozen and the concept path has no adapters
-                concept = LevelRouting(torch.zeros_like(levels))
-                return self._encode_text(input_ids, attention_mask, concept).last_hidden_state
-
-        return choose_levels(levels, getattr(self.text_encoder, "sam3i_adapter", None), states, attention_mask)
-
-    def _encode_text(self, input_ids, attention_mask, routing: LevelRouting, **kwargs):
-        embeddings = self.text_encoder.text_model.embeddings
-        inputs = text_encoder_inputs(embeddings, self.config, input_ids, attention_mask)
-        outputs = self.text_encoder(input_ids=input_ids, level_routing=routing, **inputs, **kwargs)
-        outputs.pooler_output = self.text_projection(outputs.last_hidden_state)
-        return outputs
-
-    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -120,10 +67,14 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
         instruction_levels: torch.LongTensor | None = None,
         image_ids: torch.LongTensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
+        row_chunk_size: int | None = None,
         **kwargs,
     ) -> Sam3IInstructionSegmentationOutput:
         r"""
         Segment `I` images by `R` instructions; image features are computed once per image.
+
+        Without gradients, rows that share images run a few at a time. The masks of all queries of all rows are then
+        what takes memory; [`segment`] keeps only those of instances.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(I, 3, height, width)`): Images, as the processor returns them.
@@ -141,6 +92,8 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
             labels (`list[dict]` of length `R`, *optional*): Targets of each row: `"masks"` (`torch.BoolTensor` of
                 shape `(N, H, W)`) and `"boxes"` (`torch.FloatTensor` of shape `(N, 4)`, (cx, cy, w, h) in [0, 1]); `N`
                 may be 0.
+            row_chunk_size (`int`, *optional*): Rows to run at once where rows share images; chosen from memory if not
+                given.
 
         Returns:
             [`Sam3IInstructionSegmentationOutput`]
@@ -162,48 +115,29 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
         >>> results = processor.post_process_instruction_segmentation(outputs, target_sizes=[image.size[::-1]])
         ```
         """
-        kwargs.pop("original_sizes", None)  # the processor returns it for post-processing
-        text_features = getattr(text_embeds, "pooler_output", text_embeds)
-        rows = check_inputs(
-            self.config,
+        inputs = self.read_inputs(
             pixel_values,
             vision_embeds,
             input_ids,
             attention_mask,
-            text_features,
+            text_embeds,
             input_boxes,
             input_boxes_labels,
-            options=kwargs,
+            instruction_levels,
+            image_ids,
+            row_chunk_size,
+            kwargs,
         )
-        device = (input_ids if input_ids is not None else text_features).device
-        levels, level_logits = resolve_levels(instruction_levels, rows, device, text_features is None), None
-        if text_features is None:
-            levels, level_logits = self._choose_levels(levels, input_ids, attention_mask)
-
-        if vision_embeds is None:
-            vision_embeds = self.vision_encoder(pixel_values, **kwargs)
-        fpn_states = list(vision_embeds.fpn_hidden_states[:-1])
-        fpn_positions = list(vision_embeds.fpn_position_encoding[:-1])
-        images = fpn_states[0].shape[0]
-        rows, image_ids = row_images(image_ids, rows, images, input_boxes)
-        if len(levels) < rows:
-            levels = levels.expand(rows)
-        routing = LevelRouting(levels)
-        if image_ids is not None:
-            fpn_states = [level[image_ids] for level in fpn_states]
-            fpn_positions = [level[image_ids] for level in fpn_positions]
-
-        if text_features is None:
-            text_routing = routing if input_ids.shape[0] == rows else LevelRouting(levels[: input_ids.shape[0]])
-            text_features = self._encode_text(input_ids, attention_mask, text_routing).pooler_output
-        text_mask = attention_mask.bool() if attention_mask is not None else None
-        if text_features.shape[0] < rows:
-            text_features = text_features.expand(rows, -1, -1)
-            text_mask = text_mask if text_mask is None else text_mask.expand(rows, -1)
-        prompt, prompt_mask = self._append_geometry(
-            text_features, text_mask, input_boxes, input_boxes_labels, fpn_states, fpn_positions
+        if inputs.image_ids is not None and labels is None and self._may_share_images(kwargs):
+            return predict_rows(self, inputs, row_chunk_size)
+        routing, text_features, text_mask = LevelRouting(inputs.levels), inputs.text_features, inputs.text_mask
+        fpn_states, fpn_positions = inputs.fpn()
+        if inputs.image_ids is not None:
+            fpn_states = [level[inputs.image_ids] for level in fpn_states]
+            fpn_positions = [level[inputs.image_ids] for level in fpn_positions]
+        prompt, prompt_mask = self.append_geometry(
+            text_features, text_mask, inputs.boxes, inputs.box_labels, fpn_states, fpn_positions
         )
-
         encoded = self.detr_encoder(
             vision_features=[fpn_states[-1]],
             text_features=prompt,
@@ -213,34 +147,21 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
             **kwargs,
         )
         supervised = self.training and labels is not None
-        decoded = self.detr_decoder(
-            vision_features=encoded.last_hidden_state,
-            text_features=encoded.text_features,
-            vision_pos_encoding=encoded.pos_embeds_flattened,
-            text_mask=prompt_mask,
-            spatial_shapes=encoded.spatial_shapes,
-            level_routing=routing,
+        decoded, boxes_cxcywh, logits = self.decode_queries(
+            encoded.last_hidden_state,
+            encoded.pos_embeds_flattened,
+            encoded.spatial_shapes,
+            prompt,
+            prompt_mask,
+            (text_features, text_mask),
+            routing,
             one_to_many=supervised and self.criterion.config.one_to_many_weight > 0,
+            last_layer_only=labels is None,
             **kwargs,
         )
-        queries = decoded.intermediate_hidden_states  # (layers, rows, queries, width)
-        offsets = self.detr_decoder.box_head(queries)
-        boxes_cxcywh = (inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid()
         num_queries = self.config.detr_decoder_config.num_queries
-        selection = {}
-        if self.selects_instances:
-            selection = {
-                "boxes": boxes_cxcywh,
-                "instruction": (text_features, text_mask),
-                "level_routing": routing,
-                "one_to_many_queries": queries.shape[2] - num_queries,
-                "last_layer_only": labels is None,
-            }
-        logits = self.dot_product_scoring(
-            decoder_hidden_states=queries, text_features=encoded.text_features, text_mask=prompt_mask, **selection
-        ).squeeze(-1)  # (layers, rows, queries)
         mask_outputs = self.mask_decoder(
-            decoder_queries=queries[-1],
+            decoder_queries=decoded.intermediate_hidden_states[-1],
             backbone_features=fpn_states,
             encoder_hidden_states=encoded.last_hidden_state,
             prompt_features=prompt,
@@ -264,37 +185,113 @@ class Sam3IForInstructionSegmentation(Sam3IPreTrainedModel):
             presence_logits=decoded.presence_logits[-1],
             semantic_seg=mask_outputs.semantic_seg,
             text_features=text_features,
-            instruction_levels=levels,
-            level_logits=level_logits,
+            instruction_levels=inputs.levels,
+            level_logits=inputs.level_logits,
             decoder_hidden_states=decoded.hidden_states,
             decoder_reference_boxes=decoded.reference_boxes,
             encoder_hidden_states=encoded.hidden_states,
-            vision_hidden_states=vision_embeds.hidden_states,
-            vision_attentions=vision_embeds.attentions,
+            vision_hidden_states=inputs.vision.hidden_states,
+            vision_attentions=inputs.vision.attentions,
             detr_encoder_attentions=encoded.attentions,
             detr_decoder_attentions=decoded.attentions,
             mask_decoder_attentions=mask_outputs.attentions,
         )
 
-    def _append_geometry(self, text_features, text_mask, boxes, box_labels, fpn_states, fpn_positions):
-        """The prompt `(rows, tokens + boxes + 1, width)` of text and box exemplars, and its mask."""
-        rows, device = fpn_states[0].shape[0], text_features.device
-        if boxes is None or boxes.numel() == 0:
-            if not self.config.always_encode_geometry:
-                return text_features, text_mask
-            # A box that is only padding leaves the geometry CLS token alone.
-            boxes = torch.zeros(rows, 1, 4, dtype=text_features.dtype, device=device)
-            box_labels = torch.full((rows, 1), -10, dtype=torch.long, device=device)
-        if box_labels is None:
-            box_labels = torch.ones(boxes.shape[:2], dtype=torch.long, device=device)
-        geometry = self.geometry_encoder(
-            box_embeddings=boxes,
-            box_mask=box_labels != -10,
-            box_labels=torch.where(box_labels == -10, 0, box_labels),
-            img_feats=tuple(fpn_states),
-            img_pos_embeds=tuple(fpn_positions),
+    def segment(self, threshold: float = 0.5, row_chunk_size: int | None = None, **inputs) -> Sam3IInstancesOutput:
+        """
+        Segment `I` images by `R` instructions and keep only the queries that are instances.
+
+        For many instructions on one image: rows run a few at a time, and the masks of other queries are never made.
+        Instances are those of the forward pass up to rounding.
+
+        Args:
+            threshold (`float`, defaults to 0.5): Instances need a higher score; post-process with this or a higher
+                one.
+            row_chunk_size (`int`, *optional*): Rows to run at once; chosen from memory if not given.
+            inputs: As in the forward pass, without `labels`.
+
+        Returns:
+            [`Sam3IInstancesOutput`], for the processor's `post_process_instruction_segmentation`.
+
+        Raises:
+            ValueError: when inputs are missing, given twice, or do not fit each other.
+
+        Example:
+
+        ```python
+        >>> inputs = processor(images=image, text=[["the dog on the left", "the brown dog", "cat"]])
+        >>> instances = model.segment(**inputs)
+        >>> results = processor.post_process_instruction_segmentation(instances, target_sizes=[image.size[::-1]])
+        ```
+        """
+        names = tuple(INPUT_NAMES[: INPUT_NAMES.index("labels")])
+        given = {name: inputs.pop(name, None) for name in names}
+        with torch.no_grad():
+            rows = self.read_inputs(**given, row_chunk_size=row_chunk_size, options=inputs, drop_padding=True)
+            return predict_instances(self, rows, threshold, row_chunk_size)
+
+    def _may_share_images(self, options: dict) -> bool:
+        """Whether nobody needs gradients, or states and attentions of all rows at once."""
+        recorded = ("output_attentions", "output_hidden_states")
+        return not (
+            torch.is_grad_enabled()
+            or self.training
+            or torch.compiler.is_compiling()
+            or any(options.get(name) or getattr(self.config, name, False) for name in recorded)
         )
-        if text_mask is None:
-            text_mask = torch.ones(text_features.shape[:2], dtype=torch.bool, device=device)
-        prompt = torch.cat([text_features, geometry.last_hidden_state], dim=1)
-        return prompt, torch.cat([text_mask, geometry.attention_mask], dim=1)
+
+    def decode_queries(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        spatial_shapes: torch.Tensor,
+        prompt: torch.Tensor,
+        prompt_mask: torch.Tensor | None,
+        instruction: tuple[torch.Tensor, torch.Tensor | None],
+        routing: LevelRouting,
+        one_to_many: bool = False,
+        last_layer_only: bool = True,
+        **kwargs,
+    ) -> tuple[Sam3DETRDecoderOutput, torch.Tensor, torch.Tensor]:
+        """Decode the queries of some rows and score them.
+
+        Args:
+            states (`torch.Tensor` of shape `(rows, pixels, width)`): Output of the DETR encoder.
+            positions (`torch.Tensor` of shape `(rows, pixels, width)`): Position encoding.
+            spatial_shapes (`torch.LongTensor` of shape `(1, 2)`): Height and width of the feature map.
+            prompt (`torch.Tensor` of shape `(rows, tokens, width)`): Prompt, and `prompt_mask` `(rows, tokens)`.
+            instruction (`tuple`): Projected tokens of the instruction alone, and their mask.
+            routing: Rows of each level.
+            one_to_many (`bool`): Decode the queries a second time, for one-to-many supervision.
+            last_layer_only (`bool`): Whether nobody reads the scores of earlier layers.
+
+        Returns:
+            The decoder's output, boxes (cx, cy, w, h) `(layers, rows, queries, 4)` in [0, 1] and classification
+            logits `(layers, rows, queries)`.
+        """
+        decoded = self.detr_decoder(
+            vision_features=states,
+            text_features=prompt,
+            vision_pos_encoding=positions,
+            text_mask=prompt_mask,
+            spatial_shapes=spatial_shapes,
+            level_routing=routing,
+            one_to_many=one_to_many,
+            **kwargs,
+        )
+        queries = decoded.intermediate_hidden_states  # (layers, rows, queries, width)
+        offsets = self.detr_decoder.box_head(queries)
+        boxes_cxcywh = (inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid()
+        selection = {}
+        if self.selects_instances:
+            selection = {
+                "boxes": boxes_cxcywh,
+                "instruction": instruction,
+                "level_routing": routing,
+                "one_to_many_queries": queries.shape[2] - self.config.detr_decoder_config.num_queries,
+                "last_layer_only": last_layer_only,
+            }
+        logits = self.dot_product_scoring(
+            decoder_hidden_states=queries, text_features=prompt, text_mask=prompt_mask, **selection
+        ).squeeze(-1)  # (layers, rows, queries)
+        return decoded, boxes_cxcywh, logits

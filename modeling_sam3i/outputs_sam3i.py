@@ -56,6 +56,29 @@ class Sam3IInstructionSegmentationOutput(ModelOutput):
     mask_decoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
+@dataclass
+class Sam3IInstancesOutput(ModelOutput):
+    """
+    The instances of [`Sam3IForInstructionSegmentation.segment`]: row `r` has those `K_r` queries whose score exceeds
+    the threshold, in the order of the queries. Post-processing reads it like the output of the forward pass.
+
+    Args:
+        pred_masks (`list[torch.Tensor]` of shapes `(K_r, height, width)`): Mask logits.
+        pred_boxes (`list[torch.Tensor]` of shapes `(K_r, 4)`): Boxes (x1, y1, x2, y2) in [0, 1].
+        pred_logits (`list[torch.Tensor]` of shapes `(K_r,)`): Classification logits.
+        presence_logits (`torch.Tensor` of shape `(R, 1)`): Logit of "the row's target is in the image".
+        instruction_levels (`torch.LongTensor` of shape `(R,)`): The level each row followed.
+        level_logits (`torch.Tensor` of shape `(R, 3)`, *optional*): What the level router said, where it was asked.
+    """
+
+    pred_masks: list[torch.Tensor] | None = None
+    pred_boxes: list[torch.Tensor] | None = None
+    pred_logits: list[torch.Tensor] | None = None
+    presence_logits: torch.Tensor | None = None
+    instruction_levels: torch.LongTensor | None = None
+    level_logits: torch.Tensor | None = None
+
+
 def predictions_for_loss(
     logits: torch.Tensor,
     boxes_cxcywh: torch.Tensor,

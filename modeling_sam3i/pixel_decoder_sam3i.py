@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pixel decoder for many instructions on one image: the image's part once, the rest with a quarter of the work.
 
-Each stage of SAM3's pixel decoder is `relu(norm(conv(up(x) + f)))` with a 3x3 convolution, nearest upsampling by two, a
-map `x` of the instruction and a map `f` of the image. Convolution is linear, so `conv(f)` is computed once per image.
+Each stage of SAM3's pixel decoder is `relu(norm(conv(up(x) + f)))` with a 3x3 convolution, nearest upsampling by two,
+a map `x` of the instruction and a map `f` of the image. Convolution is linear: `conv(f)` is computed once per image.
 In one dimension, with weights `a, b, c`, `S = a + b + c` and `d[i] = x[i-1] - x[i]`,
 
     conv(up(x))[2i] = S x[i] + a d[i]        conv(up(x))[2i+1] = S x[i] - c d[i+1]
@@ -34,7 +34,7 @@ def applies_to(mask_decoder: Sam3MaskDecoder, fpn_states: Sequence[torch.Tensor]
     convolutions = decoder.conv_layers[: len(fpn_states) - 1]
     modules = [*convolutions, mask_decoder.instance_projection, mask_decoder.semantic_projection]
     return (
-        all(states.device.type == "cpu" and states.dtype == torch.float32 for states in fpn_states)
+        all(states.device.type == "cpu" and states.dtype in (torch.float32, torch.float64) for states in fpn_states)
         and all(type(module) is nn.Conv2d and module.weight.device.type == "cpu" for module in modules)
         and all(type(norm) is nn.GroupNorm for norm in decoder.norms)
         and all(module.kernel_size == (3, 3) and module.padding == (1, 1) for module in convolutions)
@@ -114,7 +114,8 @@ class UpsamplingStage:
         factor, term = (scale * ones).flatten(), (-mean * scale * ones).flatten()
         if self.norm.affine:
             factor, term = factor * self.norm.weight, term * self.norm.weight + self.norm.bias
-        return factor.float(), term.float()
+        dtype = self.of_image.dtype
+        return factor.to(dtype), term.to(dtype)
 
 
 class ImagePixels:

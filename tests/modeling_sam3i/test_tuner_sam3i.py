@@ -649,7 +649,7 @@ class TestPrecisionAndPlace:
         native, repo = make_trained()
         tuned = on_stock_by_peft_model(stock, repo)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert_close(run(tuned, inputs, MIXED), run(native, inputs, MIXED), tolerance=1e-6)
+            assert_close(run(tuned, inputs, MIXED), run(native, inputs, MIXED), tolerance=1e-5)
 
     @pytest.mark.parametrize("design", DESIGNS)
     def test_meta_initialisation(self, stock, make_trained, inputs, design):

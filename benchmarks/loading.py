@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time and peak memory of loading: stock SAM3, SAM3-I as a whole, and adapters alone onto a model in memory.
+
+Every load is a fresh process; the repositories hold random weights in safetensors. At real size this needs 9 GB of
+disk and 6 GB of memory.
+Run: `python benchmarks/loading.py [--size tiny|middle|real] [--rounds 5]`.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from models import SIZES, build_model
+from timing import in_fresh_process, peak_mib, table
+from transformers import Sam3Model
+
+from sam3i import Sam3IForInstructionSegmentation
+from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter, save_adapter
+
+
+def load(case: str, folder: Path) -> dict[str, float]:
+    """Load one repository in this process; seconds and peak memory."""
+    if case == "adapters":
+        model = Sam3IForInstructionSegmentation.from_pretrained(folder / "whole")
+        begin = time.perf_counter()
+        load_instruction_adapter(model, folder / "adapters")
+    else:
+        begin = time.perf_counter()
+        (Sam3Model if case == "stock" else Sam3IForInstructionSegmentation).from_pretrained(folder / case)
+    return {"seconds": time.perf_counter() - begin, "MiB": peak_mib()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--design", choices=("cascade", "selective"), default="cascade")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--case", choices=("stock", "whole", "adapters"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(load(options.case, options.folder)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = build_model(options.size, adapter_design=options.design)
+        model.save_pretrained(folder / "whole")
+        save_adapter(model, folder / "adapters", base_model_name_or_path=str(folder / "stock"))
+        tensors = {key: value for key, value in model.state_dict().items() if ".sam3i_adapter." not in key}
+        model.__class__ = Sam3Model  # as stock saves itself: its names and its tensors
+        model.config.model_type = "sam3"
+        model.save_pretrained(folder / "stock", state_dict=tensors)
+        config = json.loads((folder / "stock" / "config.json").read_text())
+        (folder / "stock" / "config.json").write_text(json.dumps(config | {"model_type": "sam3"}))
+        del model, tensors
+        found = {case: [] for case in ("stock", "whole", "adapters")}
+        for _ in range(options.rounds):
+            for case, runs in found.items():
+                runs.append(in_fresh_process(__file__, "--case", case, "--folder", folder))
+        middle = {
+            case: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "MiB")}
+            for case, runs in found.items()
+        }
+        base = middle["stock"]
+        rows = [
+            [case, run["seconds"], run["MiB"]]
+            + ([run["seconds"] / base["seconds"], run["MiB"] / base["MiB"]] if case != "adapters" else ["-", "-"])
+            for case, run in middle.items()
+        ]
+        header = ["load", "s", "peak MiB", "s / stock", "MiB / stock"]
+        table(f"loading, {options.size} size, {options.design} adapters, median of {options.rounds}", header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`sam3i demo`: try a model in a browser, on the command line."""
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,22 @@ import typer
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
+def _check_address(host: str, port: int | None) -> None:
+    """Raise `OSError` when nothing can listen there: Gradio would wait for ever, or say so after loading the model."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        where = host if port is None else f"{host}, port {port}"
+        raise OSError(f"cannot listen on {where}: it is taken, or not of this machine ({error})") from error
+
+
 def demo(
     model: Annotated[str, typer.Option(help="SAM3-I or stock SAM3 repository or folder.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="The first free one from 7860 on, if not given.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The first free one from 7860 on, if not given.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
     threshold: Annotated[float, typer.Option(help="Where the slider of scores stands at first.")] = 0.5,
     export_space: Annotated[
@@ -29,6 +42,7 @@ def demo(
         from .demo_model import DemoModel
         from .demo_page import DemoPage
 
+        _check_address(host, port)
         typer.echo(f"Loading {model} ...")
         try:
             loaded = DemoModel.load(model, device)

@@ -6,9 +6,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
@@ -35,6 +37,15 @@ def read_instructions(text: str | None) -> list[str]:
             "line."
         )
     return instructions
+
+
+def check_model_name(name: str) -> None:
+    """Raise `FileNotFoundError` for a name that is neither a folder nor fit for the Hub."""
+    try:
+        if not Path(name).is_dir():
+            validate_repo_id(name)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"expected a folder or a name on the Hub, found no folder {name}") from error
 
 
 class DemoModel:
@@ -71,6 +82,7 @@ class DemoModel:
                 torch.device(device)
             except RuntimeError as error:
                 raise ValueError(f"Expected `device` as cpu, cuda, mps or their like, found {device!r}.") from error
+        check_model_name(name)
         model = Sam3IForInstructionSegmentation.from_pretrained(name).eval()
         processor = Sam3IProcessor.from_pretrained(name)
         return cls(InstructionSegmentationPipeline(model=model, processor=processor, device=device), name)
@@ -190,4 +202,4 @@ def _candidates(outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return kept | {name: outputs[name][rows, order] for name in ("pred_masks", "pred_boxes", "pred_logits")}
 
 
-__all__ = ["MOST_INSTRUCTIONS", "DemoModel", "read_instructions"]
+__all__ = ["MOST_INSTRUCTIONS", "DemoModel", "check_model_name", "read_instructions"]

@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from .demo_model import check_model_name
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = ("modeling_sam3i", "processing", "trainer", "hub")
@@ -31,7 +31,7 @@ A noun, a description, or a riddle about what it is for: the model {link} follow
 The folder `sam3i` is the package SAM3-I for Transformers, version {version}. To run the page on your own machine:
 
 ```bash
-pip install -r requirements.txt
+pip install -r requirements.txt gradio=={gradio}
 python app.py
 ```
 """
@@ -62,11 +62,7 @@ def export_demo_space(model: str, output_dir: str | Path) -> Path:
         raise FileExistsError(f"Expected a new or empty folder to write to, found {output_dir}.")
     if local and not any((Path(model) / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise FileNotFoundError(f"{model} holds neither config.json nor adapter_config.json.")
-    if not local:
-        try:
-            validate_repo_id(model)
-        except HFValidationError as error:
-            raise FileNotFoundError(f"Expected a folder or a Hub name, found no folder {model}.") from error
+    check_model_name(model)
     output_dir.mkdir(parents=True, exist_ok=True)
     _copy_package(output_dir / "sam3i")
     if local:
@@ -113,7 +109,9 @@ def _card(model: str, local: bool, gradio_version: str) -> str:
         short_description="Segment what you say: a noun, a description, a riddle",
     )
     link = "in the folder `model`" if local else f"[{model}](https://huggingface.co/{model})"
-    return f"---\n{data.to_yaml()}\n---\n\n" + _README.format(link=link, version=version("sam3i"))
+    return f"---\n{data.to_yaml()}\n---\n\n" + _README.format(
+        link=link, version=version("sam3i"), gradio=gradio_version
+    )
 
 
 __all__ = ["export_demo_space"]

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo without its page: what a visitor's session holds, thresholds, files, and the folder for a Hub Space."""
+
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from sam3i.hub import demo_html
+from sam3i.hub.demo_examples import demo_examples
+from sam3i.hub.demo_model import MOST_INSTRUCTIONS, DemoModel, read_instructions
+from sam3i.hub.demo_segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, canvas_factor
+from sam3i.hub.demo_session import MOST_BOXES, DemoSession, read_corners
+from sam3i.processing.datasets.masks import decode_mask
+
+SHAPES_TINY = Path(__file__).resolve().parents[2] / "examples" / "shapes_tiny"
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def model() -> DemoModel:
+    return DemoModel.load(str(SHAPES_TINY), "cpu")
+
+
+@pytest.fixture
+def session() -> DemoSession:
+    session = DemoSession()
+    session.show(demo_examples()[0].image)
+    return session
+
+
+def passes(model: DemoModel, monkeypatch) -> list[str]:
+    """A list that grows by a name whenever the model runs its vision encoder, or as a whole."""
+    seen, whole, vision = [], model.pipe.model.forward, model.pipe.model.vision_encoder.forward
+    monkeypatch.setattr(model.pipe.model, "forward", lambda **inputs: (seen.append("model"), whole(**inputs))[1])
+    monkeypatch.setattr(
+        model.pipe.model.vision_encoder, "forward", lambda *a, **k: (seen.append("vision"), vision(*a, **k))[1]
+    )
+    return seen
+
+
+def same(one: list, other: list) -> bool:
+    if [len(row) for row in one] != [len(row) for row in other]:
+        return False
+    pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True)]
+    return all(
+        a["score"] == b["score"]
+        and a["box"] == b["box"]
+        and a["level"] == b["level"]
+        and a["mask"].tobytes() == b["mask"].tobytes()
+        for a, b in pairs
+    )
+
+
+@pytest.mark.parametrize("threshold", [LOWEST_THRESHOLD, 0.3, 0.6])
+@pytest.mark.parametrize("mask_threshold", [0.2, 0.5])
+@pytest.mark.parametrize("with_boxes", [False, True])
+def test_instances_equal_those_of_the_pipeline(model, session, threshold, mask_threshold, with_boxes):
+    texts = ["moon", "the star", "the objects that could move the tide"]
+    boxes = {}
+    if with_boxes:
+        session.add_box((10, 10, 50, 60), True)
+        session.add_box((60, 60, 90, 100), False)
+        boxes = {"boxes": [[10, 10, 50, 60], [60, 60, 90, 100]], "box_labels": [1, 0]}
+    answer = session.segment(model, "\n".join(texts), "auto")
+    found = answer.instances(threshold, mask_threshold)
+    expected = model.pipe(
+        session.image, text=texts, level="auto", threshold=threshold, mask_threshold=mask_threshold, **boxes
+    )
+    assert sum(map(len, expected)) > 0
+    assert same(found, expected)
+
+
+def test_thresholds_do_not_run_the_model_and_a_picture_is_encoded_once(model, session, monkeypatch):
+    session.image.putpixel((0, 0), (1, 2, 3))  # a picture that no other test encoded
+    seen = passes(model, monkeypatch)
+    answer = session.segment(model, "moon\nthe star\nheart", "auto")
+    assert seen == ["vision", "model"] and answer.vision_seconds > 0
+    counts = [sum(map(len, session.view(threshold, 0.5).rows)) for threshold in (0.05, 0.3, 0.6, 1.0)]
+    areas = [sum(line.area for line in session.view(0.3, mask).lines()) for mask in (0.1, 0.5, 0.9)]
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1] == 0
+    assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1]
+    assert seen == ["vision", "model"]
+    assert session.segment(model, "moon", "simple").vision_seconds is None
+    session.compare(model, "moon\nthe star")
+    assert seen == ["vision", "model", "model", "model"]
+
+
+def test_features_of_few_pictures_are_kept(model):
+    for shade in range(8):
+        model.segment(Image.new("RGB", (40, 30), (shade, 0, 0)), ["moon"])
+    assert len(model._features) == 4
+
+
+def test_three_levels_equal_three_calls(model, session):
+    text = "moon\nthe objects that could move the tide"
+    parts = session.compare(model, text)
+    assert [part.asked for part in parts] == ["concept", "simple", "complex"]
+    for part in parts:
+        alone = session.segment(model, text, part.asked)
+        assert part.levels == alone.levels == [part.asked] * 2 and part.texts == alone.texts
+        for name in ("pred_logits", "pred_masks"):
+            count = min(part.outputs[name].shape[1], alone.outputs[name].shape[1])
+            torch.testing.assert_close(
+                part.outputs[name][:, :count], alone.outputs[name][:, :count], atol=1e-4, rtol=1e-4
+            )
+
+
+def test_auto_says_what_it_chose(model, session):
+    answer = session.segment(model, "moon\nthe objects that could move the tide", "auto")
+    html = demo_html.summary(answer.view(0.3, 0.5), "rules")
+    assert answer.levels[0] == "concept" and html.count("by the rules") == 2 and "level-concept" in html
+    told = session.segment(model, "moon", "simple")
+    assert told.levels == ["simple"] and "by the rules" not in demo_html.summary(told.view(0.3, 0.5), "rules")
+
+
+def test_probabilities_of_a_router_are_shown(model, session, monkeypatch):
+    answer = session.segment(model, "moon\nthe star", "auto")
+    logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
+    monkeypatch.setattr(model.pipe.processor, "auto_levels", "router")
+    monkeypatch.setattr(model.pipe.model, "predict_levels", lambda ids, mask: logits, raising=False)
+    forward = model.pipe.model.forward
+
+    def route(**inputs):
+        assert inputs["instruction_levels"].tolist() == [-1, -1]
+        return forward(**(inputs | {"instruction_levels": logits.argmax(-1)}))
+
+    monkeypatch.setattr(model.pipe.model, "forward", route)
+    answer = session.segment(model, "moon\nthe star", "auto")
+    assert answer.levels == ["concept", "complex"]
+    assert torch.tensor(answer.probabilities).argmax(-1).tolist() == [0, 2]
+    html = demo_html.summary(answer.view(0.3, 0.5), "router")
+    assert html.count("by the router") == 2 and html.count("complex 99%") == 1
+    document = json.loads(zipfile.ZipFile(io.BytesIO(answer.archive(0.3, 0.5))).read("results.json"))
+    assert document["results"][1]["level_probabilities"][2] == pytest.approx(0.987, abs=0.01)
+
+
+def test_archive_holds_the_masks_of_the_pipeline(model, session):
+    texts = ["moon", "the objects that could move the tide"]
+    archive = zipfile.ZipFile(io.BytesIO(session.segment(model, "\n".join(texts), "complex").archive(0.3, 0.4)))
+    expected = model.pipe(session.image, text=texts, level="complex", threshold=0.3, mask_threshold=0.4)
+    document = json.loads(archive.read("results.json"))
+    assert (document["threshold"], document["mask_threshold"], document["level"]) == (0.3, 0.4, "complex")
+    assert [entry["text"] for entry in document["results"]] == texts
+    files = {"results.json", "overlay.png"}
+    for entry, row in zip(document["results"], expected, strict=True):
+        assert len(entry["instances"]) == len(row) > 0
+        for found, instance in zip(entry["instances"], row, strict=True):
+            mask = np.asarray(instance["mask"]) > 127
+            assert np.array_equal(decode_mask(found["segmentation"]), mask)
+            assert np.array_equal(np.asarray(Image.open(archive.open(found["file"]))) > 127, mask)
+            assert (found["score"], found["box"]) == (instance["score"], instance["box"])
+            files.add(found["file"])
+    assert set(archive.namelist()) == files
+
+
+def test_large_pictures_are_shown_small_and_saved_whole(model):
+    session = DemoSession()
+    session.show(demo_examples()[0].image.resize((2000, 1500)))
+    answer = session.segment(model, "moon", "concept")
+    view = answer.view(0.3, 0.5)
+    assert view.image.size == (1280, 960) and view.rows[0][0]["mask"].size == (1280, 960)
+    assert answer.instances(0.3, 0.5)[0][0]["mask"].size == (2000, 1500)
+    box = answer.instances(0.3, 0.5)[0][0]["box"]
+    assert view.lines()[0].box == pytest.approx((box["xmin"], box["ymin"], box["xmax"], box["ymax"]), abs=1)
+
+
+def test_the_code_makes_the_same_call(model, session, tmp_path, monkeypatch):
+    session.add_box((10, 10, 50, 60), False)
+    answer = session.segment(model, "moon\nthe 'star'", "simple")
+    session.image.save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(answer.code(0.3, 0.45), scope)
+    expected = answer.instances(0.3, 0.45)
+    assert [len(row) for row in scope["results"]] == [len(row) for row in expected] and expected[0]
+    for found, instance in zip(scope["results"][0], expected[0], strict=True):
+        # Other memory, other last bits.
+        assert found["score"] == pytest.approx(instance["score"], abs=1e-3) and found["level"] == "simple"
+        assert (np.asarray(found["mask"]) == np.asarray(instance["mask"])).mean() > 0.999
+
+
+def test_spotlight_keeps_one_instance_bright(model, session):
+    view = session.segment(model, "moon", "concept").view(0.1, 0.5)
+    line = view.lines()[0]
+    overlay, lit = (np.asarray(picture, dtype=float) for picture in (view.overlay(), view.spotlight(line)))
+    factor = view.overlay().width // view.image.width
+    mask = np.asarray(view.rows[0][0]["mask"].resize((view.image.width * factor,) * 2)) > 127
+    inside, outside = overlay[: len(mask)][mask].mean(), overlay[: len(mask)][~mask].mean()
+    assert lit[: len(mask)][mask].mean() > 0.85 * inside
+    assert lit[: len(mask)][~mask].mean() < 0.6 * outside
+
+
+def test_boxes_by_clicks_and_by_numbers(session):
+    factor = canvas_factor(session.image)
+    assert session.click((50 * factor, 60 * factor), True) is None and session.corner == (50, 60)
+    assert session.click((10 * factor, 20 * factor), True) == BoxExemplar((10, 20, 50, 60), True)
+    assert session.add_box(read_corners("-5, 90,  500 30"), False) == BoxExemplar((0, 30, 112, 90), False)
+    canvas = np.asarray(session.canvas())
+    assert canvas.shape == (640, 640, 3)
+    assert (canvas[round(40 * factor), round(10 * factor) + 1] == (40, 190, 110)).all()
+    session.click((3, 3), True)
+    session.undo_box()
+    assert session.corner is None and len(session.boxes) == 2
+    session.undo_box()
+    session.undo_box()
+    assert session.boxes == []
+    session.undo_box()  # nothing left is no error
+
+
+def test_boxes_may_speak_alone(model, session):
+    session.add_box((15, 70, 36, 96), True)
+    answer = session.segment(model, "", "auto")
+    assert answer.texts == (None,) and answer.captions == ["what the boxes show"]
+    answer.view(LOWEST_THRESHOLD, 0.5).overlay()
+    assert "what the boxes show" in demo_html.summary(answer.view(0.3, 0.5), "rules")
+
+
+def test_another_picture_clears_what_belonged_to_the_last(model, session):
+    session.add_box((1, 1, 9, 9), True)
+    session.segment(model, "moon", "auto")
+    assert not session.show(session.image.copy()) and session.boxes and session.answer
+    assert session.show(demo_examples()[1].image)
+    assert (session.boxes, session.answer, session.comparison) == ([], None, [])
+    assert session.show(None) and session.canvas() is None
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda s, m: DemoSession().segment(m, "moon", "auto"), "no picture yet"),
+        (lambda s, m: DemoSession().compare(m, "moon"), "no picture yet"),
+        (lambda s, m: s.segment(m, "", "auto"), "Write an instruction"),
+        (lambda s, m: s.segment(m, " \n\t\n", "auto"), "Write an instruction"),
+        (lambda s, m: s.segment(m, None, "auto"), "Write an instruction"),
+        (lambda s, m: s.segment(m, "moon\n" * (MOST_INSTRUCTIONS + 1), "auto"), "too many"),
+        (lambda s, m: s.segment(m, "moon", "nonsense"), "nonsense"),
+        (lambda s, m: s.add_box((5, 5, 5, 50), True), "no area"),
+        (lambda s, m: s.add_box((200, 200, 300, 300), True), "no area"),
+        (lambda s, m: [s.add_box((1, 1, 9, 9), True) for _ in range(MOST_BOXES + 1)], "at most"),
+        (lambda s, m: read_corners("1, 2, 3"), "four numbers"),
+        (lambda s, m: read_corners("1, 2, 3, nan"), "four numbers"),
+        (lambda s, m: read_corners(HOSTILE), "four numbers"),
+        (lambda s, m: s.show(str(SHAPES_TINY / "config.json")), "Cannot read image"),
+    ],
+)
+def test_bad_input_is_told_in_words(model, session, act, message):
+    with pytest.raises(ValueError, match=message):
+        act(session, model)
+
+
+def test_words_that_do_not_fit_are_named(model, session):
+    answer = session.segment(model, "the star " + "and the moon " * 20 + "called zebra\nmoon", "auto")
+    message = demo_html.lost_words(answer)
+    assert "zebra" in message and answer.lost[1] == "" and "warning" in message
+    assert demo_html.lost_words(session.segment(model, "moon", "auto")) == ""
+
+
+def test_hostile_text_is_escaped(model, session):
+    answer = session.segment(model, f"{HOSTILE}\nmoon", "auto")
+    session.compare(model, HOSTILE)
+    fragments = [
+        demo_html.summary(answer.view(0.3, 0.5), "rules"),
+        demo_html.comparison([part.view(0.3, 0.5) for part in session.comparison]),
+        demo_html.notice(HOSTILE, "error"),
+        demo_html.lost_words(session.segment(model, HOSTILE + " moon" * 40, "auto")),
+        demo_html.header(DemoModel(model.pipe, HOSTILE)),
+    ]
+    for fragment in fragments:
+        assert "<script" not in fragment and "<img" not in fragment and "&lt;script&gt;" in fragment
+    compile(answer.code(0.3, 0.5), "code", "exec")
+
+
+def test_visitors_take_turns(model):
+    examples, answers = demo_examples(), {}
+
+    def visit(index: int) -> None:
+        session = DemoSession()
+        session.show(examples[index].image)
+        answers[index] = session.segment(model, "\n".join(examples[index].instructions), "auto").instances(0.3, 0.5)
+
+    threads = [threading.Thread(target=visit, args=(index,)) for index in range(len(examples))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, example in enumerate(examples):
+        assert same(answers[index], model.pipe(example.image, text=list(example.instructions), threshold=0.3))
+
+
+def test_read_instructions():
+    assert read_instructions(" a \r\n\n b\n") == ["a", "b"] and read_instructions(None) == []
+
+
+def test_segmentation_remembers_only_candidates(model, session):
+    answer = session.segment(model, "moon", "auto")
+    assert isinstance(answer, Segmentation)
+    scores = answer.outputs["pred_logits"].sigmoid() * answer.outputs["presence_logits"].sigmoid()
+    assert (scores > LOWEST_THRESHOLD).all() and (scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "./missing"], "found no folder ./missing"),
+        (["--model", str(SHAPES_TINY.parent)], "model type"),
+        (["--model", str(SHAPES_TINY), "--device", "quantum"], "quantum"),
+        (["--model", str(SHAPES_TINY), "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+        (["--model", "./missing", "--export-space", "space"], "found no folder ./missing"),
+        (["--model", "org/name", "--export-space", str(SHAPES_TINY)], "new or empty folder"),
+    ],
+)
+def test_command_line_says_what_is_wrong(arguments, message, tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason='the page needs gradio: pip install "sam3i[demo]"')
+    from sam3i.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["demo", *arguments])
+    assert result.exit_code == 1 and "Error: " in result.stderr and message in result.stderr
+    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_without_gradio_the_command_says_how_to_get_it(monkeypatch):
+    from sam3i.cli import app
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("demo_layout", "demo_page"):
+        monkeypatch.delitem(sys.modules, f"sam3i.hub.{name}", raising=False)
+    result = CliRunner().invoke(app, ["demo", "--model", str(SHAPES_TINY)])
+    assert result.exit_code == 1 and 'pip install "sam3i[demo]"' in result.stderr
+
+
+def test_space_names_a_model_of_the_hub(tmp_path):
+    gradio = pytest.importorskip("gradio", reason='the page needs gradio: pip install "sam3i[demo]"')
+    from huggingface_hub import metadata_load
+
+    from sam3i.hub.demo_space import export_demo_space
+
+    folder = export_demo_space("org/sam3-i", tmp_path / "space")
+    metadata = metadata_load(folder / "README.md")
+    assert metadata["sdk"] == "gradio" and metadata["sdk_version"] == gradio.__version__
+    assert (folder / metadata["app_file"]).is_file() and metadata["models"] == ["org/sam3-i"]
+    assert len(metadata["short_description"]) <= 60 and metadata["license"] == "apache-2.0"
+    app = (folder / "app.py").read_text()
+    compile(app, "app.py", "exec")
+    assert "MODEL = 'org/sam3-i'" in app and "pathlib" not in app
+    names = {re.split(r"[<>=!~ ]", line)[0] for line in (folder / "requirements.txt").read_text().split("\n")}
+    assert {"torch", "transformers", "peft", "pillow"} <= names and not names & {"pytest", "ruff", "gradio"}
+    assert (folder / "sam3i" / "processing" / "data_engine" / "prompts" / "writer.md").is_file()
+    assert not list(folder.rglob("__pycache__")) and not (folder / "sam3i" / "tests").exists()
+
+
+@pytest.mark.slow
+def test_space_starts_and_answers(tmp_path):
+    pytest.importorskip("gradio", reason='the page needs gradio: pip install "sam3i[demo]"')
+    from gradio_client import Client, handle_file
+
+    from sam3i.hub.demo_space import export_demo_space
+
+    folder = export_demo_space(str(SHAPES_TINY), tmp_path / "space")
+    picture = tmp_path / "picture.png"
+    demo_examples()[0].image.save(picture)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    log = (tmp_path / "log.txt").open("w")
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        client = _connect(Client, f"http://127.0.0.1:{port}", process, tmp_path / "log.txt")
+        rows = client.predict(handle_file(picture), "moon\nthe star", "auto", 0.3, 0.5, api_name="/segment")
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+    expected = DemoModel.load(str(SHAPES_TINY), "cpu").pipe(
+        demo_examples()[0].image, text=["moon", "the star"], threshold=0.3
+    )
+    assert [len(row) for row in rows] == [len(row) for row in expected] and sum(map(len, rows)) > 0
+    for found, instance in zip(rows[0], expected[0], strict=True):
+        assert np.array_equal(decode_mask(found["segmentation"]), np.asarray(instance["mask"]) > 127)
+
+
+def _connect(client_class, address: str, process: subprocess.Popen, log: Path):
+    deadline = time.monotonic() + 240  # imports take long on a busy machine
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            return client_class(address, verbose=False)
+        except Exception:  # not up yet: whatever the connection says
+            time.sleep(1)
+    raise AssertionError(f"The Space did not start: {log.read_text()}")

@@ -29,6 +29,11 @@ from .push_staging import RECORDS, RepositoryForm, find_form, foreign_content, s
 
 logger = logging.get_logger(__name__)
 
+MESSAGES = {
+    RepositoryForm.FULL: "Upload model",
+    RepositoryForm.ADAPTER: "Upload adapters",
+    RepositoryForm.REMOTE_CODE: "Upload model with its code",
+}
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
@@ -62,7 +67,7 @@ def push_folder(
         base_model (`str`, *optional*): Repository of SAM3 to name as the base, instead of what the adapters say.
         license (`str`, *optional*): See `card_files`.
         results: Files of `sam3i evaluate --json`, for the card.
-        private (`bool`, *optional*): For a new repository.
+        private (`bool`, *optional*): Whether a new repository is private; one that is there must be already.
         revision (`str`, *optional*): Branch; made if need be.
         message (`str`, *optional*): Of the commit.
         token (`str`, *optional*): Instead of the one that is logged in.
@@ -89,6 +94,8 @@ def push_folder(
             if form is RepositoryForm.ADAPTER:
                 _check_base(api, staged)
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if private and not api.model_info(repo_id).private:
+                raise PushError(f"{repo_id} exists and is public. Make it private first, or name a new repository.")
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             there = api.list_repo_files(repo_id, revision=revision)
@@ -101,7 +108,7 @@ def push_folder(
                     *(CommitOperationAdd(name, str(path)) for name, path in paths.items()),
                     *(CommitOperationDelete(name) for name in _stale_files(there, paths)),
                 ],
-                commit_message=message or f"Upload {form.value.replace('-', ' ')}",
+                commit_message=message or MESSAGES[form],
                 revision=revision,
             )
 

@@ -90,14 +90,14 @@ def stage_repository(folder: Path, form: RepositoryForm, base_model: str | None,
         for name in RECORDS:
             if name in files:
                 _place(files[name], target / name)
+    if form is not RepositoryForm.ADAPTER and not (target / PROCESSOR_NAME).is_file():
+        _save_processor(folder, base_model, target)  # adapters without one have their base's
     if form is RepositoryForm.REMOTE_CODE:
         add_remote_code(target)
     elif found is RepositoryForm.REMOTE_CODE:
         _remove_code(target)
     if form is RepositoryForm.ADAPTER and found is form:
         _edit_json(target / ADAPTER_CONFIG_NAME, {"base_model_name_or_path": base_model})
-    if form is not RepositoryForm.ADAPTER and not (target / PROCESSOR_NAME).is_file():
-        _save_processor(folder, base_model, target)  # adapters without one have their base's
 
 
 def _place(source: Path, target: Path) -> None:

@@ -7,11 +7,12 @@ A run is one repository: adapters, processor, `training.json` and the model card
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import logging
+from transformers.utils import ADAPTER_CONFIG_NAME, logging
 from transformers.utils.hub import CommitOperationAdd, PushInProgress, hf_api
 
 logger = logging.get_logger(__name__)
@@ -83,9 +84,15 @@ class HubUploads:
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
+        folder = self.curriculum_args.output_dir
+        base = json.loads(Path(folder, ADAPTER_CONFIG_NAME).read_text())["base_model_name_or_path"]
+        if base is None or Path(base).exists():
+            logger.warning(
+                f"The adapters that are pushed to {self.hub_model_id} name {base!r} as the SAM3 they work on, which "
+                "others do not have: push it, too, and name it: `sam3i push FOLDER ORG/NAME --base ORG/SAM3`."
+            )
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        folder = self.curriculum_args.output_dir
         return self._commit_files(repository_files(folder), commit_message, token, revision, not blocking)
 
     def _commit_files(self, files: dict[str, Path], message, token, revision, run_as_future: bool):

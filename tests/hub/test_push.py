@@ -90,7 +90,7 @@ def test_whole_model(hub_here, whole, trained):
     assert commit.repo_url.repo_id == "org/whole"
     files = hub_here.files("org/whole")
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "README.md"} <= set(files)
-    assert hub_here.repositories["model", "org/whole"].commit("main").title == "Upload full"
+    assert hub_here.repositories["model", "org/whole"].commit("main").title == "Upload model"
     assert same(Sam3IForInstructionSegmentation.from_pretrained("org/whole"), trained)
     assert same(AutoModel.from_pretrained("org/whole"), trained)
     assert Sam3IProcessor.from_pretrained("org/whole").tokenizer.vocab_size == trained[1].tokenizer.vocab_size
@@ -158,6 +158,8 @@ def test_adapters_become_a_whole_model(hub_here, adapters, trained, form):
     push_folder(adapters, "org/other", form=form)
     files = hub_here.files("org/other")
     assert "adapter_config.json" not in files and ("modeling_sam3i.py" in files) == (form == "remote-code")
+    for name in ("config.json", "processor_config.json"):
+        assert ("auto_map" in json.loads(files[name])) == (form == "remote-code")
     assert same(Sam3IForInstructionSegmentation.from_pretrained("org/other"), trained)
 
 
@@ -197,6 +199,17 @@ def test_methods_of_transformers(hub_here, trained):
     assert "[More Information Needed]" not in card.text and "instruction-segmentation" in card.data.tags
     assert card.data.base_model == "org/sam3"
     assert pipeline("instruction-segmentation", model="org/methods").task == "instruction-segmentation"
+
+
+def test_lora_on_top_keeps_its_own_card(hub_here, trained):
+    from peft import LoraConfig
+
+    model, _ = trained
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], r=2), adapter_name="domain")
+    model.push_to_hub("org/lora")
+    files = hub_here.files("org/lora")
+    assert json.loads(files["adapter_config.json"])["peft_type"] == "LORA"
+    assert b"instruction adapters" not in files["README.md"]
 
 
 def test_card_edited_on_the_hub_stays(hub_here, trained, whole):
@@ -247,6 +260,16 @@ def test_wrong_token_and_no_permission(hub_here, whole, monkeypatch):
     assert "may not write to org/there" in refusal(whole, "org/there")
     assert hub_here.files("org/there") == before
     assert ("model", "org/new") not in hub_here.repositories
+
+
+def test_private_means_private(hub_here, whole):
+    push_folder(whole, "org/open")
+    before = hub_here.repositories["model", "org/open"].commit("main").oid
+    assert "is public" in refusal(whole, "org/open", private=True)
+    assert hub_here.repositories["model", "org/open"].commit("main").oid == before
+    push_folder(whole, "org/closed", private=True)
+    push_folder(whole, "org/closed", private=True)
+    assert hub_here.repositories["model", "org/closed"].private
 
 
 def test_names_and_foreign_repositories(hub_here, whole, tmp_path):

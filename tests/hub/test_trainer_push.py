@@ -2,6 +2,7 @@
 """A training is one repository on the Hub: pushed while it runs and at its end, with a card written from the run."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_push_without_arguments(hub_here, base, tmp_path):
     assert card.data.license == "apache-2.0" and 'model="ann/my-run"' in card.text and "| joint | 2 |" in card.text
     assert trainer.push_to_hub(blocking=False, commit_message="Again").result().oid
     assert "license: apache-2.0" in hub_here.files("ann/my-run")["README.md"].decode()
+
+
+def test_local_base_is_warned_of(hub_here, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("sam3i"), "propagate", True)
+    tiny_model().save_pretrained(tmp_path / "base")
+    trainer = trainer_on(tmp_path / "base", tmp_path / "run", stages="simple", max_steps=1)
+    trainer.train()
+    trainer.push_to_hub()
+    assert "others do not have" in caplog.text
+    assert str(tmp_path) not in hub_here.files("ann/run")["README.md"].decode()
 
 
 def test_checkpoints_to_go_on_with(hub_here, base, tmp_path):

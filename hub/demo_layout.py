@@ -46,7 +46,7 @@ class DemoLayout:
             format="png",  # the model sees what comes back from the page
             sources=["upload", "clipboard"],
             label="Picture",
-            height=330,
+            height=420,
             elem_id="picture",
             alt_text="the picture to segment",
         )
@@ -65,7 +65,7 @@ class DemoLayout:
         self.text = gr.Textbox(
             label="Instructions, one a line (Shift+Enter to segment)",
             placeholder="the star on the left",
-            lines=3,
+            lines=4,
             max_lines=8,
             elem_id="instructions",
         )
@@ -133,7 +133,7 @@ class DemoLayout:
                     label="Instances: select one to see it alone",
                     show_label=True,
                     elem_id="instances",
-                    column_widths=["6%", "36%", "13%", "12%", "21%", "12%"],
+                    column_widths=["6%", "41%", "12%", "10%", "20%", "11%"],
                     buttons=["copy"],
                 )
                 with gr.Row():

@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 
 from transformers import CLIPTextConfig, PreTrainedConfig
 
+from .configuration_sam3i import check_fits, check_settings
+
 
 @dataclass
 class AdapterSettings:
@@ -59,20 +61,7 @@ class AdapterSettings:
     def __post_init__(self):
         for item in fields(AdapterSettings):
             self._check_type(item.name, item.type)
-        for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("adapter_rank", "selector_queries", "router_dim"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
-        if self.selector_dim % self.selector_heads:
-            raise ValueError(
-                f"`selector_heads` must divide `selector_dim` ({self.selector_dim}), got {self.selector_heads}."
-            )
-        if not 0 <= self.adapter_dropout < 1:
-            raise ValueError(f"`adapter_dropout` must be in [0, 1), got {self.adapter_dropout}.")
-        if self.max_instruction_length < 3:
-            raise ValueError(f"`max_instruction_length` must be at least 3, got {self.max_instruction_length}.")
+        check_settings(self)
 
     def _check_type(self, name: str, expected) -> None:
         value, choices = getattr(self, name), get_args(expected)
@@ -104,17 +93,7 @@ class AdapterSettings:
         Raises:
             ValueError: when heads or lengths do not fit.
         """
-        if self.adapter_design == "cascade" and text_config.hidden_size % self.adapter_heads:
-            raise ValueError(
-                f"`adapter_heads` must divide the text encoder's width {text_config.hidden_size}, "
-                f"got {self.adapter_heads}."
-            )
-        positions = text_config.max_position_embeddings
-        if self.max_instruction_length > positions and not self.mask_padding_in_adapters:
-            raise ValueError(
-                f"`max_instruction_length` above the text encoder's {positions} positions needs "
-                f"`mask_padding_in_adapters=True`, got {self.max_instruction_length} with False."
-            )
+        check_fits(self, text_config)
 
 
 __all__ = ["AdapterSettings"]

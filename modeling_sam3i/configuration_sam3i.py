@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import Sam3Config
+from transformers import CLIPTextConfig, Sam3Config
 
 
 class InstructionLevel(str, Enum):
@@ -45,6 +45,46 @@ class InstructionLevel(str, Enum):
 
 AUTO_LEVEL_INDEX = -1
 """In `instruction_levels` tensors: let the model's own router choose the level of the row."""
+
+
+def check_settings(settings: Any) -> None:
+    """Check the ranges of the adapters' settings, in whatever object they are.
+
+    Raises:
+        ValueError: when one is out of its range; the message ends with the value received.
+    """
+    for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(settings, name)}.")
+    for name in ("adapter_rank", "selector_queries", "router_dim"):
+        if getattr(settings, name) < 0:
+            raise ValueError(f"`{name}` must be at least 0, got {getattr(settings, name)}.")
+    if settings.selector_dim % settings.selector_heads:
+        raise ValueError(
+            f"`selector_heads` must divide `selector_dim` ({settings.selector_dim}), got {settings.selector_heads}."
+        )
+    if not 0 <= settings.adapter_dropout < 1:
+        raise ValueError(f"`adapter_dropout` must be in [0, 1), got {settings.adapter_dropout}.")
+    if settings.max_instruction_length < 3:
+        raise ValueError(f"`max_instruction_length` must be at least 3, got {settings.max_instruction_length}.")
+
+
+def check_fits(settings: Any, text_config: CLIPTextConfig) -> None:
+    """Check the adapters' settings against the text encoder that they are for.
+
+    Raises:
+        ValueError: when heads or lengths do not fit.
+    """
+    text_width, positions = text_config.hidden_size, text_config.max_position_embeddings
+    if settings.adapter_design == "cascade" and text_width % settings.adapter_heads:
+        raise ValueError(
+            f"`adapter_heads` must divide the text encoder's width {text_width}, got {settings.adapter_heads}."
+        )
+    if settings.max_instruction_length > positions and not settings.mask_padding_in_adapters:
+        raise ValueError(
+            f"`max_instruction_length` above the text encoder's {positions} positions needs "
+            f"`mask_padding_in_adapters=True`, got {settings.max_instruction_length} with False."
+        )
 
 
 @strict
@@ -119,31 +159,8 @@ class Sam3IConfig(Sam3Config):
         Raises:
             ValueError: when a field is out of its range; the message ends with the value received.
         """
-        text_width = self.text_config.hidden_size
-        for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("adapter_rank", "selector_queries", "router_dim"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
-        if self.selector_dim % self.selector_heads:
-            raise ValueError(
-                f"`selector_heads` must divide `selector_dim` ({self.selector_dim}), got {self.selector_heads}."
-            )
-        if self.adapter_design == "cascade" and text_width % self.adapter_heads:
-            raise ValueError(
-                f"`adapter_heads` must divide the text encoder's width {text_width}, got {self.adapter_heads}."
-            )
-        if not 0 <= self.adapter_dropout < 1:
-            raise ValueError(f"`adapter_dropout` must be in [0, 1), got {self.adapter_dropout}.")
-        positions = self.text_config.max_position_embeddings
-        if self.max_instruction_length < 3:
-            raise ValueError(f"`max_instruction_length` must be at least 3, got {self.max_instruction_length}.")
-        if self.max_instruction_length > positions and not self.mask_padding_in_adapters:
-            raise ValueError(
-                f"`max_instruction_length` above the text encoder's {positions} positions needs "
-                f"`mask_padding_in_adapters=True`, got {self.max_instruction_length} with False."
-            )
+        check_settings(self)
+        check_fits(self, self.text_config)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:

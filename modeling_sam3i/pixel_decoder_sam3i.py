@@ -25,7 +25,7 @@ def applies_to(mask_decoder: Sam3MaskDecoder, fpn_states: Sequence[torch.Tensor]
     """Whether [`ImagePixels`] can stand in for the modules of a mask decoder.
 
     The processor only: an accelerator is faster with its own convolution. Modules that something has replaced or
-    wrapped (LoRA, quantisation, offloading) run themselves.
+    wrapped (LoRA, quantisation, offloading) run themselves, and so do all under autocast.
 
     Args:
         fpn_states: FPN maps `(images, width, h_i, w_i)`, finest first.
@@ -34,7 +34,8 @@ def applies_to(mask_decoder: Sam3MaskDecoder, fpn_states: Sequence[torch.Tensor]
     convolutions = decoder.conv_layers[: len(fpn_states) - 1]
     modules = [*convolutions, mask_decoder.instance_projection, mask_decoder.semantic_projection]
     return (
-        all(states.device.type == "cpu" and states.dtype in (torch.float32, torch.float64) for states in fpn_states)
+        not torch.is_autocast_enabled("cpu")
+        and all(states.device.type == "cpu" and states.dtype in (torch.float32, torch.float64) for states in fpn_states)
         and all(type(module) is nn.Conv2d and module.weight.device.type == "cpu" for module in modules)
         and all(type(norm) is nn.GroupNorm for norm in decoder.norms)
         and all(module.kernel_size == (3, 3) and module.padding == (1, 1) for module in convolutions)

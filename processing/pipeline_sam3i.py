@@ -15,7 +15,6 @@ from .post_processing_sam3i import check_probability
 from .processing_sam3i import Sam3IProcessor
 
 _ITEM_KEYS = ("text", "level", "boxes", "box_labels")
-_NEEDED_OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "instruction_levels")
 
 
 class InstructionSegmentationPipeline(Pipeline):
@@ -75,22 +74,23 @@ class InstructionSegmentationPipeline(Pipeline):
         box_labels=None,
         threshold=None,
         mask_threshold=None,
+        row_chunk_size=None,
         timeout=None,
         **unknown,
     ):
         if unknown:
             raise TypeError(f"Unexpected arguments: {', '.join(sorted(unknown))}.")
         preprocess = {"text": text, "level": level, "boxes": boxes, "box_labels": box_labels, "timeout": timeout}
+        forward = {"threshold": threshold, "row_chunk_size": row_chunk_size}
         postprocess = {"threshold": threshold, "mask_threshold": mask_threshold}
         for name, value in postprocess.items():
             if value is not None:
                 check_probability(name, value)
         if isinstance(level, str) and level.lower() != "auto":
             InstructionLevel.from_any(level)
-        return (
-            {name: value for name, value in preprocess.items() if value is not None},
-            {},
-            {name: value for name, value in postprocess.items() if value is not None},
+        return tuple(
+            {name: value for name, value in step.items() if value is not None}
+            for step in (preprocess, forward, postprocess)
         )
 
     def __call__(self, image: Any = None, text: str | list[str] | list[list[str]] | None = None, **kwargs):
@@ -109,6 +109,7 @@ class InstructionSegmentationPipeline(Pipeline):
             box_labels (*optional*): 1 (like this) or 0 (not like this) for each box, nested likewise.
             threshold (`float`, *optional*, defaults to 0.5): Instances need a higher score.
             mask_threshold (`float`, *optional*, defaults to 0.5): Mask pixels need a higher probability.
+            row_chunk_size (`int`, *optional*): Instructions to run at once; chosen from memory if not given.
             timeout (`float`, *optional*): Seconds to wait for a URL.
             batch_size (`int`, *optional*, defaults to 1): Images in one forward pass; each is encoded once, however
                 many instructions it has.
@@ -231,10 +232,11 @@ class InstructionSegmentationPipeline(Pipeline):
             raise ValueError(f"Expected boxes and their labels for each of {rows} instructions, found {len(value)}.")
         return list(value)
 
-    def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        outputs = self.model(**batch["model_inputs"])
-        needed = {name: getattr(outputs, name) for name in _NEEDED_OUTPUTS}
-        return batch | {"model_inputs": {"image_ids": batch["model_inputs"]["image_ids"]}, "outputs": needed}
+    def _forward(
+        self, batch: dict[str, Any], threshold: float = 0.5, row_chunk_size: int | None = None
+    ) -> dict[str, Any]:
+        outputs = self.model.segment(**batch["model_inputs"], threshold=threshold, row_chunk_size=row_chunk_size)
+        return batch | {"model_inputs": {"image_ids": batch["model_inputs"]["image_ids"]}, "outputs": dict(outputs)}
 
     def postprocess(self, batch: dict[str, Any], threshold: float = 0.5, mask_threshold: float = 0.5) -> list:
         """The results of every image of a batch."""

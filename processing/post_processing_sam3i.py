@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-
-_CHUNK_VALUES = 2**24
-"""Mask values resized at once (64 MiB in float32), whatever the number and size of the masks."""
+from .mask_resizing import resize_and_binarize
 
 
 def check_probability(name: str, value: Any) -> float:
@@ -27,31 +24,6 @@ def check_probability(name: str, value: Any) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"Expected `{name}` in [0, 1], found {value}.")
     return float(value)
-
-
-def resize_and_binarize(
-    mask_logits: torch.Tensor, size: tuple[int, int] | None, mask_threshold: float
-) -> torch.Tensor:
-    """Resize mask probabilities bilinearly, then threshold, a few masks at a time.
-
-    Args:
-        mask_logits (`torch.Tensor` of shape `(K, h, w)`): Mask logits.
-        size (`tuple[int, int]`, *optional*): Height and width of the result; unchanged if `None`.
-        mask_threshold (`float`): Probability above which a pixel belongs to the mask.
-
-    Returns:
-        `torch.BoolTensor` of shape `(K, height, width)`.
-    """
-    if size is None:
-        return mask_logits.float().sigmoid() > mask_threshold
-    height, width = size
-    masks = torch.empty(len(mask_logits), height, width, dtype=torch.bool, device=mask_logits.device)
-    step = max(1, _CHUNK_VALUES // (height * width))
-    for start in range(0, len(mask_logits), step):
-        probabilities = mask_logits[start : start + step].float().sigmoid()
-        resized = F.interpolate(probabilities[None], size=(height, width), mode="bilinear", align_corners=False)[0]
-        masks[start : start + step] = resized > mask_threshold
-    return masks
 
 
 def _is_length(value: Any) -> bool:
@@ -103,25 +75,25 @@ def segment_rows(
         raise ValueError("The outputs hold no masks (the model was called with `labels`); call it without them.")
     presence = getattr(outputs, "presence_logits", None)
     levels = getattr(outputs, "instruction_levels", None)
-    scores = logits.float().sigmoid()  # (rows, queries)
-    if presence is not None:
-        scores = scores * presence.float().sigmoid()
-    if scores.isnan().any():
-        raise ValueError("The outputs hold NaN scores: the weights or the inputs are broken.")
     results = []
-    for row, row_scores in enumerate(scores):
-        order = row_scores.argsort(descending=True, stable=True)
-        kept = order[row_scores[order] > threshold]  # (K,)
+    for row, row_logits in enumerate(logits):  # a tensor, or a list with the instances of each row
+        scores = row_logits.float().sigmoid()  # (queries,)
+        if presence is not None:
+            scores = scores * presence[row].float().sigmoid()
+        if scores.isnan().any():
+            raise ValueError("The outputs hold NaN scores: the weights or the inputs are broken.")
+        order = scores.argsort(descending=True, stable=True)
+        kept = order[scores[order] > threshold]  # (K,)
         size = None if sizes is None else sizes[row]
-        row_boxes = boxes[row, kept].float()  # (K, 4)
+        row_boxes = boxes[row][kept].float()  # (K, 4)
         if size is not None:
             row_boxes = row_boxes * row_boxes.new_tensor([size[1], size[0], size[1], size[0]])
         level = InstructionLevel.CONCEPT if levels is None else InstructionLevel.from_any(int(levels[row]))
         results.append(
             {
-                "scores": row_scores[kept],
+                "scores": scores[kept],
                 "boxes": row_boxes,
-                "masks": resize_and_binarize(masks[row, kept], size, mask_threshold),
+                "masks": resize_and_binarize(masks[row][kept], size, mask_threshold),
                 "level": level.value,
             }
         )

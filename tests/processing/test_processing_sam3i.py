@@ -12,7 +12,6 @@ from PIL import Image
 from transformers import CLIPTokenizer, Sam3ImageProcessor, Sam3Processor
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
-from sam3i.processing.post_processing_sam3i import resize_and_binarize
 from sam3i.processing.processing_sam3i import Sam3IProcessor
 
 LONG = "the dog and " * 12 + "something red that sits left of the cat"
@@ -415,20 +414,6 @@ def test_nothing_found_keeps_its_shape(processor):
     rows = processor.post_process_instruction_segmentation(_outputs(), threshold=1.0, target_sizes=[(30, 40)])
     assert [tuple(row["masks"].shape) for row in rows] == [(0, 30, 40)] * 3
     assert rows[0]["boxes"].shape == (0, 4)
-
-
-def test_chunks_equal_one_piece_and_bound_memory(monkeypatch):
-    logits = torch.randn(7, 12, 12)
-    whole = resize_and_binarize(logits, (50, 70), 0.5)
-    resized = []
-    interpolate = torch.nn.functional.interpolate
-    monkeypatch.setattr("sam3i.processing.post_processing_sam3i._CHUNK_VALUES", 50 * 70 * 2)
-    monkeypatch.setattr(
-        "sam3i.processing.post_processing_sam3i.F.interpolate",
-        lambda *args, **kwargs: resized.append(interpolate(*args, **kwargs)) or resized[-1],
-    )
-    assert torch.equal(resize_and_binarize(logits, (50, 70), 0.5), whole)
-    assert [len(piece[0]) for piece in resized] == [2, 2, 2, 1]
 
 
 def test_half_precision_outputs(processor):

@@ -221,7 +221,7 @@ def text_encoder_inputs(
         TypeError, ValueError: for ids that are none of the encoder's, or more than it has positions.
     """
     check_token_ids(input_ids)
-    vocabulary = embeddings.token_embedding.num_embeddings
+    vocabulary = len(embeddings.token_embedding.weight)  # PEFT may have wrapped it to train single tokens
     if int(input_ids.min()) < 0 or int(input_ids.max()) >= vocabulary:
         raise ValueError(
             f"Expected `input_ids` from 0 to {vocabulary - 1}, found {int(input_ids.min())} to "

@@ -20,7 +20,6 @@ MOST_INSTRUCTIONS = 12
 """Instructions in one call: a bound on the memory of a shared page."""
 
 _PICTURES_KEPT = 4
-_FIELDS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "instruction_levels")
 
 
 def read_instructions(text: str | None) -> list[str]:
@@ -155,9 +154,7 @@ class DemoModel:
             inputs = {name: value.to(self.pipe.device) for name, value in batch.pop("model_inputs").items()}
             inputs["vision_embeds"], reused = self._vision(image, inputs.pop("pixel_values"))
             encoded = time.perf_counter()
-            outputs = self.pipe.model(**inputs)
-            outputs = {name: outputs[name].cpu() for name in _FIELDS}
-            probabilities = self._level_probabilities(inputs) if level == "auto" else None
+            outputs = self.pipe.model.segment(**inputs, threshold=LOWEST_THRESHOLD)
             seconds = time.perf_counter() - start
         return Segmentation(
             pipe=self.pipe,
@@ -166,19 +163,12 @@ class DemoModel:
             texts=tuple(texts),
             asked=level if isinstance(level, str) else "compare",
             boxes=tuple(boxes),
-            outputs=_candidates(outputs),
-            probabilities=probabilities,
+            outputs=_best_first(outputs),
+            probabilities=_level_probabilities(outputs) if level == "auto" else None,
             lost=tuple(lost for _, lost in self.pipe.processor.measure_instructions([text or "" for text in texts])),
             vision_seconds=None if reused else encoded - start,
             seconds=seconds,
         )
-
-    def _level_probabilities(self, inputs: dict[str, Any]) -> list[list[float]] | None:
-        """What the learned router thinks of each instruction, where it is the router that chooses."""
-        if self.who_chooses != "router":
-            return None
-        logits = self.pipe.model.predict_levels(inputs["input_ids"], inputs["attention_mask"])  # (rows, levels)
-        return logits.float().softmax(-1).tolist()
 
     def _vision(self, image: Image.Image, pixel_values: torch.Tensor) -> tuple[Any, bool]:
         """Features of a picture, and whether they were at hand."""
@@ -192,14 +182,20 @@ class DemoModel:
         return self._features[key], reused
 
 
-def _candidates(outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Queries that the lowest threshold keeps, best first: what a visitor's session remembers of a call."""
-    scores = outputs["pred_logits"].float().sigmoid() * outputs["presence_logits"].float().sigmoid()  # (rows, queries)
-    count = max(1, int((scores > LOWEST_THRESHOLD).sum(1).max()))
-    order = scores.argsort(descending=True, stable=True, dim=1)[:, :count]  # (rows, count)
-    kept = {name: outputs[name] for name in _FIELDS}
-    rows = torch.arange(len(order))[:, None]
-    return kept | {name: outputs[name][rows, order] for name in ("pred_masks", "pred_boxes", "pred_logits")}
+def _best_first(outputs: Any) -> dict[str, Any]:
+    """The instances of each row, sorted by score: what a visitor's session remembers of a call."""
+    orders = [logits.argsort(descending=True, stable=True) for logits in outputs.pred_logits]
+    lists = {
+        name: [row[order].cpu() for row, order in zip(outputs[name], orders, strict=True)]
+        for name in ("pred_masks", "pred_boxes", "pred_logits")
+    }
+    return lists | {name: outputs[name].cpu() for name in ("presence_logits", "instruction_levels")}
+
+
+def _level_probabilities(outputs: Any) -> list[list[float]] | None:
+    """What the learned router thinks of each instruction, where it was asked."""
+    logits = outputs.level_logits  # (rows, levels)
+    return None if logits is None else logits.float().softmax(-1).tolist()
 
 
 __all__ = ["MOST_INSTRUCTIONS", "DemoModel", "check_model_name", "read_instructions"]

@@ -68,7 +68,7 @@ class Segmentation:
         texts (`tuple[str | None]`): The `R` instructions; `None` where boxes speak alone.
         asked (`str`): The level asked for, or `"auto"`.
         boxes (`tuple[BoxExemplar]`): The exemplars of all instructions.
-        outputs (`dict[str, torch.Tensor]`): Masks, boxes and logits of the candidates, best first.
+        outputs (`dict`): Masks, boxes and logits of the candidates of each row, best first.
         probabilities (`list[list[float]]`, *optional*): `(R, 3)`: of the levels, by the learned router.
         lost (`tuple[str]`): For each instruction the words that did not fit.
         vision_seconds (`float`, *optional*): Spent on the picture; `None` when its features were at hand.
@@ -81,7 +81,7 @@ class Segmentation:
     texts: tuple[str | None, ...]
     asked: str
     boxes: tuple[BoxExemplar, ...]
-    outputs: dict[str, torch.Tensor]
+    outputs: dict[str, Any]
     probabilities: list[list[float]] | None
     lost: tuple[str, ...]
     vision_seconds: float | None
@@ -103,7 +103,7 @@ class Segmentation:
             self,
             texts=self.texts[rows],
             asked=asked,
-            outputs={name: tensor[rows] for name, tensor in self.outputs.items()},
+            outputs={name: values[rows] for name, values in self.outputs.items()},
             probabilities=self.probabilities and self.probabilities[rows],
             lost=self.lost[rows],
         )
@@ -223,7 +223,7 @@ class View:
         lines = []
         for index, row in enumerate(self.rows):
             for place, instance in enumerate(row):
-                corners = outputs["pred_boxes"][index, place].float().clamp(0, 1).tolist()
+                corners = outputs["pred_boxes"][index][place].float().clamp(0, 1).tolist()
                 box = tuple(round(value * side) for value, side in zip(corners, (width, height) * 2, strict=True))
                 area = float((np.asarray(instance["mask"]) > 127).mean())
                 lines.append(InstanceLine(index, place, instance["score"], box, area))

@@ -32,7 +32,9 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</scrip
 
 @pytest.fixture(scope="module")
 def model() -> DemoModel:
-    return DemoModel.load(str(SHAPES_TINY), "cpu")
+    model = DemoModel.load(str(SHAPES_TINY), "cpu")
+    model.pipe.model.float()  # saved in half precision, where last bits show
+    return model
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def session() -> DemoSession:
 
 def passes(model: DemoModel, monkeypatch) -> list[str]:
     """A list that grows by a name whenever the model runs its vision encoder, or as a whole."""
-    seen, whole, vision = [], model.pipe.model.forward, model.pipe.model.vision_encoder.forward
-    monkeypatch.setattr(model.pipe.model, "forward", lambda **inputs: (seen.append("model"), whole(**inputs))[1])
+    seen, whole, vision = [], model.pipe.model.segment, model.pipe.model.vision_encoder.forward
+    monkeypatch.setattr(model.pipe.model, "segment", lambda **inputs: (seen.append("model"), whole(**inputs))[1])
     monkeypatch.setattr(
         model.pipe.model.vision_encoder, "forward", lambda *a, **k: (seen.append("vision"), vision(*a, **k))[1]
     )
@@ -53,14 +55,15 @@ def passes(model: DemoModel, monkeypatch) -> list[str]:
 
 
 def same(one: list, other: list) -> bool:
+    """Whether instances are equal up to last bits, which depend on what is computed together."""
     if [len(row) for row in one] != [len(row) for row in other]:
         return False
     pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True)]
     return all(
-        a["score"] == b["score"]
-        and a["box"] == b["box"]
+        abs(a["score"] - b["score"]) < 2e-3
+        and all(abs(a["box"][side] - b["box"][side]) <= 1 for side in a["box"])
         and a["level"] == b["level"]
-        and a["mask"].tobytes() == b["mask"].tobytes()
+        and (np.asarray(a["mask"]) == np.asarray(b["mask"])).mean() > 0.999
         for a, b in pairs
     )
 
@@ -112,11 +115,7 @@ def test_three_levels_equal_three_calls(model, session):
     for part in parts:
         alone = session.segment(model, text, part.asked)
         assert part.levels == alone.levels == [part.asked] * 2 and part.texts == alone.texts
-        for name in ("pred_logits", "pred_masks"):
-            count = min(part.outputs[name].shape[1], alone.outputs[name].shape[1])
-            torch.testing.assert_close(
-                part.outputs[name][:, :count], alone.outputs[name][:, :count], atol=1e-4, rtol=1e-4
-            )
+        assert same(part.instances(0.3, 0.5), alone.instances(0.3, 0.5))
 
 
 def test_auto_says_what_it_chose(model, session):
@@ -128,17 +127,17 @@ def test_auto_says_what_it_chose(model, session):
 
 
 def test_probabilities_of_a_router_are_shown(model, session, monkeypatch):
-    answer = session.segment(model, "moon\nthe star", "auto")
     logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
-    monkeypatch.setattr(model.pipe.processor, "auto_levels", "router")
-    monkeypatch.setattr(model.pipe.model, "predict_levels", lambda ids, mask: logits, raising=False)
-    forward = model.pipe.model.forward
+    segment = model.pipe.model.segment
 
     def route(**inputs):
         assert inputs["instruction_levels"].tolist() == [-1, -1]
-        return forward(**(inputs | {"instruction_levels": logits.argmax(-1)}))
+        outputs = segment(**(inputs | {"instruction_levels": logits.argmax(-1)}))
+        outputs.level_logits = logits
+        return outputs
 
-    monkeypatch.setattr(model.pipe.model, "forward", route)
+    monkeypatch.setattr(model.pipe.processor, "auto_levels", "router")
+    monkeypatch.setattr(model.pipe.model, "segment", route)
     answer = session.segment(model, "moon\nthe star", "auto")
     assert answer.levels == ["concept", "complex"]
     assert torch.tensor(answer.probabilities).argmax(-1).tolist() == [0, 2]
@@ -155,15 +154,15 @@ def test_archive_holds_the_masks_of_the_pipeline(model, session):
     document = json.loads(archive.read("results.json"))
     assert (document["threshold"], document["mask_threshold"], document["level"]) == (0.3, 0.4, "complex")
     assert [entry["text"] for entry in document["results"]] == texts
-    files = {"results.json", "overlay.png"}
-    for entry, row in zip(document["results"], expected, strict=True):
-        assert len(entry["instances"]) == len(row) > 0
-        for found, instance in zip(entry["instances"], row, strict=True):
-            mask = np.asarray(instance["mask"]) > 127
-            assert np.array_equal(decode_mask(found["segmentation"]), mask)
-            assert np.array_equal(np.asarray(Image.open(archive.open(found["file"]))) > 127, mask)
-            assert (found["score"], found["box"]) == (instance["score"], instance["box"])
+    files, saved = {"results.json", "overlay.png"}, []
+    for entry in document["results"]:
+        saved.append([])
+        for found in entry["instances"]:
+            mask = Image.open(archive.open(found["file"]))
+            assert np.array_equal(decode_mask(found["segmentation"]), np.asarray(mask) > 127)
+            saved[-1].append(found | {"mask": mask})
             files.add(found["file"])
+    assert same(saved, expected) and all(saved)
     assert set(archive.namelist()) == files
 
 
@@ -184,13 +183,8 @@ def test_the_code_makes_the_same_call(model, session, tmp_path, monkeypatch):
     session.image.save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
     scope = {}
-    exec(answer.code(0.3, 0.45), scope)
-    expected = answer.instances(0.3, 0.45)
-    assert [len(row) for row in scope["results"]] == [len(row) for row in expected] and expected[0]
-    for found, instance in zip(scope["results"][0], expected[0], strict=True):
-        # Other memory, other last bits.
-        assert found["score"] == pytest.approx(instance["score"], abs=1e-3) and found["level"] == "simple"
-        assert (np.asarray(found["mask"]) == np.asarray(instance["mask"])).mean() > 0.999
+    exec(answer.code(0.45, 0.45), scope)
+    assert same(scope["results"], answer.instances(0.45, 0.45)) and scope["results"][0]
 
 
 def test_spotlight_keeps_one_instance_bright(model, session):
@@ -308,8 +302,8 @@ def test_read_instructions():
 def test_segmentation_remembers_only_candidates(model, session):
     answer = session.segment(model, "moon", "auto")
     assert isinstance(answer, Segmentation)
-    scores = answer.outputs["pred_logits"].sigmoid() * answer.outputs["presence_logits"].sigmoid()
-    assert (scores > LOWEST_THRESHOLD).all() and (scores.diff() <= 0).all()
+    scores = answer.outputs["pred_logits"][0].sigmoid() * answer.outputs["presence_logits"][0].sigmoid()
+    assert len(scores) > 0 and (scores > LOWEST_THRESHOLD).all() and (scores.diff() <= 0).all()
 
 
 @pytest.mark.parametrize(
@@ -390,7 +384,7 @@ def test_space_starts_and_answers(tmp_path):
     )
     assert [len(row) for row in rows] == [len(row) for row in expected] and sum(map(len, rows)) > 0
     for found, instance in zip(rows[0], expected[0], strict=True):
-        assert np.array_equal(decode_mask(found["segmentation"]), np.asarray(instance["mask"]) > 127)
+        assert (decode_mask(found["segmentation"]) == (np.asarray(instance["mask"]) > 127)).mean() > 0.999
 
 
 def _connect(client_class, address: str, process: subprocess.Popen, log: Path):

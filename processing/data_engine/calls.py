@@ -11,22 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..chat_model import (
-    ChatModel,
-    ChatModelError,
-    ChatRequestError,
-    ChatUnavailableError,
-    MalformedReplyError,
-    Message,
-)
+from ..chat_model import ChatModel, ChatRequestError, ChatUnavailableError, Message
 from .append_log import AppendLog, read_log
 from .budget import Budget, Spending
 from .courier import CourierModel
+from .logged_call import make_logged_call
 
 IMAGE_TOKENS = 1500  # what one picture is taken to cost before the endpoint says
 
@@ -102,7 +95,7 @@ class CallLog:
         if isinstance(model, CourierModel):
             record = model.courier.carry(key, digest, model.role, messages, json_schema)
         else:
-            record = perform(self._log, key, digest, model, messages, json_schema)
+            record = make_logged_call(self._log, key, digest, model, messages, json_schema)
         self.spending.settle(reservation, record["calls"], record["prompt_tokens"], record["completion_tokens"])
         if record["event"] == "failed":
             raise _error_of(record)
@@ -110,40 +103,6 @@ class CallLog:
             self._answers[key] = record
             self.in_doubt.discard(key)
         return record["text"]
-
-
-def perform(
-    log: AppendLog,
-    key: str,
-    digest: str,
-    model: ChatModel,
-    messages: Sequence[Message],
-    json_schema: dict[str, Any],
-) -> dict[str, Any]:
-    """Make one call between its two lines in the log; returns the second one."""
-    log.append({"event": "sent", "key": key, "request": digest, "model": model.name, "time": time.time()})
-    error = None
-    try:
-        reply = model.complete(list(messages), json_schema=json_schema)
-        text, usage = reply.text, reply.usage
-    except MalformedReplyError as malformed:
-        text, usage = malformed.text, malformed.usage
-    except ChatModelError as failure:
-        text, error, usage = "", failure, failure.usage
-    record: dict[str, Any] = {
-        "event": "answered" if error is None else "failed",
-        "key": key,
-        "request": digest,
-        "calls": usage.calls,
-        "retries": usage.retries,
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "seconds": round(usage.seconds, 3),
-        "time": time.time(),
-    }
-    record |= {"text": text} if error is None else {"error": str(error), "status": getattr(error, "status", None)}
-    log.append(record)
-    return record
 
 
 def _error_of(record: dict[str, Any]) -> Exception:

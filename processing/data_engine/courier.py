@@ -24,6 +24,8 @@ from typing import Any
 from transformers.utils import logging
 
 from ..chat_model import ChatUnavailableError, Message
+from .append_log import AppendLog
+from .logged_call import make_logged_call
 
 logger = logging.get_logger(__name__)
 
@@ -172,9 +174,6 @@ def wait_until_free(log_path: Path) -> None:
 
 def main() -> None:
     """Make calls as they come in on standard input, until it ends and every call is answered."""
-    from .append_log import AppendLog
-    from .calls import perform
-
     first = json.loads(sys.stdin.readline())
     models = {role: EndpointSpec(**spec).connect() for role, spec in first["specs"].items()}
     said = threading.Lock()
@@ -187,7 +186,7 @@ def main() -> None:
         def work(order: dict[str, Any]) -> None:
             key, digest, model = order["key"], order["request"], models[order["role"]]
             try:
-                record = perform(log, key, digest, model, _unpack(order["messages"]), order["schema"])
+                record = make_logged_call(log, key, digest, model, _unpack(order["messages"]), order["schema"])
             except Exception as error:  # the engine waits for an answer, and raises this one
                 record = {"event": "failed", "key": key, "request": digest, "error": repr(error), "status": None}
                 record["unexpected"] = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sam3i data build | status | merge | export | review-export | review-import`: the data engine."""
+"""`sam3i data build | status | merge | review | export | review-export | review-import`: the data engine."""
 
 from __future__ import annotations
 
@@ -155,16 +155,50 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write the data and its card.")],
     to: Annotated[str, typer.Option("--to", help="jsonl, official or parquet.")] = "jsonl",
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
+    push_to: Annotated[str | None, typer.Option(help="Upload the folder to this data set of the Hub, too.")] = None,
+    private: Annotated[bool, typer.Option(help="Make an uploaded data set private.")] = False,
 ) -> None:
-    """Write the accepted instructions with a dataset card."""
-    from .data_engine.export import export_run
+    """Write the accepted instructions with a dataset card, and upload them where asked."""
+    from .data_engine.export import export_run, push_export
     from .data_engine.run_directory import RunDirectory
 
     try:
-        path = export_run(RunDirectory(run), folder, to, name)
+        path = export_run(RunDirectory(run), folder, to, name or (push_to and push_to.rsplit("/", 1)[-1]))
+        typer.echo(f"wrote {path}", err=True)
+        if push_to is not None:
+            typer.echo(f"uploaded to {push_export(path, push_to, private)}", err=True)
     except (ValueError, OSError) as error:
         raise _fail(error) from error
-    typer.echo(f"wrote {path}", err=True)
+
+
+def review(
+    run: RunFolder,
+    reviewer: Annotated[str | None, typer.Option(help="Your name; the page asks for it if not given.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="The first free one from 7860 on, if not given.")] = None,
+    second_looks: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the pairs that two reviewers are asked about.")
+    ] = 0.1,
+    tokenizer: Annotated[str | None, typer.Option(help="SAM3 repository or folder to count tokens with.")] = None,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+) -> None:
+    """Open a page on which people decide what the checks disagree on; several may work on it at a time."""
+    try:
+        from .data_engine.review import ReviewDesk
+        from .data_engine.review_checks import EditChecks
+        from .data_engine.review_page import ReviewPage
+        from .data_engine.run_directory import RunDirectory
+
+        desk = ReviewDesk(RunDirectory(run), second_looks)
+        checks = EditChecks(desk, _token_counter(tokenizer)) if tokenizer else None
+        page = ReviewPage(desk, reviewer, checks)
+        _, address, _ = page.launch(host, port, prevent_thread_lock=True, inbrowser=open_browser)
+    except (ImportError, ValueError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"{desk.progress()['left']} instructions wait. Open {address} (Ctrl+C to stop)", err=True)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        typer.echo(f"Anyone who can reach this machine can review (host {host}).", err=True)
+    page.blocks.block_thread()
 
 
 def review_export(
@@ -199,7 +233,7 @@ def review_import(run: RunFolder, file: Annotated[Path, typer.Argument(help="Lab
 
 def add_engine_commands(app: typer.Typer) -> None:
     """Mount the commands of this module on an app."""
-    for function in (build, status, merge, export, review_export, review_import):
+    for function in (build, status, merge, review, export, review_export, review_import):
         app.command(function.__name__.replace("_", "-"))(function)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,40 @@ def read_log(path: str | Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith(b"\n"):
                 yield json.loads(line)
+
+
+class LogReader:
+    """Reads a file that others append to: a call of [`read`] gives the records that came since the last."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._place = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The records since the last call."""
+        if not self.path.exists():
+            return []
+        found = []
+        with open(self.path, "rb") as file:
+            file.seek(self._place)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                found.append(json.loads(line))
+                self._place += len(line)
+        return found
+
+
+@contextmanager
+def shared_log(path: str | Path) -> Iterator[AppendLog]:
+    """A file that several processes and threads append to, one at a time: waits until the others are done."""
+    with open(path, "ab") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        log = AppendLog(path)
+        try:
+            yield log
+        finally:
+            log.close()
 
 
 class FolderLock:

@@ -28,6 +28,7 @@ from .nouns import NounForms
 from .prompts import Prompt, load_prompts
 from .run_directory import RunConfigError, RunDirectory
 from .scene import Scene
+from .scene_record import scene_to_record
 from .sources import Wanted
 
 logger = logging.get_logger(__name__)
@@ -204,27 +205,7 @@ class DataEngine:
 
     def _picture(self, scene: Scene) -> dict[str, Any]:
         targets = PictureExamination(scene, self.run.config, self.tools).run()
-        return {
-            "order": scene.order,
-            "image_id": scene.image_id,
-            "image": self._image_path(scene),
-            "file_name": scene.file_name,
-            "width": scene.width,
-            "height": scene.height,
-            "dataset": scene.dataset,
-            "split": scene.split,
-            "instances": [
-                {
-                    "annotation_id": item.annotation_id,
-                    "noun": item.noun,
-                    "granularity": item.granularity,
-                    "mask": item.mask,
-                    "box": item.box,
-                }
-                for item in scene.instances
-            ],
-            "targets": targets,
-        }
+        return {**scene_to_record(scene, self._image_path(scene)), "targets": targets}
 
     def _image_path(self, scene: Scene) -> str | None:
         """Where the picture lies; a picture that is no file is written into the run folder."""

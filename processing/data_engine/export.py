@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,51 @@ def export_run(run: RunDirectory, folder: str | Path, format: str = "jsonl", nam
     card = dataset_card(run, count, len(pictures), name or folder.name, path.name)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return path
+
+
+def push_export(path: Path, repo_id: str, private: bool = False) -> str:
+    """Upload an export as a data set of the Hub, in one commit; returns its address.
+
+    The folder holds the data file, the card and, but for parquet, the pictures; pictures that are files elsewhere are
+    in parquet only.
+
+    Args:
+        path: the data file, as [`export_run`] returns it.
+        repo_id: "owner/name"; made where it does not exist.
+        private: whether a new repository is private.
+
+    Raises:
+        ExportError: rows whose pictures would not be uploaded, or a Hub that refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if path.suffix != ".parquet" and _lacks_pictures(path):
+        raise ExportError(
+            f"{path.parent} lacks pictures that lie elsewhere; export with --to parquet, which holds them."
+        )
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=path.parent,
+            repo_type="dataset",
+            allow_patterns=[path.name, "README.md", "images/*"],
+            commit_message="Upload instructions made by the data engine of sam3i",
+        )
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ExportError(f"The Hub did not take {repo_id}: {error}") from error
+    return str(url)
+
+
+def _lacks_pictures(path: Path) -> bool:
+    """Whether a file names pictures that are not in its folder."""
+    if path.suffix == ".jsonl":
+        names = {json.loads(line)["file_name"] for line in path.read_text(encoding="utf-8").splitlines()}
+    else:
+        names = {image["file_name"] for image in json.loads(path.read_text(encoding="utf-8"))["images"]}
+    return any(name is None or not (path.parent / name).is_file() for name in names)
 
 
 def dataset_card(run: RunDirectory, targets: int, pictures: int, name: str, data_file: str) -> str:

@@ -14,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .review import ACCEPT, EDIT, REJECT, SKIP, Decision, QueuedPair, ReviewDesk
+from .opinions import ACCEPT, EDIT, REJECT, SKIP, Decision
+from .review import QueuedPair, ReviewDesk
 
 LABELING_CONFIG = """<View>
   <Text name="instruction" value="$instruction"/>

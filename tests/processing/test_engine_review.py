@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import html
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import typer
+from engine_disputed import disputed_run
 from engine_faulty_models import FaultyModels
 from engine_session import run_session
 from PIL import Image, ImageDraw
@@ -14,9 +18,13 @@ from sam3i.processing.data_engine.courier import Courier, EndpointSpec
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import ExportError, accepted_rows, export_run
 from sam3i.processing.data_engine.label_studio import LabelStudioError, export_tasks, import_decisions
+from sam3i.processing.data_engine.opinions import DecisionError
 from sam3i.processing.data_engine.prompts import PromptError, load_prompts
-from sam3i.processing.data_engine.review import DecisionError, ReviewDesk
+from sam3i.processing.data_engine.review import ReviewDesk
+from sam3i.processing.data_engine.review_checks import EditChecks, breaks_a_rule
+from sam3i.processing.data_engine.review_view import as_text
 from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
+from sam3i.processing.data_engine.scene_record import scene_of_record, scene_to_record
 from sam3i.processing.data_engine.sources import ShapesSource
 from sam3i.processing.data_engine.status import run_status
 from sam3i.processing.data_engine_cli import add_engine_commands
@@ -282,3 +290,92 @@ def test_commands(tmp_path):
     assert "merged 4" in call("merge", tmp_path / "s0", tmp_path / "s1", "--to", tmp_path / "m").output
     assert "0 tasks" in call("review-export", run, tmp_path / "tasks.json").output
     assert "0 new" in call("review-import", run, tmp_path / "tasks.json").output
+
+
+def test_many_hands_lose_no_decision(run):
+    """Threads at one desk and desks of their own, all deciding the same pairs at once; a torn line is mended."""
+    desks = [ReviewDesk(run), ReviewDesk(run)]
+    ids = [item.pair["pair_id"] for item in desks[0].queue()[:4]]
+    run.decisions_path.write_bytes(b'{"pair_id": "torn')
+
+    def decide(number):
+        for pair_id in ids:
+            desks[number % 2].decide(pair_id, "accept", f"reviewer {number}", when=float(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decide, range(8)))
+    lines = list(read_log(run.decisions_path))
+    assert len(lines) == 32 == len({(line["pair_id"], line["author"]) for line in lines})
+    desks[0].refresh()
+    assert len(desks[0].decisions(ids[0])) == 8
+    assert ReviewDesk(run).progress("reviewer 1")["decided"] == 4
+
+
+def test_second_looks(run):
+    desk = ReviewDesk(run, second_looks=1.0)
+    pair_id = desk.queue()[0].pair["pair_id"]
+    before = len(desk.queue("bob"))
+    desk.decide(pair_id, "accept", "ann")
+    assert len(desk.queue("bob")) == before  # settled, and still to be looked at once more
+    assert pair_id not in {item.pair["pair_id"] for item in [*desk.queue(), *desk.queue("ann")]}
+    desk.decide(pair_id, "accept", "bob")
+    assert pair_id not in {item.pair["pair_id"] for item in desk.queue("carl")}
+    assert len(ReviewDesk(run).queue("carl")) == before - 1
+    with pytest.raises(ValueError, match="share"):
+        ReviewDesk(run, second_looks=2)
+
+
+def test_edits_go_through_the_checks(tmp_path):
+    run = disputed_run(tmp_path)
+    desk = ReviewDesk(run)
+    checks = EditChecks(desk)
+    item = desk.queue()[0]
+    noun = item.target["noun"]
+
+    def failed(text):
+        return [result.check for result in checks(item, text) if result.verdict == "fail"]
+
+    assert failed("two\nlines") == ["length"] and breaks_a_rule(checks(item, "two\nlines"))
+    assert failed(f"the {noun} " * 20)[0] == "length"
+    assert failed("the thing over there") == ["level"]
+    assert failed(item.pair["text"]) == []
+    kept = [pair for pair, *_ in desk.settled_of(item.picture["image_id"]) if pair["pair_id"] != item.pair["pair_id"]]
+    assert "duplicate" in failed(kept[0]["text"]) + failed(kept[-1]["text"])
+    nowhere = checks(item, f"the purple {noun} above the {noun}")
+    assert not breaks_a_rule(nowhere)
+
+
+def test_shown_text_is_harmless():
+    shown = as_text("<b>&amp;${x}{{y}}`\\ \u202eabc\x07")
+    assert not set("${}`\\") & set(shown) and "<b>" not in shown
+    assert html.unescape(shown) == "<bdi><b>&amp;${x}{{y}}`\\ ⟨U+202E⟩abc⟨U+0007⟩</bdi>"
+    assert "(5000 characters)" in as_text("a" * 5000)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a" * 81, "ann\u202e"])
+def test_reviewers_have_a_name(name):
+    pytest.importorskip("gradio")
+    from sam3i.processing.data_engine.review_page import reviewer_name
+
+    with pytest.raises(ValueError, match="name"):
+        reviewer_name(name)
+    assert reviewer_name("  Ann  Lee ") == "Ann Lee"
+
+
+def test_page_without_gradio_says_how_to_install_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "sam3i.processing.data_engine.review_page", raising=False)
+    app = typer.Typer()
+    add_engine_commands(app)
+    found = CliRunner().invoke(app, ["review", str(run.path)])
+    assert found.exit_code == 1 and 'pip install "sam3i[demo]"' in found.output
+
+
+def test_picture_of_a_record_is_the_scene_again(run):
+    record = run.ordered_records()[0]
+    scene = scene_of_record(record, run.path)
+    original = next(item for item in ShapesSource(5).scenes() if item.image_id == record["image_id"])
+    assert scene.instances == original.instances and scene.size_bounds == original.size_bounds
+    assert scene.open_image().tobytes() == original.open_image().tobytes()
+    again = json.loads(json.dumps(scene_to_record(scene, record["image"])))
+    assert again == {key: record[key] for key in record if key != "targets"}

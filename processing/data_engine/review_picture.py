@@ -81,7 +81,7 @@ def marked_layer(item: QueuedPair, numbers: Mapping[int, int]) -> Image.Image:
         is_target = entry["annotation_id"] in target
         mask, place = _enlarged(entry, scale, 4 * line)
         if is_target:
-            _paint(layer, mask, place, (*TARGET, 120))
+            _paint(layer, mask, place, (*TARGET, 62))
         _paint(layer, _edge(mask, line + 2), place, (10, 12, 18, 150))
         _paint(layer, _edge(mask, line), place, (*(TARGET if is_target else SIBLING), 255))
         if entry["annotation_id"] in picked:

@@ -82,7 +82,7 @@ class ReviewPage:
                     self.masks = gr.Button("Masks", size="sm", scale=0, elem_id="masks")
                     self.back = gr.Button("Back", size="sm", scale=0, elem_id="back")
                     gr.HTML(LEGEND)
-            with gr.Column(scale=5, min_width=400, elem_id="right"):
+            with gr.Column(scale=5, min_width=400, elem_id="right") as self.right:
                 self.question = gr.HTML(elem_id="question")
                 self.words = gr.Textbox(
                     show_label=False, container=False, lines=1, max_lines=6, elem_id="words",
@@ -101,7 +101,7 @@ class ReviewPage:
     def _connect(self) -> None:
         private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
         shown = [self.state, self.head, self.gate, self.desk_row, self.gate_notice, self.picture, self.question]
-        shown += [self.words, self.notice, self.evidence, self.back]
+        shown += [self.right, self.words, self.notice, self.evidence, self.back]
         self.blocks.load(self._open, self.state, shown, **private)
         gr.on([self.enter.click, self.name.submit], self._enter, [self.state, self.name], shown, **private)
         said = [self.state, self.words, self.seen]
@@ -158,7 +158,8 @@ class ReviewPage:
             self.gate_notice: say if gate else "",
             self.picture: pieces.get("picture", ""),
             self.question: pieces.get("question", ""),
-            self.words: gr.Textbox(value=pieces.get("words", ""), visible=asked),
+            self.right: gr.Column(visible=asked),
+            self.words: pieces.get("words", ""),
             self.notice: "" if gate else say,
             self.evidence: pieces.get("evidence", ""),
             self.back: gr.Button(interactive=bool(state.get("back"))),

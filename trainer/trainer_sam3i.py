@@ -227,6 +227,8 @@ class Sam3ITrainer(HubUploads, Trainer):
         self.train_dataset = rows
 
     def _finish_stage(self) -> None:
+        if self.stage is TrainingStage.JOINT and self.instruction_model.config.router_dim:
+            self.processing_class.auto_levels = "router"  # it has been trained
         folder = Path(self.args.output_dir) / FINAL_NAME
         self.save_model(str(folder), _internal_call=True)
         if self.args.should_save:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DETR decoder and the mask decoder of SAM3-I: stock's, with levels and one-to-many queries."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from transformers.masking_utils import create_bidirectional_mask
@@ -9,6 +11,7 @@ from transformers.models.sam3.modeling_sam3 import (
     Sam3DETRDecoderOutput,
     Sam3MaskDecoder,
     Sam3MaskDecoderOutput,
+    box_cxcywh_to_xyxy,
     inverse_sigmoid,
 )
 from transformers.utils.generic import merge_with_config_defaults
@@ -66,8 +69,7 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
             query_pos = self.ref_point_head(self.position_encoding.encode_boxes(reference_boxes))
             box_bias = None
             if spatial_shapes is not None and spatial_shapes.shape[0] == 1:
-                box_bias = self._get_rpb_matrix(reference_boxes, (spatial_shapes[0, 0], spatial_shapes[0, 1]))
-                box_bias = F.pad(box_bias, (0, 0, 1, 0))  # the presence token attends everywhere alike
+                box_bias = self._box_bias(reference_boxes, (spatial_shapes[0, 0], spatial_shapes[0, 1]))
             hidden_states = layer(
                 hidden_states,
                 query_pos=query_pos,
@@ -91,6 +93,31 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
             reference_boxes=torch.stack(boxes[:-1]),
             presence_logits=torch.stack(presence),
         )
+
+    def _box_bias(self, boxes: torch.Tensor, size: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """How each query is drawn to the pixels in and around its box, added to its attention.
+
+        Stock's numbers, bit for bit, written once where stock writes them four times.
+
+        Args:
+            boxes (`torch.Tensor` of shape `(rows, queries, 4)`): Boxes (cx, cy, w, h) in [0, 1].
+            size: Height and width of the feature map.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, heads, 1 + queries, height * width)`; zero for the presence token, which
+            attends everywhere alike.
+        """
+        corners = box_cxcywh_to_xyxy(boxes)
+        ys, xs = self._get_coords(*size, dtype=boxes.dtype, device=boxes.device)
+        biases = []
+        for places, first, embed in ((ys, 1, self.box_rpb_embed_y), (xs, 0, self.box_rpb_embed_x)):
+            offsets = places[:, None] - corners[:, :, None, first::2]  # (rows, queries, side, 2)
+            offsets = offsets * 8
+            offsets = torch.sign(offsets) * torch.log2(torch.abs(offsets) + 1.0) / math.log2(8)
+            bias = embed(offsets).permute(0, 3, 1, 2).contiguous()  # the sum below is laid out as its terms are
+            biases.append(F.pad(bias, (0, 0, 1, 0)))  # (rows, heads, 1 + queries, side)
+        down, across = biases
+        return (down[..., None] + across[..., None, :]).flatten(3)
 
 
 class Sam3IMaskDecoder(Sam3MaskDecoder):

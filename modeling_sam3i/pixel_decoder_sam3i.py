@@ -35,7 +35,9 @@ def applies_to(mask_decoder: Sam3MaskDecoder, fpn_states: Sequence[torch.Tensor]
     modules = [*convolutions, mask_decoder.instance_projection, mask_decoder.semantic_projection]
     return (
         not torch.is_autocast_enabled("cpu")
-        and all(states.device.type == "cpu" and states.dtype in (torch.float32, torch.float64) for states in fpn_states)
+        and all(
+            states.device.type == "cpu" and states.dtype in (torch.float32, torch.float64) for states in fpn_states
+        )
         and all(type(module) is nn.Conv2d and module.weight.device.type == "cpu" for module in modules)
         and all(type(norm) is nn.GroupNorm for norm in decoder.norms)
         and all(module.kernel_size == (3, 3) and module.padding == (1, 1) for module in convolutions)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _CPU_CHUNK_BYTES = 2**30
 _ACCELERATOR_SHARE = 0.25
 """What the activations of the rows at work may take: a fixed amount, or a share of the accelerator's free memory."""
+_CPU_BLOCK_BYTES = 2**22
+"""What the inner activations of an MLP may take, so that they stay in the processor's cache."""
 
 
 def rows_at_once(model: "Sam3IForInstructionSegmentation", fpn_states: list[torch.Tensor]) -> int:
@@ -166,10 +168,24 @@ class SharedImages:
                 attention_mask=prompt_mask,
                 encoder_hidden_states=prompt,
             )
-        states = layers[0](states, prompt, None, mask, level_routing=routing)
-        for layer in layers[1:]:
-            states = layer(states, prompt, positions, mask, level_routing=routing)
+        for index, layer in enumerate(layers):
+            if index:
+                states = layer(states, None, positions, level_routing=routing)
+            states = self._read_prompt(layer, states, prompt, mask, routing)
         return states
+
+    def _read_prompt(self, layer, states, prompt, mask, routing: LevelRouting) -> torch.Tensor:
+        """The rest of an encoder layer, which looks at each token by itself: on the processor piece by piece."""
+        step = states.shape[1]
+        if states.device.type == "cpu":
+            values = len(states) * self.model.config.detr_encoder_config.intermediate_size
+            step = max(1, _CPU_BLOCK_BYTES // (values * states.element_size()))
+        pieces = []
+        for start in range(0, states.shape[1], step):
+            piece = slice(start, start + step)
+            own_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., piece, :]
+            pieces.append(layer(states[:, piece], prompt, None, own_mask, level_routing=routing))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
     def _masks(self, image: int, states: torch.Tensor, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks of one row: `states` `(1, tokens, width)` and mask embeddings `(K, width)`."""

@@ -7,13 +7,12 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import Trainer
 
 from .curriculum import TrainingStage
 from .protocols import get_protocol
-
-if TYPE_CHECKING:
-    from .trainer_sam3i import Sam3ITrainer
 
 RECORD_NAME = "training.json"
 STATE_NAME = "trainer_state.json"
@@ -40,7 +39,7 @@ class TrainingRecordError(ValueError):
     """A `training.json` that cannot be read."""
 
 
-def record_stage(trainer: Sam3ITrainer) -> None:
+def record_stage(trainer: Trainer) -> None:
     """Write what the stage that has just ended was, in place of what an earlier run left of it and later stages.
 
     Args:
@@ -92,7 +91,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     return record
 
 
-def _stage_entry(trainer: Sam3ITrainer) -> dict[str, Any]:
+def _stage_entry(trainer: Trainer) -> dict[str, Any]:
     args, log = trainer.args, trainer.state.log_history
     logged = {name for entry in log if "loss" in entry for name in entry}
     weights = trainer.instruction_model.criterion.config

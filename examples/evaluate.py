@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score SAM3-I against its baselines on instruction data: accuracy, and what an instruction costs.
+
+    python examples/evaluate.py
+    python examples/evaluate.py --model org/sam3-i --data refcoco/ --protocol refcoco --chat-url URL --chat-model NAME
+
+Without a chat model the agent's is an oracle that knows the targets: it bounds from above what any chat model can do.
+"""
+
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
+from sam3i.processing.chat_endpoint import EndpointChatModel
+from sam3i.processing.datasets.loading import load_instruction_dataset
+from sam3i.processing.datasets.schema import row_features
+from sam3i.processing.datasets.shapes_dataset import shapes_rows
+from sam3i.trainer.baselines.agent import AgentSegmenter
+from sam3i.trainer.baselines.oracle_server import OracleChat
+from sam3i.trainer.baselines.phrase_detector import PhraseDetector
+from sam3i.trainer.baselines.sam3i import Sam3ISegmenter
+from sam3i.trainer.baselines.stock_sam3 import StockSam3Segmenter
+from sam3i.trainer.evaluate_cli import format_results
+from sam3i.trainer.evaluation import evaluate_segmenter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(Path(__file__).parent / "shapes_tiny"))
+    parser.add_argument("--data", help="rows to score on; held-out scenes of the shapes world if not given")
+    parser.add_argument("--protocol", default="default")
+    parser.add_argument("--scenes", type=int, default=20)
+    parser.add_argument("--threshold", type=float, default=0.25)
+    parser.add_argument("--chat-url")
+    parser.add_argument("--chat-model")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    model = Sam3IForInstructionSegmentation.from_pretrained(options.model, dtype=torch.float32).to(options.device)
+    processor = Sam3IProcessor.from_pretrained(options.model)
+    if options.data:
+        rows = load_instruction_dataset(options.data)
+    else:
+        made = [row for row in shapes_rows("test", options.scenes) if row["simple"]]
+        rows = Dataset.from_list(made, features=row_features())
+
+    # At the concept level SAM3-I computes exactly what stock SAM3 does, so the baselines run on the same weights.
+    detector = PhraseDetector(model, processor, threshold=options.threshold)
+    oracle = None if options.chat_url else OracleChat.from_rows(rows).serve()
+    with oracle or nullcontext():
+        chat = EndpointChatModel(options.chat_url or oracle.base_url, options.chat_model or "oracle")
+        systems = [
+            Sam3ISegmenter(model, processor, threshold=options.threshold),
+            StockSam3Segmenter(detector),
+            StockSam3Segmenter(detector, text_source="concept"),
+            AgentSegmenter(detector, chat),
+        ]
+        results = [evaluate_segmenter(system, rows, options.protocol, progress=False) for system in systems]
+    print(format_results(results))
+
+
+if __name__ == "__main__":
+    main()

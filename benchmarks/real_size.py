@@ -7,32 +7,14 @@ Run: `python benchmarks/real_size.py [--runs 3] [--load]`; needs 8 GB of memory 
 """
 
 import argparse
-import resource
-import statistics
 import tempfile
 import time
 
 import torch
-from transformers import Sam3Model
-from transformers.initialization import no_init_weights
+from models import build_config, image, instructions, stock_twin
+from timing import Timing, clock, peak_mib, ratio, table
 
-from sam3i import Sam3IConfig, Sam3IForInstructionSegmentation
-
-
-def peak_gb() -> float:
-    """Peak resident memory of this process so far, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-
-
-def stock_twin(model: Sam3IForInstructionSegmentation) -> Sam3Model:
-    """Stock SAM3 on the very same tensors: no second copy in memory."""
-    with no_init_weights(), torch.device("meta"):
-        stock = Sam3Model(model.config)
-    stock.load_state_dict({k: v for k, v in model.state_dict().items() if "sam3i" not in k}, assign=True)
-    for name, buffer in model.named_buffers():
-        owner, _, leaf = name.rpartition(".")
-        setattr(stock.get_submodule(owner), leaf, buffer)
-    return stock.eval()
+from sam3i import Sam3IForInstructionSegmentation
 
 
 def main() -> None:
@@ -41,44 +23,37 @@ def main() -> None:
     parser.add_argument("--load", action="store_true", help="also save and load a repository of this size")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    model = Sam3IForInstructionSegmentation(Sam3IConfig()).eval()
+    model = Sam3IForInstructionSegmentation(build_config("real")).eval()
     size = sum(parameter.numel() for parameter in model.parameters())
     adapters = sum(parameter.numel() for parameter in model.adapter_parameters().values())
     bytes_gb = size * 4 / 1024**3
     print(f"{size / 1e6:.1f} M parameters, {adapters / 1e6:.1f} M of them adapters, {bytes_gb:.2f} GB in float32")
-    print(f"built in {time.perf_counter() - start:.1f} s, peak memory {peak_gb():.2f} GB")
+    print(f"built in {time.perf_counter() - start:.1f} s, peak memory {peak_mib():.0f} MiB")
 
     stock = stock_twin(model)
-    inputs = {
-        "pixel_values": torch.randn(1, 3, 1008, 1008, generator=torch.Generator().manual_seed(1)),
-        "input_ids": torch.randint(1, 49000, (1, 32), generator=torch.Generator().manual_seed(2)),
-        "attention_mask": torch.ones(1, 32, dtype=torch.long),
-    }
+    inputs = instructions(model, 1) | {"pixel_values": image(model)}
     systems = {
         "stock": lambda: stock(**inputs),
         "concept": lambda: model(**inputs, instruction_levels=torch.tensor([0])),
         "complex": lambda: model(**inputs, instruction_levels=torch.tensor([2])),
     }
-    wall, cpu = ({name: [] for name in systems} for _ in range(2))
-    peaks = {}
+    timings, peaks = {name: Timing() for name in systems}, {}
     with torch.no_grad():
         for _ in range(arguments.runs):
             for name, run in systems.items():
-                start, start_cpu = time.perf_counter(), time.process_time()
-                output = run()
-                wall[name].append(time.perf_counter() - start)
-                cpu[name].append(time.process_time() - start_cpu)
-                peaks.setdefault(name, peak_gb())
+                with clock(timings[name]):
+                    output = run()
+                peaks.setdefault(name, round(peak_mib()))
                 if name == "stock":
                     expected = output.pred_masks
                 elif name == "concept":
                     print(f"concept masks equal to stock's, bit for bit: {torch.equal(output.pred_masks, expected)}")
                 del output
-    print(f"{'system':<9} {'wall s':>8} {'cpu s':>8} {'cpu / stock':>12} {'peak GB so far':>15}")
-    for name in systems:
-        ratio = statistics.median(one / base for one, base in zip(cpu[name], cpu["stock"], strict=True))
-        wall_s, cpu_s = statistics.median(wall[name]), statistics.median(cpu[name])
-        print(f"{name:<9} {wall_s:8.2f} {cpu_s:8.2f} {ratio:12.3f} {peaks[name]:15.2f}")
+    rows = [
+        [name, timing.wall_s, timing.cpu_s, f"{ratio(timing, timings['stock']):.3f}", peaks[name]]
+        for name, timing in timings.items()
+    ]
+    table("One instruction on one image", ["", "wall s", "cpu s", "cpu / stock", "peak MiB so far"], rows)
 
     if arguments.load:
         with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +61,7 @@ def main() -> None:
             del model, stock, systems
             start = time.perf_counter()
             Sam3IForInstructionSegmentation.from_pretrained(folder)
-            print(f"from_pretrained: {time.perf_counter() - start:.1f} s, peak memory {peak_gb():.2f} GB")
+            print(f"from_pretrained: {time.perf_counter() - start:.1f} s, peak memory {peak_mib():.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class Sam3IInstancesOutput(ModelOutput):
         presence_logits (`torch.Tensor` of shape `(R, 1)`): Logit of "the row's target is in the image".
         instruction_levels (`torch.LongTensor` of shape `(R,)`): The level each row followed.
         level_logits (`torch.Tensor` of shape `(R, 3)`, *optional*): What the level router said, where it was asked.
+        threshold (`float`): The score that they exceed.
     """
 
     pred_masks: list[torch.Tensor] | None = None
@@ -77,6 +78,7 @@ class Sam3IInstancesOutput(ModelOutput):
     presence_logits: torch.Tensor | None = None
     instruction_levels: torch.LongTensor | None = None
     level_logits: torch.Tensor | None = None
+    threshold: float | None = None
 
 
 def predictions_for_loss(

@@ -7,7 +7,6 @@ encoder layer (once per level, as adapters may update its projections) and the i
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from transformers.masking_utils import create_bidirectional_mask
@@ -16,10 +15,8 @@ from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy
 from .instruction_encoding_sam3i import InstructionRows
 from .outputs_sam3i import Sam3IInstancesOutput, Sam3IInstructionSegmentationOutput
 from .pixel_decoder_sam3i import ImagePixels, applies_to
+from .pretrained_sam3i import Sam3IPreTrainedModel
 from .routing_sam3i import LevelRouting
-
-if TYPE_CHECKING:
-    from .modeling_sam3i import Sam3IForInstructionSegmentation
 
 _CPU_CHUNK_BYTES = 2**30
 _ACCELERATOR_SHARE = 0.25
@@ -28,7 +25,7 @@ _CPU_BLOCK_BYTES = 2**22
 """What the inner activations of an MLP may take, so that they stay in the processor's cache."""
 
 
-def rows_at_once(model: "Sam3IForInstructionSegmentation", fpn_states: list[torch.Tensor]) -> int:
+def rows_at_once(model: Sam3IPreTrainedModel, fpn_states: list[torch.Tensor]) -> int:
     """How many rows to run at once, from the memory that one takes.
 
     Args:
@@ -77,7 +74,7 @@ class SharedImages:
         inputs ([`InstructionRows`]): All rows of a call and the features of their images.
     """
 
-    def __init__(self, model: "Sam3IForInstructionSegmentation", inputs: InstructionRows):
+    def __init__(self, model: Sam3IPreTrainedModel, inputs: InstructionRows):
         self.model = model
         self.inputs = inputs
         self.fpn_states, self.fpn_positions = inputs.fpn()
@@ -201,7 +198,7 @@ class SharedImages:
 
 @torch.no_grad()
 def predict_rows(
-    model: "Sam3IForInstructionSegmentation", inputs: InstructionRows, row_chunk_size: int | None
+    model: Sam3IPreTrainedModel, inputs: InstructionRows, row_chunk_size: int | None
 ) -> Sam3IInstructionSegmentationOutput:
     """Everything that the model's forward pass returns, for all rows."""
     count = len(inputs.levels)
@@ -235,7 +232,7 @@ def predict_rows(
 
 @torch.no_grad()
 def predict_instances(
-    model: "Sam3IForInstructionSegmentation", inputs: InstructionRows, threshold: float, row_chunk_size: int | None
+    model: Sam3IPreTrainedModel, inputs: InstructionRows, threshold: float, row_chunk_size: int | None
 ) -> Sam3IInstancesOutput:
     """Only the queries whose score exceeds a threshold; the masks of the others are never made."""
     count = len(inputs.levels)
@@ -262,4 +259,5 @@ def predict_instances(
         presence_logits=presence,
         instruction_levels=inputs.levels,
         level_logits=inputs.level_logits,
+        threshold=threshold,
     )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks at the size of the original image: bilinear probabilities, thresholded, only where they may pass."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -10,6 +12,8 @@ _BLOCK_VALUES = 2**17
 """Likewise on the processor, so that they stay in its cache."""
 _ROUNDING = 1e-6
 """By which two ways to interpolate a probability may differ: a few times the resolution of float32 below 1."""
+_SMALL = 2**16
+"""Maps of fewer pixels are resized whole; PyTorch has kernels of their own for them."""
 
 
 def resize_and_binarize(
@@ -27,7 +31,7 @@ def resize_and_binarize(
     """
     if size is None:
         return mask_logits.float().sigmoid() > mask_threshold
-    if mask_logits.device.type != "cpu":
+    if mask_logits.device.type != "cpu" or size[0] * size[1] < _SMALL:
         return _resize_whole(mask_logits, size, mask_threshold)
     masks = torch.zeros(len(mask_logits), *size, dtype=torch.bool)
     if masks.numel():
@@ -57,10 +61,10 @@ class Axis:
     """
 
     def __init__(self, source: int, target: int):
-        markers = F.one_hot(torch.arange(source) % 3, 3).float().T  # (3, source)
-        weights = F.interpolate(markers[None, :, None], size=(1, target), mode="bilinear", align_corners=False)[
-            0, :, 0
-        ]
+        markers = F.one_hot(torch.arange(source) % 3, 3).float().T.contiguous()  # (3, source)
+        # One channel at a time and not a small map: other kernels round the places differently.
+        lines = (-(-_SMALL // target), target)
+        weights = F.interpolate(markers[:, None, None], size=lines, mode="bilinear", align_corners=False)[:, 0, 0]
         places = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
         lower = places.clamp(min=0).floor().long().clamp(max=source - 1)
         # In float32 a place next to a source pixel may fall on its other side.
@@ -90,16 +94,33 @@ def _fill(mask: torch.Tensor, probabilities: torch.Tensor, rows: Axis, columns: 
     width = columns.touching(int(where_columns[0]), int(where_columns[-1]))
     if height.start == height.stop or width.start == width.stop:  # a smaller mask may miss every such pixel
         return True
+    exact = _rounds_alike()
     # Across first: the source has few rows.
-    wide = probabilities.index_select(1, columns.lower[width]).mul_(columns.lower_weight[width])
-    wide.addcmul_(probabilities.index_select(1, columns.upper[width]), columns.upper_weight[width])
+    wide = _mix(probabilities, 1, columns, width)
     step = max(1, _BLOCK_VALUES // wide.shape[1])
     for start in range(height.start, height.stop, step):
         block = slice(start, min(start + step, height.stop))
-        values = wide.index_select(0, rows.lower[block]).mul_(rows.lower_weight[block, None])
-        values.addcmul_(wide.index_select(0, rows.upper[block]), rows.upper_weight[block, None])
-        values.sub_(mask_threshold)
-        torch.gt(values, 0, out=mask[block, width])
-        if float(values.abs_().min()) <= _ROUNDING:
+        values = _mix(wide, 0, rows, block)
+        torch.gt(values, mask_threshold, out=mask[block, width])
+        if not exact and float(values.sub_(mask_threshold).abs_().min()) <= _ROUNDING:
             return False
     return True
+
+
+def _mix(values: torch.Tensor, dim: int, axis: Axis, chosen: slice) -> torch.Tensor:
+    """Interpolate `values` `(h, w)` along one dimension, at the chosen target pixels."""
+    lower_weight, upper_weight = axis.lower_weight[chosen], axis.upper_weight[chosen]
+    if dim == 0:
+        lower_weight, upper_weight = lower_weight[:, None], upper_weight[:, None]
+    mixed = values.index_select(dim, axis.upper[chosen]).mul_(upper_weight)
+    return mixed.addcmul_(values.index_select(dim, axis.lower[chosen]), lower_weight)
+
+
+@cache
+def _rounds_alike() -> bool:
+    """Whether on this machine [`_mix`] and `F.interpolate` round alike; it depends on how PyTorch was compiled."""
+    source, target = (67, 61), (509, 487)
+    values = torch.rand(source, generator=torch.Generator().manual_seed(0))
+    rows, columns = (Axis(*lengths) for lengths in zip(source, target, strict=True))
+    found = _mix(_mix(values, 1, columns, slice(None)), 0, rows, slice(None))
+    return torch.equal(found, F.interpolate(values[None, None], target, mode="bilinear", align_corners=False)[0, 0])

@@ -73,6 +73,12 @@ def segment_rows(
     masks, boxes, logits = outputs.pred_masks, outputs.pred_boxes, outputs.pred_logits
     if masks is None or boxes is None or logits is None:
         raise ValueError("The outputs hold no masks (the model was called with `labels`); call it without them.")
+    lowest = getattr(outputs, "threshold", None)
+    if lowest is not None and threshold < lowest:
+        raise ValueError(
+            f"Expected a `threshold` of at least {lowest}, with which the model segmented, found {threshold}. "
+            "Segment with a lower one."
+        )
     presence = getattr(outputs, "presence_logits", None)
     levels = getattr(outputs, "instruction_levels", None)
     results = []

@@ -94,7 +94,8 @@ def predict(
         register_pipeline()
         model = pipeline(TASK, model=str(model), device=device)
     item = {"image": picture, "text": texts, "level": levels}
-    batch = model.forward(model.preprocess([item | ({} if boxes is None else {"boxes": boxes})]))
+    batch = model.preprocess([item | ({} if boxes is None else {"boxes": boxes})])
+    batch = model.forward(batch, threshold=thresholds["threshold"])
     (rows,) = model.postprocess(batch, **thresholds)
     followed = [InstructionLevel.from_any(index).value for index in batch["outputs"]["instruction_levels"].tolist()]
     overlay = draw_instances(picture, rows, title=title, instructions=texts, levels=followed)

@@ -10,7 +10,7 @@ from sam3i.processing import mask_resizing
 from sam3i.processing.mask_resizing import Axis, resize_and_binarize
 from sam3i.processing.post_processing_sam3i import segment_rows
 
-SIZES = [(50, 70), (288, 288), (1, 1), (5, 900), (301, 7), (1008, 756), (24, 24)]
+SIZES = [(50, 70), (288, 288), (1, 1), (5, 20000), (9001, 8), (1008, 756), (640, 479)]
 
 
 def plain(logits: torch.Tensor, size: tuple[int, int], threshold: float) -> torch.Tensor:
@@ -38,7 +38,16 @@ def test_equals_plain_interpolation(size, threshold, kind):
 
 def test_equals_plain_interpolation_where_probabilities_lie_on_the_threshold():
     logits = torch.randint(-1, 2, (5, 12, 12), generator=torch.Generator().manual_seed(2)).float()
-    assert torch.equal(resize_and_binarize(logits, (48, 31), 0.5), plain(logits, (48, 31), 0.5))
+    assert torch.equal(resize_and_binarize(logits, (480, 310), 0.5), plain(logits, (480, 310), 0.5))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_equals_plain_interpolation_whatever_the_rounding(monkeypatch, alike):
+    """Where kernels round differently, masks with pixels on the threshold are resized whole."""
+    if not alike:
+        monkeypatch.setattr(mask_resizing, "_rounds_alike", lambda: False)
+    logits = blobs(4, 48) / 10  # soft edges: many pixels near the threshold
+    assert torch.equal(resize_and_binarize(logits, (1500, 1100), 0.5), plain(logits, (1500, 1100), 0.5))
 
 
 def test_probabilities_that_are_no_numbers_are_outside():
@@ -46,7 +55,7 @@ def test_probabilities_that_are_no_numbers_are_outside():
     logits[0, 4:6] = float("nan")
     logits[1] = float("nan")
     logits[2, 0, 0] = float("inf")
-    assert torch.equal(resize_and_binarize(logits, (30, 40), 0.5), plain(logits, (30, 40), 0.5))
+    assert torch.equal(resize_and_binarize(logits, (300, 400), 0.5), plain(logits, (300, 400), 0.5))
 
 
 def test_pixels_that_cannot_pass_are_not_computed(monkeypatch):
@@ -63,7 +72,7 @@ def test_pixels_that_cannot_pass_are_not_computed(monkeypatch):
 
 
 @pytest.mark.parametrize("source", [1, 2, 3, 7, 288])
-@pytest.mark.parametrize("target", [1, 2, 5, 288, 504, 1008, 3000, 4032])
+@pytest.mark.parametrize("target", [1, 2, 5, 97, 288, 504, 1008, 3000, 4032])
 def test_axis_has_the_places_and_weights_of_interpolation(source, target):
     values = torch.rand(source, generator=torch.Generator().manual_seed(source))
     axis = Axis(source, target)
@@ -96,9 +105,12 @@ def test_rows_with_instances_of_their_own():
         pred_logits=[torch.tensor([1.0, 3.0]), torch.zeros(0)],
         presence_logits=torch.tensor([[10.0], [10.0]]),
         instruction_levels=torch.tensor([1, 2]),
+        threshold=0.4,
     )
     first, second = segment_rows(outputs, threshold=0.5, mask_threshold=0.5, sizes=[(10, 20)] * 2)
     assert first["scores"].tolist() == sorted(first["scores"].tolist(), reverse=True)
     assert first["boxes"].tolist() == [[10, 5, 20, 10], [0, 0, 10, 5]]
     assert first["masks"].shape == (2, 10, 20) and first["level"] == "simple"
     assert second["masks"].shape == (0, 10, 20) and second["level"] == "complex"
+    with pytest.raises(ValueError, match="at least 0.4"):
+        segment_rows(outputs, threshold=0.3, mask_threshold=0.5, sizes=None)

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--text")
     parser.add_argument("--level", help="concept, simple or complex; read from the text if not given")
     parser.add_argument("--threshold", type=float, default=0.25)
-    parser.add_argument("--clips", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("runs/video.png"))
     options = parser.parse_args()
     model = Sam3IForInstructionSegmentation.from_pretrained(options.model, dtype=torch.float32).eval()

@@ -6,6 +6,7 @@ A domain stands for the pictures of somebody who fine-tunes: the model has seen 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,35 +166,32 @@ class ShapesDomain:
 
 def _outdoors_outlines() -> dict[str, list[np.ndarray]]:
     """Outlines of the domain `OUTDOORS` (y points down), each in the unit box."""
+    turn = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     half = np.linspace(np.pi, 2 * np.pi, 40)
-    dome = np.stack([np.cos(half), 1.15 * np.sin(half)], axis=1)
     polygons = {
-        "tree": [[
-            (0, -1), (0.45, -0.4), (0.22, -0.4), (0.62, 0.1), (0.3, 0.1), (0.75, 0.65), (0.18, 0.65), (0.18, 1),
-            (-0.18, 1), (-0.18, 0.65), (-0.75, 0.65), (-0.3, 0.1), (-0.62, 0.1), (-0.22, -0.4), (-0.45, -0.4),
-        ]],
-        "light": [[(0.2, -1), (-0.6, 0.15), (-0.05, 0.15), (-0.25, 1), (0.6, -0.25), (0.05, -0.25), (0.45, -1)]],
-        "jeans": [[(-0.6, -1), (0.6, -1), (0.8, 1), (0.28, 1), (0, -0.35), (-0.28, 1), (-0.8, 1)]],
-        "hill": [dome],
-    }  # fmt: skip
-    return {noun: fit_unit([np.asarray(part, dtype=float) for part in parts]) for noun, parts in polygons.items()}
+        "lemon": [(math.cos(t), 0.62 * math.sin(t) * (1 - 0.25 * math.cos(t) ** 8)) for t in turn],
+        "hill": [(math.cos(t), 1.1 * math.sin(t)) for t in half],
+        "home": [(0, -1), (0.85, -0.25), (0.85, 0.9), (-0.85, 0.9), (-0.85, -0.25)],
+        "box": [(-1, -0.45), (1, -0.45), (1, 0.45), (-1, 0.45)],
+    }
+    return {noun: fit_unit([np.asarray(points, dtype=float)]) for noun, points in polygons.items()}
 
 
 OUTDOORS = ShapesDomain(
     name="outdoors",
     shapes=_outdoors_outlines(),
     plurals={
-        "tree": "things like a tree",
-        "light": "things like a light",
-        "jeans": "things like jeans",
+        "lemon": "things like a lemon",
         "hill": "things like a hill",
+        "home": "things like a home",
+        "box": "things like a box",
     },
-    colours={"love": (238, 120, 178), "ocean": (22, 150, 150), "night": (38, 38, 44)},
+    colours={"love": (238, 120, 178), "ocean": (22, 150, 150), "treasure": (150, 102, 52)},
 )
 """Four shapes and three colours that no picture of the shapes world shows.
 
-Their names are words that its text encoder has read in descriptions ("could top a winter tree") but never as the name
-of a shape or of a colour. Words that its tokenizer lacks would fall to letters, which it never learned to read.
+Their names are words that its text encoder has read in descriptions ("could be stacked like a box") but never as the
+name of a shape or of a colour. Words that its tokenizer lacks would fall to letters, which it never learned to read.
 """
 
 __all__ = ["OUTDOORS", "ShapesDomain"]

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the fine-tuning examples share: data of a new and an old domain, batches with kept vision, a score table."""
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
+from sam3i.processing.datasets.loading import load_instruction_dataset
+from sam3i.processing.datasets.schema import row_features
+from sam3i.processing.datasets.shapes_dataset import shapes_rows
+from sam3i.processing.datasets.shapes_domain import OUTDOORS
+from sam3i.trainer.collator import InstructionCollator
+from sam3i.trainer.evaluation import evaluate_model
+from sam3i.trainer.feature_cache import VisionFeatureCache
+from sam3i.trainer.learner import encode_vision
+
+# One-to-many queries double the cost of a step and matter in long trainings; with 16 queries instead of 200 the mean
+# over queries must not drown the few that are right.
+TINY_LOSS = {"one_to_many_weight": 0.0, "classification_min_queries": 50}
+
+
+def domain_arguments(description: str, steps: int) -> argparse.ArgumentParser:
+    """The flags of every fine-tuning example."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(Path(__file__).parent / "shapes_tiny"))
+    parser.add_argument("--data", help="rows of the new domain; a domain of new shapes and words if not given")
+    parser.add_argument("--test-data", help="held-out rows of the new domain")
+    parser.add_argument("--old-data", help="rows of what must not be forgotten; the shapes world if not given")
+    parser.add_argument("--old-test-data", help="held-out rows of it")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--scenes", type=int, default=180, help="to train on, of each domain")
+    parser.add_argument("--test-scenes", type=int, default=50, help="of each domain")
+    parser.add_argument("--threshold", type=float, default=0.25)
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def load_model(options: argparse.Namespace) -> tuple[Sam3IForInstructionSegmentation, Sam3IProcessor]:
+    """The model, in float32, and its processor."""
+    loss = {"loss_config": TINY_LOSS} if options.data is None else {}
+    model = Sam3IForInstructionSegmentation.from_pretrained(options.model, dtype=torch.float32, **loss)
+    return model.to(options.device), Sam3IProcessor.from_pretrained(options.model)
+
+
+@dataclass
+class DomainData:
+    """Rows to train on and held-out rows, of the new domain and of the old one."""
+
+    new_train: Dataset
+    new_test: Dataset
+    old_train: Dataset
+    old_test: Dataset
+
+    @classmethod
+    def load(cls, options: argparse.Namespace, concepts: bool = True) -> "DomainData":
+        """Rows of the files that were given; else scenes, of the new domain with or without its concepts."""
+        levels = ("concept", "simple") if concepts else ("simple",)
+        made = {
+            "data": lambda: OUTDOORS.rows("train", options.scenes, levels=levels),
+            "test_data": lambda: OUTDOORS.rows("test", options.test_scenes, levels=levels),
+            "old_data": lambda: shapes_rows("train", options.scenes),
+            "old_test_data": lambda: shapes_rows("test", options.test_scenes),
+        }
+        parts = []
+        for name, make in made.items():
+            path = getattr(options, name)
+            parts.append(
+                load_instruction_dataset(path) if path else Dataset.from_list(list(make()), features=row_features())
+            )
+        return cls(*parts)
+
+    def score(self, model, processor, threshold: float) -> dict[str, float]:
+        """gIoU in percent on both domains, over all held-out instructions and per level."""
+        figures = {}
+        for name, rows in (("new", self.new_test), ("old", self.old_test)):
+            result = evaluate_model(model, processor, rows, threshold=threshold, batch_size=32, progress=False)
+            figures[name] = result.figures["gIoU"]
+            for level, of_level in result.breakdown["level"].items():
+                figures[f"{name} {level}"] = of_level["gIoU"]
+            figures[f"{name} nothing"] = result.figures["gIoU-nothing"]
+        return figures
+
+
+class LevelBatches:
+    """Batches of one level each, with vision features that are computed once.
+
+    Args:
+        processor: of the model.
+        cache: keeps the features.
+        rows: to draw from.
+        levels: drawn from in turn; a row without an instruction at a level is not drawn for it.
+        size: rows of a batch.
+    """
+
+    def __init__(self, processor, cache: VisionFeatureCache, rows: Dataset, levels: Sequence[str], size: int = 16):
+        cache.fill(rows)
+        light = rows.remove_columns(["image"]).to_list()
+        self.cache, self.size, self.levels = cache, size, list(levels)
+        self.collators = {level: InstructionCollator(processor, level, load_images=False) for level in levels}
+        # Where a row has instructions, its concept need not name all that the row denotes.
+        self.rows = {
+            level: [row for row in light if row[level] and (level != "concept" or not row["simple"] + row["complex"])]
+            for level in levels
+        }
+
+    def draw(self, step: int, generator: random.Random) -> dict:
+        """Inputs of the model, labels included."""
+        level = self.levels[step % len(self.levels)]
+        pool = self.rows[level]
+        self.collators[level].set_epoch(step)  # which instruction of a row is asked
+        batch = self.collators[level](generator.sample(pool, min(self.size, len(pool))))
+        batch.pop("concept_names")
+        with torch.no_grad():
+            features = self.cache.load(batch.pop("image_keys"))
+            return batch | {"vision_embeds": encode_vision(self.cache.model, None, features)}
+
+
+def tune(model, batches: Iterator[dict], steps: int, learning_rate: float) -> None:
+    """Train what is trainable: AdamW, a linear rise over a tenth of the steps, then a cosine."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(20, steps), pct_start=0.1)
+    model.train()
+    bar = tqdm(range(steps), desc="Fine-tuning", unit="step", mininterval=5)
+    for _ in bar:
+        batch = {name: _to(value, model.device) for name, value in next(batches).items()}
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.0f}", refresh=False)
+    model.eval()
+
+
+def _to(value, device):
+    if isinstance(value, list):
+        return [{name: tensor.to(device) for name, tensor in label.items()} for label in value]
+    return value.to(device) if torch.is_tensor(value) else value
+
+
+def print_table(lines: dict[str, dict[str, float]], columns: Sequence[str]) -> None:
+    """Scores by system: gIoU in percent."""
+    print(f"\n{'gIoU, held out':<34}" + "".join(f"{column:>14}" for column in columns))
+    for name, figures in lines.items():
+        print(f"{name:<34}" + "".join(f"{figures[column]:>14.1f}" for column in columns))
+
+
+def report(name: str, value: float, least: float | None = None, most: float | None = None, unit: str = "") -> None:
+    """Print a figure beside its target."""
+    wanted = f"at least {least:g}" if least is not None else f"at most {most:g}"
+    met = value >= least if least is not None else value <= most
+    print(f"{name}: {value:.3g}{unit} ({wanted}): {'met' if met else 'MISSED'}")

@@ -36,7 +36,7 @@ ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
 # A row that denotes nothing also teaches the queries, so that the selector learns to turn all of them down.
 LOSS = {"classification_min_queries": 50, "classify_without_target": True}
 RATES = {"cascade": 2e-3, "selective": 6e-3}  # peak learning rate of the first two stages
-JOINT_RATE = 0.33  # that of the joint stage, as a share
+JOINT_RATE = 0.05  # that of the joint stage, as a share; higher ones undo what the second stage has learned
 BATCH = (16, 16, 8)  # targets; the joint stage hears two instructions of each
 
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-slow quality style clean
+.PHONY: help install quickstart test test-slow examples bench quality style clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -28,6 +28,18 @@ test: install  ## run the tests (minutes, CPU)
 test-slow: install  ## run the slow and real-size tests as well
 	$(BIN)/python tests/fetch_transformers_tests.py
 	$(BIN)/python -m pytest -m "slow or not slow" --timeout=1800
+
+examples: install  ## run every workflow of examples/ on the shipped model and check what it prints (minutes, CPU)
+	$(BIN)/python examples/run_all.py
+
+bench: install  ## print the ratios of benchmarks/ at tiny and middle size (minutes, CPU)
+	for size in tiny middle; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/shared_image.py --size $$size || exit 1; \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --size $$size || exit 1; \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py --size $$size || exit 1; \
+	done
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/post_processing.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_data.py
 
 quality: install  ## check style and formatting
 	$(BIN)/ruff check .

@@ -98,7 +98,7 @@ def peak_of(case: str, step: Step) -> float:
     """Peak memory of this process after one case."""
     name, _, checkpointing = case.partition(", ")
     if checkpointing:
-        step.learner.activation_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        step.learner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if name == "inference":
         with torch.no_grad():
             inputs = instructions(step.model, 1) | {"instruction_levels": torch.tensor([2])}

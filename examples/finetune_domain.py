@@ -23,7 +23,7 @@ from sam3i.trainer.stage_evaluation import ConceptCheck
 
 def main() -> None:
     parser = domain_arguments(__doc__, steps=250)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--output", type=Path, default=Path("runs/finetune_domain"))
     options = parser.parse_args()
     model, processor = load_model(options)

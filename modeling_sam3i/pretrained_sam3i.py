@@ -148,8 +148,15 @@ class Sam3IPreTrainedModel(Sam3Model):
         }
 
     def freeze_stock(self) -> None:
-        """Let only the instruction adapters train."""
-        adapters = {id(parameter) for parameter in self.adapter_parameters().values()}
+        """Let only the instruction adapters train.
+
+        The level router stays frozen: the loss of the model says nothing about it. `Sam3ITrainer` trains it.
+        """
+        adapters = {
+            id(parameter)
+            for name, parameter in self.adapter_parameters().items()
+            if not name.startswith("text_encoder.sam3i_adapter.")
+        }
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in adapters)
 

@@ -82,8 +82,9 @@ def segment_rows(
     presence = getattr(outputs, "presence_logits", None)
     levels = getattr(outputs, "instruction_levels", None)
     results = []
-    for row, row_logits in enumerate(logits):  # a tensor, or a list with the instances of each row
-        scores = row_logits.float().sigmoid()  # (queries,)
+    # A tensor, or a list with the instances of each row; a tensor at once, as in stock, to the last bit.
+    by_row = logits.float().sigmoid() if torch.is_tensor(logits) else [row.float().sigmoid() for row in logits]
+    for row, scores in enumerate(by_row):  # (queries,)
         if presence is not None:
             scores = scores * presence[row].float().sigmoid()
         if scores.isnan().any():

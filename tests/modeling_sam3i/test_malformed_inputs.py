@@ -34,7 +34,7 @@ MALFORMED = [
     ({"instruction_levels": "simple"}, ValueError, "one level per row"),
     ({"instruction_levels": torch.ones(2).long()}, ValueError, "one level per instruction"),
     ({"instruction_levels": torch.full((ROWS,), 3)}, ValueError, "found values from 3 to 3"),
-    ({"instruction_levels": torch.full((ROWS,), -1)}, ValueError, "level router"),
+    ({"instruction_levels": torch.full((ROWS,), -2)}, ValueError, "found values from -2 to -2"),
     ({"image_ids": None}, ValueError, "Found 3 instructions for 2 images"),
     ({"image_ids": [0, 0, 1]}, TypeError, "`image_ids` as a tensor"),
     ({"image_ids": torch.tensor([0, 1, 2])}, ValueError, "from 0 to 1 for 2 images"),

@@ -28,6 +28,7 @@ def load(reference_dir):
             | {
                 "adapter_dim": 16,
                 "adapter_heads": 4,
+                "router_dim": 0,
                 "decoder_c_adapter_skip": False,
                 "mask_padding_in_adapters": False,
                 "clamp_presence_logits": False,

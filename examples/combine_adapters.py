@@ -56,8 +56,7 @@ def main() -> None:
         cache = VisionFeatureCache(f"{folder}/vision", model, processor, limit_bytes=10**10)
         sources = ((named, "concept"), (asked, "simple"), (data.old_train, "simple"))
         parts = [LevelBatches(processor, cache, rows, [level]) for rows, level in sources]
-        generator = random.Random(0)
-        batches = (parts[step % 3].draw(step // 3, generator) for step in range(options.steps))
+        batches = (parts[step % 3].draw(step // 3, random.Random(step)) for step in range(options.steps))
         tune(tuned, batches, options.steps, learning_rate=4e-3)
         tuned.save_pretrained(folder)
 

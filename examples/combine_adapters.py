@@ -9,12 +9,12 @@ Of the new domain the LoRA learns names only ("box"), never an instruction ("the
 instruction adapter, which never saw a box, the model follows instructions there better than with either alone.
 """
 
-import random
+import itertools
 import tempfile
 from pathlib import Path
 
+import domain_common as domain
 import torch
-from domain_common import DomainData, LevelBatches, domain_arguments, load_model, print_table, report, tune
 from finetune_lora import TARGETS
 from peft import LoraConfig, get_peft_model
 from transformers import Sam3Config, Sam3Model
@@ -38,26 +38,26 @@ def take_apart(model: Sam3IForInstructionSegmentation, folder: Path) -> tuple[st
 
 
 def main() -> None:
-    parser = domain_arguments(__doc__, steps=240)
+    parser = domain.domain_arguments(__doc__, steps=240)
     parser.add_argument("--base", help="stock SAM3 repository; taken from --model if not given")
     parser.add_argument("--adapter", help="repository of an instruction adapter; taken from --model if not given")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model, processor = load_model(options)
+        model, processor = domain.load_model(options)
         base, adapter = take_apart(model, Path(folder))
         base, adapter = options.base or base, options.adapter or adapter
 
-        # New things by name, asked as concept and as instruction; and instructions about old things.
-        data = DomainData.load(options)
+        # New things by name, asked as concept and as instruction.
+        data = domain.DomainData.load(options)
         named = data.new_train.filter(lambda row: not row["simple"])
         asked = named.map(lambda row: {"simple": row["concept"]})
         config = LoraConfig(r=4, lora_alpha=16, target_modules=rf".*({TARGETS})")
         tuned = get_peft_model(model, config, adapter_name="domain")
         cache = VisionFeatureCache(f"{folder}/vision", model, processor, limit_bytes=10**10)
-        sources = ((named, "concept"), (asked, "simple"), (data.old_train, "simple"))
-        parts = [LevelBatches(processor, cache, rows, [level]) for rows, level in sources]
-        batches = (parts[step % 3].draw(step // 3, random.Random(step)) for step in range(options.steps))
-        tune(tuned, batches, options.steps, learning_rate=4e-3)
+        ways = [domain.LevelBatches(processor, cache, *way) for way in ((named, ["concept"]), (asked, ["simple"]))]
+        new = itertools.chain.from_iterable(zip(*ways, strict=True))
+        old = iter(domain.LevelBatches(processor, cache, data.old_train, ["simple"]))
+        domain.tune(tuned, new, old, domain.without_adapter(tuned), options.steps, learning_rate=4e-3)
         tuned.save_pretrained(folder)
 
         # Both on stock: named adapters, active alone or together.
@@ -71,9 +71,11 @@ def main() -> None:
             lines[name] = data.score(stock, processor, options.threshold)
         stock.disable_adapters()
         lines = {"stock SAM3": data.score(stock, processor, options.threshold), **lines}
-        print_table(lines, COLUMNS)
+        domain.print_table(lines, COLUMNS)
         alone = max(lines["instruction adapter"]["new simple"], lines["domain LoRA"]["new simple"])
-        report("both, above the better one, new simple", lines["both"]["new simple"] - alone, least=3, unit=" points")
+        domain.report(
+            "both, above the better one, new simple", lines["both"]["new simple"] - alone, least=3, unit=" points"
+        )
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 """What the fine-tuning examples share: data of a new and an old domain, batches with kept vision, a score table."""
 
 import argparse
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -110,35 +112,73 @@ class LevelBatches:
             for level in levels
         }
 
-    def draw(self, step: int, generator: random.Random) -> dict:
-        """Inputs of the model, labels included."""
-        level = self.levels[step % len(self.levels)]
-        pool = self.rows[level]
-        self.collators[level].set_epoch(step)  # which instruction of a row is asked
-        batch = self.collators[level](generator.sample(pool, min(self.size, len(pool))))
-        batch.pop("concept_names")
-        with torch.no_grad():
-            features = self.cache.load(batch.pop("image_keys"))
-            return batch | {"vision_embeds": encode_vision(self.cache.model, None, features)}
+    def __iter__(self) -> Iterator[dict]:
+        """Inputs of the model, labels included, without end."""
+        generator = random.Random(0)
+        for step in itertools.count():
+            level = self.levels[step % len(self.levels)]
+            pool = self.rows[level]
+            self.collators[level].set_epoch(step)  # which instruction of a row is asked
+            batch = self.collators[level](generator.sample(pool, min(self.size, len(pool))))
+            batch.pop("concept_names")
+            with torch.no_grad():
+                vision = encode_vision(self.cache.model, None, self.cache.load(batch.pop("image_keys")))
+            yield batch | {"vision_embeds": vision}
 
 
-def tune(model, batches: Iterator[dict], steps: int, learning_rate: float) -> None:
-    """Train what is trainable: AdamW, a linear rise over a tenth of the steps, then a cosine."""
+def tune(model, new: Iterator[dict], old: Iterator[dict], before: Callable, steps: int, learning_rate: float) -> None:
+    """Train what is trainable: on a batch of the new domain to learn, then on one of the old domain not to forget.
+
+    AdamW, a linear rise over a tenth of the steps, then a cosine.
+
+    Args:
+        new: batches to learn from, labels included.
+        old: batches on which the model shall answer as it did; their labels are not read.
+        before: the model as it was.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(20, steps), pct_start=0.1)
     model.train()
-    bar = tqdm(range(steps), desc="Fine-tuning", unit="step", mininterval=5)
-    for _ in bar:
-        batch = {name: _to(value, model.device) for name, value in next(batches).items()}
-        loss = model(**batch).loss
+    for step in tqdm(range(steps), desc="Fine-tuning", unit="step", mininterval=5):
+        batch = {name: _to(value, model.device) for name, value in next(old if step % 2 else new).items()}
+        if step % 2:
+            batch.pop("labels")
+            with torch.no_grad():
+                wanted = before(**batch)
+            loss = imitation_loss(model(**batch), wanted)
+        else:
+            loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.0f}", refresh=False)
     model.eval()
+
+
+def imitation_loss(found, wanted) -> torch.Tensor:
+    """How far answers are from those wanted: scores of all queries; boxes and masks by the wanted scores."""
+    scores = wanted.pred_logits.sigmoid() * wanted.presence_logits.sigmoid()  # (rows, queries)
+    weights = scores / scores.sum().clamp(min=1e-6)
+
+    def apart(name: str, reduction: str = "mean") -> torch.Tensor:
+        targets = getattr(wanted, name).sigmoid()
+        return F.binary_cross_entropy_with_logits(getattr(found, name), targets, reduction=reduction)
+
+    masks = (weights * apart("pred_masks", "none").mean((-1, -2))).sum()
+    boxes = (weights * (found.pred_boxes - wanted.pred_boxes).abs().sum(-1)).sum()
+    return 10 * apart("pred_logits") + apart("presence_logits") + apart("semantic_seg") + 2 * masks + 5 * boxes
+
+
+def without_adapter(model) -> Callable:
+    """A PEFT model as it answers without its active adapter."""
+
+    def answer(**inputs):
+        with model.disable_adapter():
+            return model(**inputs)
+
+    return answer
 
 
 def _to(value, device):

@@ -29,6 +29,11 @@ from sam3i.trainer.curriculum import TrainingStage
 
 REFERENCE = "selective"
 NO_ALIGNMENT = {name: 0.0 for name in ("kl_weight", "hard_region_weight", "info_nce_weight", "margin_weight")}
+PAPER_CLASSIFICATION = {
+    "classification_positive_weight": 10.0,
+    "classification_gamma": 2.0,
+    "classify_without_target": False,
+}
 # name: design, changed adapters, changed losses, changed training arguments, first stage that differs
 VARIANTS = {
     "selective": ("selective", {}, {}, {}, 0),
@@ -37,8 +42,9 @@ VARIANTS = {
     "corrected hard-region weight": ("selective", {}, {"hard_region_divergence": "jensen-shannon"}, {}, 2),
     "without cascade": ("selective", {}, {}, {"start_complex_from_simple": False}, 1),
     "low-rank without selector": ("selective", {"selector_queries": 0}, {}, {}, 0),
+    "without the selector's head start": ("selective", {}, {}, {"selector_warmup_steps": 0}, 0),
     "selector without low-rank": ("selective", {"adapter_rank": 0}, {}, {}, 0),
-    "as the authors train no-target": ("selective", {}, {"classify_without_target": False}, {}, 0),
+    "the paper's classification loss": ("selective", {}, PAPER_CLASSIFICATION, {}, 0),
     "cascade, authors' initialisation": ("cascade", {"decoder_c_adapter_skip": False}, {}, {}, 0),
 }
 
@@ -136,7 +142,7 @@ def main():
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="what to compare")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--steps", type=int, nargs=3, default=(1000, 1000, 350), help="steps of each stage")
-    parser.add_argument("--scenes", type=int, default=4000, help="training scenes")
+    parser.add_argument("--scenes", type=int, default=10000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--world", type=int, default=0, help="seed of the world")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)

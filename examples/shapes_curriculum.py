@@ -33,8 +33,14 @@ from sam3i.trainer.curriculum import TrainingStage
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
 # 16 queries instead of SAM3's 200: the mean over queries must not drown the few that are right.
-# A row that denotes nothing also teaches the queries, so that the selector learns to turn all of them down.
-LOSS = {"classification_min_queries": 50, "classify_without_target": True}
+# A row that denotes nothing also teaches the queries, so that the selector learns to turn all of them down. The
+# paper's weights (10 and 2) forgive a query kept in doubt, which makes two objects of one that was asked for.
+LOSS = {
+    "classification_min_queries": 50,
+    "classify_without_target": True,
+    "classification_positive_weight": 8.0,
+    "classification_gamma": 1.0,
+}
 RATES = {"cascade": 2e-3, "selective": 6e-3}  # peak learning rate of the first two stages
 JOINT_RATE = 0.05  # that of the joint stage, as a share; higher ones undo what the second stage has learned
 BATCH = (16, 16, 8)  # targets; the joint stage hears two instructions of each
@@ -68,6 +74,7 @@ def training_arguments(design: str, steps: Sequence[int], folder: Path, **change
         "output_dir": str(folder),
         "max_steps": tuple(steps),
         "per_device_train_batch_size": BATCH,
+        "per_device_eval_batch_size": 32,
         "learning_rate": rates,
         "text_learning_rate": rates,
         "weight_decay": 0.01,
@@ -84,7 +91,9 @@ def training_arguments(design: str, steps: Sequence[int], folder: Path, **change
 def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3ITrainer:
     """The curriculum."""
     rows = training_rows(options.scenes, options.world, folder / "data")
-    arguments = training_arguments(options.design, options.steps, folder, seed=options.seed)
+    arguments = training_arguments(
+        options.design, options.steps, folder, seed=options.seed, selector_warmup_steps=options.selector_steps
+    )
     trainer = Sam3ITrainer(model, arguments, rows, processing_class=processor)
     trainer.train(resume_from_checkpoint=options.resume)
     return trainer
@@ -198,7 +207,8 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/shapes_tiny"))
     parser.add_argument("--design", choices=("cascade", "selective"), default="selective", help="kind of adapters")
     parser.add_argument("--steps", type=int, nargs=3, default=(1000, 1000, 350), help="steps of each stage")
-    parser.add_argument("--scenes", type=int, default=4000, help="training scenes")
+    parser.add_argument("--selector-steps", type=int, default=2000, help="by which the selector starts each stage")
+    parser.add_argument("--scenes", type=int, default=10000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--world", type=int, default=0, help="seed of the world")

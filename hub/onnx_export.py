@@ -39,14 +39,14 @@ class VisionGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """`input_ids` and `attention_mask` (1, L) to `text_features` (1, L, D), at one level."""
+    """`input_ids`, `attention_mask` (1, L) to `text_features` (1, L, D), `word_embeds` (1, L, T), at one level."""
 
     def __init__(self, model: Sam3IForInstructionSegmentation, level: InstructionLevel):
         super().__init__()
         self.model = model
         self.routing = LevelRouting(torch.tensor([level.index]))
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         masked = self.model.config.mask_padding_in_adapters
         outputs = self.model.text_encoder(
             input_ids=input_ids,
@@ -54,11 +54,12 @@ class TextGraph(nn.Module):
             adapter_padding_mask=attention_mask.bool() if masked else None,
             level_routing=self.routing,
         )
-        return self.model.text_projection(outputs.last_hidden_state)
+        words = self.model.text_encoder.text_model.embeddings.token_embedding(input_ids)
+        return self.model.text_projection(outputs.last_hidden_state), words
 
 
 class DecoderGraph(nn.Module):
-    """FPN maps of an image and `text_features` of an instruction to its instances, at one level.
+    """FPN maps of an image, `text_features` and `word_embeds` of an instruction to its instances, at one level.
 
     The position encodings of the maps depend on their sizes alone and are constants of the graph.
     """
@@ -71,7 +72,13 @@ class DecoderGraph(nn.Module):
         self.routing = LevelRouting(torch.tensor([level.index]))
         self.positions = list(positions)
 
-    def forward(self, text_features: torch.Tensor, attention_mask: torch.Tensor, *fpn_states: torch.Tensor):
+    def forward(
+        self,
+        text_features: torch.Tensor,
+        word_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        *fpn_states: torch.Tensor,
+    ):
         model, text_mask = self.model, attention_mask.bool()
         prompt, prompt_mask = model.append_geometry(
             text_features, text_mask, None, None, list(fpn_states), self.positions
@@ -89,7 +96,7 @@ class DecoderGraph(nn.Module):
             encoded.spatial_shapes,
             prompt,
             prompt_mask,
-            (text_features, text_mask),
+            (word_embeds, text_mask),
             self.routing,
         )
         masks = model.mask_decoder(
@@ -145,11 +152,11 @@ def export_onnx(
         _write(vision, (pixels,), folder / "vision.onnx", ["pixel_values"], names)
         for level in chosen:
             text, decoder = TextGraph(model, level), DecoderGraph(model, level, positions)
-            features = text(ids, mask)
+            features, words = text(ids, mask)
             prompt = ["input_ids", "attention_mask"]
-            _write(text, (ids, mask), folder / f"text_{level.value}.onnx", prompt, ["text_features"])
-            inputs = ["text_features", "attention_mask", *names]
-            _write(decoder, (features, mask, *maps), folder / f"decoder_{level.value}.onnx", inputs, OUTPUTS)
+            _write(text, (ids, mask), folder / f"text_{level.value}.onnx", prompt, ["text_features", "word_embeds"])
+            inputs = ["text_features", "word_embeds", "attention_mask", *names]
+            _write(decoder, (features, words, mask, *maps), folder / f"decoder_{level.value}.onnx", inputs, OUTPUTS)
     finally:
         model.train(was_training)
     _write_readme(folder, model, chosen, [tuple(each.shape) for each in maps], features.shape)
@@ -187,8 +194,9 @@ Opset {OPSET}, float32, shapes fixed: one image, one instruction. LEVEL is one o
 |---|---|---|---|
 | `vision.onnx` | once per image | `pixel_values` [1, 3, {side}, {side}] as the processor makes them | {fpn} |
 | `text_LEVEL.onnx` | once per instruction | `input_ids`, `attention_mask` [1, {text[1]}] int64, padded | \
-`text_features` [1, {text[1]}, {width}] |
-| `decoder_LEVEL.onnx` | for an instruction on an image | `text_features`, `attention_mask`, the maps | below |
+`text_features` [1, {text[1]}, {width}], `word_embeds` [1, {text[1]}, {model.config.text_config.hidden_size}] |
+| `decoder_LEVEL.onnx` | for an instruction on an image | `text_features`, `word_embeds`, `attention_mask`, the \
+maps | below |
 
 The decoder's outputs: `pred_masks` [1, {queries}, {height}] logits, `pred_boxes` [1, {queries}, 4] x1, y1, x2, y2 in
 [0, 1], `pred_logits` [1, {queries}], `presence_logits` [1, 1], `semantic_seg` [1, 1, {height}] logits. The score of a

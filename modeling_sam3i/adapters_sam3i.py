@@ -203,8 +203,13 @@ class MaskEmbedderLevels(LevelModules):
 LAYERS = (CLIPEncoderLayer, Sam3DetrEncoderLayer, Sam3DetrDecoderLayer)
 
 
-def build_adapter(site: nn.Module, settings: AdapterSettings) -> nn.Module:
+def build_adapter(site: nn.Module, settings: AdapterSettings, text_width: int) -> nn.Module:
     """The level modules for one stock module of SAM3.
+
+    Args:
+        site: The stock module.
+        settings: Of the adapters.
+        text_width (`int`): Width of SAM3's token embeddings.
 
     Raises:
         TypeError: when `site` is none of the kinds of module that SAM3-I adapts.
@@ -212,7 +217,7 @@ def build_adapter(site: nn.Module, settings: AdapterSettings) -> nn.Module:
     if isinstance(site, CLIPTextModelWithProjection):
         return LevelRouter(site.config.hidden_size, settings.router_dim)
     if isinstance(site, Sam3DotProductScoring):
-        return InstanceSelector(site.query_proj.in_features, settings)
+        return InstanceSelector(site.query_proj.in_features, text_width, settings)
     if isinstance(site, Sam3MaskEmbedder):
         return MaskEmbedderLevels(site)
     if settings.adapter_design == "selective" and isinstance(site, LAYERS):

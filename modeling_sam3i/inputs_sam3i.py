@@ -113,6 +113,30 @@ def check_inputs(
     return text.shape[0]
 
 
+def token_embeddings(text_embeds, levels: torch.LongTensor, width: int, needed: bool) -> torch.Tensor:
+    """The token embeddings `(rows, tokens, width)` that come with encoded instructions.
+
+    Args:
+        text_embeds: The output of `get_text_features`, or its `pooler_output` alone.
+        levels (`torch.LongTensor` of shape `(rows,)`): Level of each row.
+        width (`int`): Of token embeddings.
+        needed (`bool`): Whether the model has a selector, which reads them at the simple and the complex level.
+
+    Raises:
+        ValueError: when they are needed and missing.
+    """
+    words = getattr(text_embeds, "word_embeds", None)
+    if words is not None:
+        return words
+    features = getattr(text_embeds, "pooler_output", text_embeds)
+    if needed and bool((levels > 0).any()):
+        raise ValueError(
+            "Expected `text_embeds` with `word_embeds`, which the selector of simple and complex instructions reads, "
+            f"found {type(text_embeds).__name__} without. Pass the whole output of `get_text_features`."
+        )
+    return features.new_zeros(*features.shape[:2], width)
+
+
 def _check_pixels(config: Sam3IConfig, pixel_values: torch.Tensor) -> None:
     vision = config.vision_config.backbone_config
     sides = vision.image_size if isinstance(vision.image_size, list | tuple) else [vision.image_size] * 2

@@ -8,7 +8,14 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_sam3i import AUTO_LEVEL_INDEX
-from .inputs_sam3i import check_chunk_size, check_inputs, resolve_levels, row_images, text_encoder_inputs
+from .inputs_sam3i import (
+    check_chunk_size,
+    check_inputs,
+    resolve_levels,
+    row_images,
+    text_encoder_inputs,
+    token_embeddings,
+)
 from .router_sam3i import choose_levels
 from .routing_sam3i import LevelRouting
 
@@ -24,6 +31,7 @@ class InstructionRows:
         levels (`torch.LongTensor` of shape `(R,)`): Level of each row.
         level_logits (`torch.Tensor` of shape `(R, 3)`, *optional*): What the level router said, where it was asked.
         text_features (`torch.Tensor` of shape `(R, L, D)`): Projected tokens.
+        words (`torch.Tensor` of shape `(R, L, T)`): Token embeddings, which the selector reads.
         text_mask (`torch.BoolTensor` of shape `(R, L)`, *optional*): `True` for tokens.
         boxes (`torch.Tensor` of shape `(R, N, 4)`, *optional*): Box exemplars.
         box_labels (`torch.LongTensor` of shape `(R, N)`, *optional*): Their labels.
@@ -34,6 +42,7 @@ class InstructionRows:
     levels: torch.LongTensor
     level_logits: torch.Tensor | None
     text_features: torch.Tensor
+    words: torch.Tensor
     text_mask: torch.Tensor | None
     boxes: torch.Tensor | None
     box_labels: torch.Tensor | None
@@ -68,7 +77,7 @@ class InstructionEncoding:
         instruction_levels: torch.LongTensor | None = None,
         **kwargs,
     ):
-        """Encode instructions; `pooler_output` holds the projected tokens that `text_embeds` accepts.
+        """Encode instructions for `text_embeds`.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
@@ -77,7 +86,8 @@ class InstructionEncoding:
                 given.
 
         Returns:
-            [`CLIPTextModelOutput`] whose `pooler_output` has shape `(rows, tokens, width)`.
+            [`CLIPTextModelOutput`] with the projected tokens `pooler_output` `(rows, tokens, width)` and the token
+            embeddings `word_embeds` `(rows, tokens, text_width)`.
 
         Raises:
             ValueError: for levels or lengths that do not fit.
@@ -114,6 +124,7 @@ class InstructionEncoding:
         inputs = text_encoder_inputs(embeddings, self.config, input_ids, attention_mask)
         outputs = self.text_encoder(input_ids=input_ids, level_routing=routing, **inputs, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.last_hidden_state)
+        outputs.word_embeds = embeddings.token_embedding(input_ids)
         return outputs
 
     def read_inputs(
@@ -158,12 +169,14 @@ class InstructionEncoding:
         images = vision_embeds.fpn_hidden_states[0].shape[0]
         rows, image_ids = row_images(image_ids, rows, images, input_boxes)
         if text_features is None:
-            text_features = self._encode_text(input_ids, attention_mask, LevelRouting(levels)).pooler_output
+            text_embeds = self._encode_text(input_ids, attention_mask, LevelRouting(levels))
+            text_features = text_embeds.pooler_output
+        words = token_embeddings(text_embeds, levels, self.config.text_config.hidden_size, self.selects_instances)
         text_mask = attention_mask.bool() if attention_mask is not None else None
         if len(levels) < rows:  # one instruction for all images
             levels = levels.expand(rows)
         if text_features.shape[0] < rows:
-            text_features = text_features.expand(rows, -1, -1)
+            text_features, words = (each.expand(rows, -1, -1) for each in (text_features, words))
             text_mask = text_mask if text_mask is None else text_mask.expand(rows, -1)
         return InstructionRows(
             vision_embeds,
@@ -171,6 +184,7 @@ class InstructionEncoding:
             levels,
             level_logits,
             text_features,
+            words,
             text_mask,
             input_boxes,
             input_boxes_labels,

@@ -251,7 +251,7 @@ class Sam3IDotProductScoring(AdapterSite, Sam3DotProductScoring):
             decoder_hidden_states (`torch.Tensor` of shape `(layers, rows, queries, hidden_size)`): Queries.
             text_features, text_mask: The prompt, as in stock.
             boxes (`torch.Tensor` of shape `(layers, rows, queries, 4)`): Their boxes (cx, cy, w, h) in [0, 1].
-            instruction (`tuple`): Projected tokens of the instruction `(rows, tokens, hidden_size)` and their mask
+            instruction (`tuple`): Token embeddings of the instruction `(rows, tokens, text_width)` and their mask
                 `(rows, tokens)` or `None`.
             level_routing: Rows of each level; without it the scores are stock's.
             one_to_many_queries (`int`): How many queries at the end several of which may settle on one object; there

@@ -46,7 +46,7 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         if config.max_instruction_length > config.text_config.max_position_embeddings:
             embeddings.extend(config.max_instruction_length)
         for _, site in adapter_sites(self):
-            adapter = build_adapter(site, config)
+            adapter = build_adapter(site, config, config.text_config.hidden_size)
             if not isinstance(adapter, LevelRouter):  # the router is asked, it takes no part in its site's forward
                 adopt(site)
             site.sam3i_adapter = adapter
@@ -81,8 +81,9 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             vision_embeds ([`Sam3VisionEncoderOutput`]): Output of `get_vision_features`, instead of `pixel_values`.
             input_ids (`torch.LongTensor` of shape `(R, L)`): Token ids of the instructions.
             attention_mask (`torch.Tensor` of shape `(R, L)`, *optional*): 1 for tokens, 0 for padding.
-            text_embeds (`torch.Tensor` of shape `(R, L, D)`, or the output of `get_text_features`): Encoded
-                instructions, instead of `input_ids`; encode them at the level given here.
+            text_embeds (Output of `get_text_features`, or `torch.Tensor` of shape `(R, L, D)`): Encoded
+                instructions, instead of `input_ids`; encode them at the level given here. A tensor alone does where
+                there is no selector to read the words.
             input_boxes (`torch.Tensor` of shape `(R, N, 4)`, *optional*): Box exemplars (cx, cy, w, h) in [0, 1].
             input_boxes_labels (`torch.LongTensor` of shape `(R, N)`, *optional*): 1 positive, 0 negative, -10 padding.
             instruction_levels (`torch.LongTensor` of shape `(R,)`, *optional*): 0 concept, 1 simple, 2 complex, -1
@@ -153,7 +154,7 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             encoded.spatial_shapes,
             prompt,
             prompt_mask,
-            (text_features, text_mask),
+            (inputs.words, text_mask),
             routing,
             one_to_many=supervised and self.criterion.config.one_to_many_weight > 0,
             last_layer_only=labels is None,
@@ -260,7 +261,7 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             positions (`torch.Tensor` of shape `(rows, pixels, width)`): Position encoding.
             spatial_shapes (`torch.LongTensor` of shape `(1, 2)`): Height and width of the feature map.
             prompt (`torch.Tensor` of shape `(rows, tokens, width)`): Prompt, and `prompt_mask` `(rows, tokens)`.
-            instruction (`tuple`): Projected tokens of the instruction alone, and their mask.
+            instruction (`tuple`): Token embeddings `(rows, tokens, text_width)` of the instruction and their mask.
             routing: Rows of each level.
             one_to_many (`bool`): Decode the queries a second time, for one-to-many supervision.
             last_layer_only (`bool`): Whether nobody reads the scores of earlier layers.

@@ -3,7 +3,9 @@
 
 SAM3 finds the objects; what instructions such as "the leftmost dog" need is a choice among them. The selector
 compares the most probable queries of a decoder layer pairwise, by box and by content, gated by the instruction, and
-adds what it finds to their logits. It is our own; the paper has no counterpart.
+adds what it finds to their logits. It reads the words of the instruction themselves, the frozen token embeddings: what
+the text encoder makes of them tells objects apart, not "leftmost" from "rightmost". It is our own; the paper has no
+counterpart.
 """
 
 import torch
@@ -27,19 +29,20 @@ class PairwiseSelector(nn.Module):
     the dog": the dog).
 
     Args:
-        width (`int`): Width of queries and of projected text tokens.
+        width (`int`): Width of queries.
+        text_width (`int`): Width of token embeddings.
         settings: Width `selector_dim`, `selector_heads`, and how many queries are compared, `selector_queries`.
     """
 
-    def __init__(self, width: int, settings: AdapterSettings):
+    def __init__(self, width: int, text_width: int, settings: AdapterSettings):
         super().__init__()
         inner = settings.selector_dim
         self.heads = settings.selector_heads
         self.queries = settings.selector_queries
-        self.pooling = nn.Linear(width, 2, bias=False)
-        self.instruction_proj = nn.Linear(width, inner)
+        self.pooling = nn.Linear(text_width, 2, bias=False)
+        self.instruction_proj = nn.Linear(text_width, inner)
         self.instruction_norm = nn.LayerNorm(inner)
-        self.reference_text_proj = nn.Linear(width, inner)
+        self.reference_text_proj = nn.Linear(text_width, inner)
         self.reference_text_norm = nn.LayerNorm(inner)
         self.reference_query_proj = nn.Linear(width, inner, bias=False)
         self.content_proj = nn.Linear(width, inner)
@@ -72,7 +75,7 @@ class PairwiseSelector(nn.Module):
         logits: torch.Tensor,
         queries: torch.Tensor,
         boxes: torch.Tensor,
-        text_features: torch.Tensor,
+        words: torch.Tensor,
         text_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
@@ -80,7 +83,7 @@ class PairwiseSelector(nn.Module):
             logits (`torch.Tensor` of shape `(rows, layers, queries)`): Classification logits.
             queries (`torch.Tensor` of shape `(rows, layers, queries, width)`): Decoder output.
             boxes (`torch.Tensor` of shape `(rows, layers, queries, 4)`): (cx, cy, w, h) in [0, 1].
-            text_features (`torch.Tensor` of shape `(rows, tokens, width)`): Projected tokens of the instruction.
+            words (`torch.Tensor` of shape `(rows, tokens, text_width)`): Token embeddings of the instruction.
             text_mask (`torch.BoolTensor` of shape `(rows, tokens)`, *optional*): `True` where a token is not padding.
 
         Returns:
@@ -88,21 +91,21 @@ class PairwiseSelector(nn.Module):
             `selector_queries` best keep theirs.
         """
         if logits.shape[-1] <= self.queries:
-            return logits + self.change(logits, queries, boxes, text_features, text_mask)
+            return logits + self.change(logits, queries, boxes, words, text_mask)
         best = logits.topk(self.queries, dim=-1).indices  # (rows, layers, compared)
         queries = queries.gather(2, best[..., None].expand(-1, -1, -1, queries.shape[-1]))
         boxes = boxes.gather(2, best[..., None].expand(-1, -1, -1, 4))
-        change = self.change(logits.gather(2, best), queries, boxes, text_features, text_mask)
+        change = self.change(logits.gather(2, best), queries, boxes, words, text_mask)
         return logits.scatter_add(2, best, change)
 
-    def change(self, logits, queries, boxes, text_features, text_mask) -> torch.Tensor:
+    def change(self, logits, queries, boxes, words, text_mask) -> torch.Tensor:
         """What is added to `logits` `(rows, layers, compared)`; arguments as in [`forward`]."""
         dtype = self.logit_proj.weight.dtype
-        text = text_features.to(dtype)
+        text = F.layer_norm(words.to(dtype), words.shape[-1:])
         strength = self.pooling(text)  # (rows, tokens, 2)
         if text_mask is not None:
             strength = strength.masked_fill(~text_mask.bool()[..., None], torch.finfo(strength.dtype).min)
-        main, reference = (strength.softmax(1).transpose(1, 2) @ text).unbind(1)  # each (rows, width)
+        main, reference = (strength.softmax(1).transpose(1, 2) @ text).unbind(1)  # each (rows, text_width)
         c = self.instruction_norm(self.instruction_proj(main))[:, None, None]  # (rows, 1, 1, inner)
         c2 = self.reference_text_norm(self.reference_text_proj(reference))[:, None, None]
 
@@ -168,14 +171,15 @@ class InstanceSelector(LevelModules):
     """The pairwise selectors of the simple and the complex level, on the classification scores of SAM3.
 
     Args:
-        width (`int`): Width of queries and of projected text tokens.
+        width (`int`): Width of queries.
+        text_width (`int`): Width of token embeddings.
         settings: Widths and number of compared queries.
     """
 
-    def __init__(self, width: int, settings: AdapterSettings):
+    def __init__(self, width: int, text_width: int, settings: AdapterSettings):
         super().__init__()
-        self.simple = PairwiseSelector(width, settings)
-        self.complex = PairwiseSelector(width, settings)
+        self.simple = PairwiseSelector(width, text_width, settings)
+        self.complex = PairwiseSelector(width, text_width, settings)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -191,7 +195,7 @@ class InstanceSelector(LevelModules):
         routing: LevelRouting,
         queries: torch.Tensor,
         boxes: torch.Tensor,
-        text_features: torch.Tensor,
+        words: torch.Tensor,
         text_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits `(rows, layers, queries)` after selection, each row at its level; see [`PairwiseSelector`]."""
@@ -199,4 +203,4 @@ class InstanceSelector(LevelModules):
             InstructionLevel.SIMPLE: (self.simple, self.simple),
             InstructionLevel.COMPLEX: (self.complex, self.complex),
         }
-        return routing.apply(logits, branches, queries, boxes, text_features, text_mask)
+        return routing.apply(logits, branches, queries, boxes, words, text_mask)

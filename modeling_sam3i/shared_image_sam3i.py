@@ -111,16 +111,16 @@ class SharedImages:
     def _decode(self, rows: torch.LongTensor) -> DecodedRows:
         model, inputs = self.model, self.inputs
         routing = LevelRouting(inputs.levels[rows])
-        text, text_mask, boxes, box_labels = (
+        text, words, text_mask, boxes, box_labels = (
             None if tensor is None else tensor[rows]
-            for tensor in (inputs.text_features, inputs.text_mask, inputs.boxes, inputs.box_labels)
+            for tensor in (inputs.text_features, inputs.words, inputs.text_mask, inputs.boxes, inputs.box_labels)
         )
         coarsest = [self._of_rows(maps[-1], rows) for maps in (self.fpn_states, self.fpn_positions)]
         prompt, prompt_mask = model.append_geometry(text, text_mask, boxes, box_labels, coarsest[:1], coarsest[1:])
         positions = self._of_rows(self.positions, rows)
         states = self._encode(rows, prompt, prompt_mask, positions, routing)
         decoded, boxes, logits = model.decode_queries(
-            states, positions, self.spatial_shapes, prompt, prompt_mask, (text, text_mask), routing
+            states, positions, self.spatial_shapes, prompt, prompt_mask, (words, text_mask), routing
         )
         embeddings = model.mask_decoder.mask_embedder(decoded.intermediate_hidden_states[-1], routing)
 

@@ -62,7 +62,7 @@ class InstructionRouting(LevelRouting):
 
     Args:
         levels (`torch.LongTensor` of shape `(rows,)`): 0 concept, 1 simple, 2 complex.
-        instruction (`tuple`): Projected tokens `(rows, tokens, hidden_size)` and their mask `(rows, tokens)`, which
+        instruction (`tuple`): Token embeddings `(rows, tokens, text_width)` and their mask `(rows, tokens)`, which
             may be `None`.
     """
 

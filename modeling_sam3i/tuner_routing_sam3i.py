@@ -15,7 +15,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .adapter_repository_sam3i import CONTAINER
-from .inputs_sam3i import resolve_levels, row_images, text_encoder_inputs
+from .inputs_sam3i import resolve_levels, row_images, text_encoder_inputs, token_embeddings
 from .router_sam3i import choose_levels
 from .routing_sam3i import LevelRouting
 from .tuner_layers_sam3i import TUNED_CLASSES, InstructionRouting, active_settings
@@ -43,6 +43,7 @@ def prepare_stock(model: Sam3Model) -> None:
         model.__dict__[HOOKS] = [
             model.register_forward_pre_hook(route_rows, with_kwargs=True),
             model.text_encoder.register_forward_pre_hook(route_text, with_kwargs=True),
+            model.text_encoder.register_forward_hook(keep_words, with_kwargs=True),
         ]
 
 
@@ -79,7 +80,7 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
             instruction_levels=levels,
             return_dict=True,
         )
-    text = getattr(text, "pooler_output", text)  # (text rows, tokens, width)
+    encoded, text = text, getattr(text, "pooler_output", text)  # (text rows, tokens, width)
     vision = inputs.get("vision_embeds")
     if vision is None:
         others = {name: value for name, value in inputs.items() if name not in FORWARD_ARGUMENTS}
@@ -102,7 +103,9 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
     if settings is None:
         return (), inputs
     if levels is not None:
-        inputs["level_routing"] = InstructionRouting(levels.expand(rows), (text, mask))
+        needed = settings.adapter_design == "selective" and settings.selector_queries > 0
+        words = token_embeddings(encoded, levels, model.config.text_config.hidden_size, needed)
+        inputs["level_routing"] = InstructionRouting(levels.expand(rows), (words.expand(rows, -1, -1), mask))
     if settings.always_encode_geometry and (boxes is None or boxes.numel() == 0):
         # A box that is only padding leaves the geometry CLS token alone.
         inputs["input_boxes"] = torch.zeros(rows, 1, 4, dtype=text.dtype, device=text.device)
@@ -140,3 +143,11 @@ def route_text(text_encoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tupl
     if levels is not None:
         inputs["level_routing"] = LevelRouting(resolve_levels(levels, input_ids.shape[0], input_ids.device))
     return (), inputs
+
+
+def keep_words(text_encoder: nn.Module, args: tuple, kwargs: dict, outputs):
+    """After the text encoder ran: lay the token embeddings beside its output, for the selector."""
+    input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+    if hasattr(outputs, "last_hidden_state"):
+        outputs.word_embeds = text_encoder.text_model.embeddings.token_embedding(input_ids)
+    return outputs

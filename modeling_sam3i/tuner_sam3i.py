@@ -119,7 +119,7 @@ class InstructionAdapterModel(BaseTuner):
         if isinstance(target, CLIPTextEmbeddings):
             adapter = self._long_positions(target, peft_config.max_instruction_length)
         else:
-            adapter = build_adapter(target, peft_config)
+            adapter = build_adapter(target, peft_config, self.model.config.text_config.hidden_size)
         exchange(target, *target.children())
         if not hasattr(target, CONTAINER):
             setattr(target, CONTAINER, InstructionAdapterLayer(target))

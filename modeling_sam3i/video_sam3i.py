@@ -29,10 +29,12 @@ class InstructionFeatures(ModelOutput):
     Args:
         pooler_output (`torch.Tensor` of shape `(rows, tokens, width)`): Projected tokens.
         instruction_levels (`torch.LongTensor` of shape `(rows,)`): Levels they were encoded at.
+        word_embeds (`torch.Tensor` of shape `(rows, tokens, text_width)`): Token embeddings.
     """
 
     pooler_output: torch.Tensor | None = None
     instruction_levels: torch.LongTensor | None = None
+    word_embeds: torch.Tensor | None = None
 
 
 def follow_instructions(video_model: Sam3VideoModel, source: Any) -> Sam3VideoModel:
@@ -122,7 +124,7 @@ def add_instructions(
             input_ids=ids, attention_mask=mask, instruction_levels=level, return_dict=True
         )
         session.prompt_input_ids[number], session.prompt_attention_masks[number] = ids, mask
-        session.prompt_embeddings[number] = InstructionFeatures(features.pooler_output, level)
+        session.prompt_embeddings[number] = InstructionFeatures(features.pooler_output, level, features.word_embeds)
         numbers.append(number)
     return numbers
 

@@ -18,6 +18,7 @@ STAGED_ARGUMENTS = (
     "warmup_steps",
     "per_device_train_batch_size",
     "weight_decay",
+    "selector_warmup_steps",
 )
 """Arguments that take one value for all stages or a sequence of three."""
 
@@ -50,6 +51,9 @@ class Sam3ITrainingArguments(TrainingArguments):
     warmup_steps: Any = _argument(0.03, "Steps (or the share of all steps, below 1) of linear warm-up, per stage.")
     per_device_train_batch_size: Any = _argument(8, "Targets (pairs, in the joint stage) per process, per stage.")
     weight_decay: Any = _argument(0.1, "Weight decay, per stage; biases and norms have none.")
+    selector_warmup_steps: Any = _argument(
+        2000, "Steps on kept queries by which the selectors of a stage start it, per stage; 0 for none."
+    )
     lr_scheduler_type: Any = _argument("cosine", "'cosine', 'inverse_sqrt' (the paper's) or another of Transformers.")
     max_grad_norm: float = _argument(0.1, "Largest norm of the gradient; longer ones are clipped.")
 
@@ -89,13 +93,14 @@ class Sam3ITrainingArguments(TrainingArguments):
 
     def _check_own(self) -> None:
         positive = ("learning_rate", "text_learning_rate", "num_train_epochs", "per_device_train_batch_size")
+        not_negative = ("warmup_steps", "weight_decay", "selector_warmup_steps")
         for name in STAGED_ARGUMENTS:
             for value in stage_values(name, getattr(self, name)):
                 if value is None and name == "text_learning_rate":
                     continue
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise ValueError(f"Expected `{name}` as one number or three, found {getattr(self, name)!r}.")
-                if (value <= 0 and name in positive) or (value < 0 and name in ("warmup_steps", "weight_decay")):
+                if (value <= 0 and name in positive) or (value < 0 and name in not_negative):
                     least = "above 0" if name in positive else "of at least 0"
                     raise ValueError(f"Expected `{name}` {least}, found {getattr(self, name)!r}.")
         if not 0 <= self.eval_threshold <= 1:

@@ -20,6 +20,7 @@ from .curriculum import StageSampler, TrainingStage, freeze_for_stage, parameter
 from .feature_cache import VisionFeatureCache
 from .hub_upload import HubUploads
 from .learner import InstructionLearner
+from .selector_warmup import warm_up_selector
 from .stage_checkpoints import (
     FINAL_NAME,
     checkpoint_to_resume,
@@ -180,6 +181,9 @@ class Sam3ITrainer(HubUploads, Trainer):
             model.start_complex_from_simple()
         freeze_for_stage(model, stage)
         self._prepare_data()
+        right = {}
+        if checkpoint is None and args.selector_warmup_steps and model.selects_instances:
+            right = warm_up_selector(self, args.selector_warmup_steps)
         stopping = []
         if args.early_stopping_patience is not None:
             stopping = [EarlyStoppingCallback(args.early_stopping_patience)]
@@ -193,6 +197,7 @@ class Sam3ITrainer(HubUploads, Trainer):
             logger.info(f"Stage {stage.index + 1} of {len(TrainingStage)}: {stage.value}")
             output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             self._finish_stage()
+            output.metrics.update({f"selector_right_{level}": share for level, share in right.items()})
         finally:
             self.model = self.model_wrapped = self.callback_handler.model = model
             if stopping:

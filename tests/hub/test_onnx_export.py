@@ -44,8 +44,8 @@ def test_the_graphs_are_the_model(model, inputs):
         ids, mask = inputs["input_ids"][row : row + 1], inputs["attention_mask"][row : row + 1]
         pixels = inputs["pixel_values"][inputs["image_ids"][row]][None]
         positions = model.get_vision_features(pixels).fpn_position_encoding[:-1]
-        features = TextGraph(model, level)(ids, mask)
-        found = DecoderGraph(model, level, positions)(features, mask, *VisionGraph(model)(pixels))
+        features, words = TextGraph(model, level)(ids, mask)
+        found = DecoderGraph(model, level, positions)(features, words, mask, *VisionGraph(model)(pixels))
         for name, value in zip(OUTPUTS, found, strict=True):
             torch.testing.assert_close(value, expected[name][row : row + 1], atol=1e-5, rtol=1e-4)
 

@@ -236,7 +236,12 @@ class TestSharedImages:
             expected = tiny_model(**inputs, instruction_levels=levels)
             vision = tiny_model.get_vision_features(inputs["pixel_values"])
             text = tiny_model.get_text_features(inputs["input_ids"], inputs["attention_mask"], levels)
-            for text_embeds in (text, text.pooler_output):
+            selects = tiny_model.selects_instances
+            if selects:
+                with pytest.raises(ValueError, match="whole output of `get_text_features`"):
+                    tiny_model(vision_embeds=vision, text_embeds=text.pooler_output, instruction_levels=levels)
+                tiny_model(vision_embeds=vision, text_embeds=text.pooler_output)  # concepts
+            for text_embeds in (text,) if selects else (text, text.pooler_output):
                 found = tiny_model(
                     vision_embeds=vision,
                     text_embeds=text_embeds,

@@ -12,13 +12,13 @@ from sam3i import Sam3IConfig, Sam3IForInstructionSegmentation
 from sam3i.modeling_sam3i.routing_sam3i import LevelRouting
 from sam3i.modeling_sam3i.selector_sam3i import InstanceSelector, PairwiseSelector
 
-WIDTH = 16
+WIDTH, TEXT_WIDTH = 16, 12
 
 
 def make_selector(queries=8, dim=8, heads=2, seed=0, trained=True) -> PairwiseSelector:
     torch.manual_seed(seed)
     selector = PairwiseSelector(
-        WIDTH, SimpleNamespace(selector_dim=dim, selector_heads=heads, selector_queries=queries)
+        WIDTH, TEXT_WIDTH, SimpleNamespace(selector_dim=dim, selector_heads=heads, selector_queries=queries)
     )
     selector.init_weights()
     if trained:
@@ -36,7 +36,7 @@ def make_arguments(rows=2, layers=3, queries=3, tokens=5, seed=1):
         "logits": torch.randn(rows, layers, queries, generator=generator) * 4,
         "queries": torch.randn(rows, layers, queries, WIDTH, generator=generator),
         "boxes": torch.rand(rows, layers, queries, 4, generator=generator) * 0.5 + 0.2,
-        "text_features": torch.randn(rows, tokens, WIDTH, generator=generator),
+        "words": torch.randn(rows, tokens, TEXT_WIDTH, generator=generator),
         "text_mask": mask,
     }
 
@@ -68,7 +68,7 @@ class TestNumbers:
 
     @staticmethod
     def change_by_hand(selector: PairwiseSelector, given, row: int, layer: int) -> torch.Tensor:
-        text = given["text_features"][row][given["text_mask"][row]]
+        text = F.layer_norm(given["words"][row][given["text_mask"][row]], (TEXT_WIDTH,))
         weights = (text @ selector.pooling.weight.T).softmax(0)
         c = selector.instruction_norm(selector.instruction_proj((weights[:, 0, None] * text).sum(0)))
         c2 = selector.reference_text_norm(selector.reference_text_proj((weights[:, 1, None] * text).sum(0)))
@@ -130,19 +130,19 @@ class TestWhatItLeavesAlone:
 
     def test_boxes_and_logits_get_no_gradient_through_the_comparison(self):
         given = make_arguments()
-        for name in ("logits", "boxes", "queries", "text_features"):
+        for name in ("logits", "boxes", "queries", "words"):
             given[name].requires_grad_()
         make_selector()(**given).square().sum().backward()
         assert given["boxes"].grad is None
-        for name in ("queries", "text_features"):
+        for name in ("queries", "words"):
             assert given[name].grad.abs().max() > 0, name
         found = make_selector()(**{name: tensor.detach() for name, tensor in given.items()})
         torch.testing.assert_close(given["logits"].grad, 2 * found)  # through the sum alone
 
     def test_padding_is_not_read(self):
         selector, given = make_selector(), make_arguments()
-        other = given | {"text_features": given["text_features"].clone()}
-        other["text_features"][-1, 3:] = 9.0
+        other = given | {"words": given["words"].clone()}
+        other["words"][-1, 3:] = 9.0
         assert torch.equal(selector(**given), selector(**other))
 
     def test_the_order_of_queries_does_not_matter(self):
@@ -154,11 +154,11 @@ class TestWhatItLeavesAlone:
     def test_levels_have_their_own_and_concepts_none(self):
         torch.manual_seed(0)
         settings = SimpleNamespace(selector_dim=8, selector_heads=2, selector_queries=8)
-        levels, given = InstanceSelector(WIDTH, settings), make_arguments(rows=3)
+        levels, given = InstanceSelector(WIDTH, TEXT_WIDTH, settings), make_arguments(rows=3)
         with torch.no_grad():
             for parameter in levels.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
-            context = [given[name] for name in ("queries", "boxes", "text_features", "text_mask")]
+            context = [given[name] for name in ("queries", "boxes", "words", "text_mask")]
             found = levels(given["logits"], LevelRouting(torch.tensor([0, 1, 2])), *context)
             assert torch.equal(found[0], given["logits"][0])
             torch.testing.assert_close(found[1], levels.simple(**given)[1])
@@ -194,7 +194,7 @@ class TestCost:
 
     def test_parameters_at_the_size_of_real_sam3(self):
         settings = SimpleNamespace(selector_dim=32, selector_heads=4, selector_queries=48)
-        assert 30_000 < sum(p.numel() for p in PairwiseSelector(256, settings).parameters()) < 130_000
+        assert 60_000 < sum(p.numel() for p in PairwiseSelector(256, 1024, settings).parameters()) < 180_000
 
 
 class TestInTheModel:
@@ -253,7 +253,7 @@ def test_it_learns_to_choose_by_place():
     """Five alike objects a picture; "leftmost" or "largest" is asked. Chance is .2."""
     torch.manual_seed(0)
     selector = make_selector(dim=16, heads=4, trained=False)
-    words = torch.randn(2, 1, WIDTH)
+    words = torch.randn(2, 1, TEXT_WIDTH)
     optimizer = torch.optim.Adam(selector.parameters(), lr=5e-3)
     for _ in range(150):
         asked = torch.randint(2, (32,))

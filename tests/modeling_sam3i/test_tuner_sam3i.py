@@ -240,9 +240,9 @@ class TestEqualsTheNativeModel:
         tuned = on_stock_by_peft_model(stock, repo)
         assert_close(run(tuned, given, ["complex"]), run(native, given, ["complex"]))
 
-    @pytest.mark.parametrize("as_tensor", [False, True])
-    def test_with_features_encoded_before(self, stock, make_trained, inputs, as_tensor):
-        native, repo = make_trained()
+    @pytest.mark.parametrize(("design", "as_tensor"), [("cascade", False), ("cascade", True), ("selective", False)])
+    def test_with_features_encoded_before(self, stock, make_trained, inputs, design, as_tensor):
+        native, repo = make_trained(**DESIGNS[design])
         tuned = on_stock_by_load_adapter(stock, repo)
         text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The selector's head start: what is kept is what the model would read, and nothing else learns from it."""
+
+import pytest
+import torch
+from training_fixtures import tiny_dataset, tiny_model, tiny_processor, tiny_trainer
+
+from sam3i import InstructionLevel
+from sam3i.trainer.collator import InstructionCollator
+from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
+from sam3i.trainer.selector_warmup import (
+    KeptQueries,
+    keep_queries,
+    right_queries,
+    selection_loss,
+    train_selector,
+    warm_up_selector,
+)
+
+
+def selective_model(**changes):
+    """A model whose adapters, the selector among them, change what the model says."""
+    model = tiny_model(adapter_design="selective", **changes)
+    with torch.no_grad():
+        for parameter in model.adapter_parameters().values():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model.eval()
+
+
+def prepared_trainer(folder, stage: TrainingStage, **changes):
+    trainer = tiny_trainer(folder, selective_model(), **changes)
+    trainer.stage, trainer.args = stage, trainer.curriculum_args.for_stage(stage)
+    freeze_for_stage(trainer.instruction_model, stage)
+    trainer._prepare_data()
+    return trainer
+
+
+def test_right_queries_by_hand():
+    boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.1, 0.1]])
+    targets = torch.tensor([[0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
+    assert right_queries(boxes, targets).tolist() == [False, True, True, False]  # the third target: IoU 1/16
+    assert not right_queries(boxes, targets[:0]).any()
+
+
+def test_selection_loss_by_hand():
+    logits = torch.tensor([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    right = torch.tensor([[True, False, False], [True, True, False]])
+    first = -(2 - logits[0].exp().sum().log())
+    second = -(1 - logits[1].exp().sum().log())
+    torch.testing.assert_close(selection_loss(logits, right), (first + second) / 2)
+
+
+@pytest.mark.parametrize("sampling", ["simple", "complex", "joint"])
+@pytest.mark.parametrize("compared", [48, 4])
+def test_what_is_kept_is_what_the_selector_reads_row_by_row(sampling, compared):
+    model = selective_model(selector_queries=compared)
+    rows = tiny_dataset()
+    batch = InstructionCollator(tiny_processor(), sampling)([rows[index] for index in (5, 0, 4, 1)])
+    kept = keep_queries(model, batch)
+    assert len(kept) == (8 if sampling == "joint" else 4) and kept.logits.shape[1] == min(compared, 6)
+    inputs = {name: batch[name] for name in batch if name in ("pixel_values", "input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = model(**inputs, instruction_levels=batch["instruction_levels"], image_ids=batch["image_ids"])
+        words = model.text_encoder.text_model.embeddings.token_embedding(kept.input_ids)
+        for row, level in enumerate(kept.levels.tolist()):
+            selector = getattr(model.dot_product_scoring.sam3i_adapter, list(InstructionLevel)[level].value)
+            arguments = (kept.logits, kept.queries.float(), kept.boxes)
+            arguments = [each[row, None, None] for each in arguments]
+            found = selector(*arguments, words[row, None], kept.attention_mask[row, None])[0, 0]
+            distance = (found[:, None] - expected.pred_logits[row]).abs().min(1).values
+            assert distance.max() < 5e-3  # queries are kept in half precision
+
+
+def test_the_selector_learns_from_what_is_kept_and_nothing_else_moves():
+    """Six alike objects a picture; the word says which end of the picture is meant. Chance is 1/6."""
+    model = tiny_model(adapter_design="selective")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    rows = 2000
+    boxes = torch.rand(rows, 6, 4, generator=generator) * 0.4 + 0.2
+    word = torch.randint(1, 3, (rows, 1), generator=generator)
+    ends = torch.stack([boxes[..., 0].argmin(-1), boxes[..., 0].argmax(-1)], dim=-1)
+    kept = KeptQueries(
+        logits=torch.zeros(rows, 6),
+        queries=torch.randn(1, 1, 32, generator=generator).expand(rows, 6, -1).half(),
+        boxes=boxes,
+        input_ids=word,
+        attention_mask=torch.ones(rows, 1, dtype=torch.bool),
+        levels=torch.ones(rows, dtype=torch.long),
+        right=torch.nn.functional.one_hot(ends.gather(1, word - 1)[:, 0], 6).bool(),
+    )
+    state = torch.random.get_rng_state()
+    share = train_selector(model, InstructionLevel.SIMPLE, kept, steps=250, seed=0, hidden=True)
+    assert share > 0.8
+    assert torch.equal(torch.random.get_rng_state(), state)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and all(name.startswith("dot_product_scoring.sam3i_adapter.simple.") for name in moved)
+
+
+@pytest.mark.parametrize("stage", TrainingStage)
+def test_a_stage_warms_up_its_own_selectors(tmp_path, stage, monkeypatch):
+    monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 0.0)  # random boxes meet no target
+    trainer = prepared_trainer(tmp_path, stage)
+    model = trainer.instruction_model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shares = warm_up_selector(trainer, steps=3)
+    assert list(shares) == [level.value for level in stage.levels]
+    assert all(0 <= share <= 1 for share in shares.values())
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    prefixes = {name.split(".")[2] for name in moved}
+    assert prefixes == {level.value for level in stage.levels}
+    assert all(name.startswith("dot_product_scoring.sam3i_adapter.") for name in moved)
+    again = prepared_trainer(tmp_path, stage)
+    warm_up_selector(again, steps=3)
+    assert all(
+        torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.instruction_model.state_dict().items()
+    )
+
+
+def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 1.0)
+    trainer = prepared_trainer(tmp_path, TrainingStage.SIMPLE)
+    before = {name: tensor.clone() for name, tensor in trainer.instruction_model.state_dict().items()}
+    assert warm_up_selector(trainer, steps=3) == {}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.instruction_model.state_dict().items())
+
+
+def test_training_with_it_reports_and_resumes_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 0.0)
+    settings = {"selector_warmup_steps": (2, 3, 2), "max_steps": (2, 2, 2), "save_strategy": "steps", "save_steps": 1}
+    whole = selective_model()
+    output = tiny_trainer(tmp_path / "whole", whole, **settings).train()
+    assert {
+        name: set(metrics) & {"selector_right_simple", "selector_right_complex"}
+        for name, metrics in output.metrics.items()
+    } == {
+        "simple": {"selector_right_simple"},
+        "complex": {"selector_right_complex"},
+        "joint": {"selector_right_simple", "selector_right_complex"},
+    }
+    first = selective_model()
+    tiny_trainer(tmp_path / "parts", first, stages=("simple",), **settings).train()
+    resumed = selective_model()
+    tiny_trainer(tmp_path / "parts", resumed, **settings).train(resume_from_checkpoint=True)
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head start of the instance selector: it learns to choose before the rest of its stage learns to find.
+
+To choose among objects ("the leftmost", "the blue one") takes very many examples, and a step on the whole model shows
+only a few. But SAM3 finds the objects already, and all that the selector reads of a row (its best queries and the
+words) is a few kilobytes. So the decoder runs once per row, what the selector would read is kept in memory, and the
+selector alone learns from that in large batches: a hundred times as many rows per second.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import box_convert, box_iou
+from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+from transformers.utils import logging
+
+from ..modeling_sam3i.configuration_sam3i import InstructionLevel
+from .learner import encode_vision
+from .processes import process_state
+
+if TYPE_CHECKING:
+    from .trainer_sam3i import Sam3ITrainer
+
+logger = logging.get_logger(__name__)
+
+BATCH_SIZE = 128
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.01
+LARGEST_GRADIENT = 1.0
+LEAST_IOU = 0.5  # of a query's box with a target's, to be the right choice for it
+VIEWS = 8  # of each row, at least: more rows than the steps can show so often are not collected
+
+
+@dataclass
+class KeptQueries:
+    """What the selector reads of R rows and should answer; the order of the rows is that of the dataset.
+
+    Args:
+        logits (`torch.Tensor` of shape `(R, Q)`): Scores of the queries before selection.
+        queries (`torch.Tensor` of shape `(R, Q, width)`): Decoder output of the last layer, in half precision.
+        boxes (`torch.Tensor` of shape `(R, Q, 4)`): (cx, cy, w, h) in [0, 1].
+        input_ids (`torch.LongTensor` of shape `(R, tokens)`): The instruction.
+        attention_mask (`torch.BoolTensor` of shape `(R, tokens)`): `True` for its tokens.
+        levels (`torch.LongTensor` of shape `(R,)`): Its level.
+        right (`torch.BoolTensor` of shape `(R, Q)`): The queries that hold a target.
+    """
+
+    logits: torch.Tensor
+    queries: torch.Tensor
+    boxes: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    levels: torch.Tensor
+    right: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def chosen(self, rows: torch.Tensor) -> "KeptQueries":
+        """Some of the rows, by number or by a mask."""
+        return KeptQueries(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: list["KeptQueries"]) -> "KeptQueries":
+        """One after another; shorter instructions are padded."""
+        tokens = max(part.input_ids.shape[1] for part in parts)
+        for part in parts:
+            missing = (0, tokens - part.input_ids.shape[1])
+            part.input_ids, part.attention_mask = (F.pad(t, missing) for t in (part.input_ids, part.attention_mask))
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+def right_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Which queries hold a target: for every target the one with the highest IoU, if that exceeds `LEAST_IOU`.
+
+    Args:
+        boxes (`torch.Tensor` of shape `(queries, 4)`): Of the queries, (cx, cy, w, h).
+        targets (`torch.Tensor` of shape `(objects, 4)`): Of the targets, likewise.
+
+    Returns:
+        `torch.BoolTensor` of shape `(queries,)`.
+    """
+    right = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    if len(targets):
+        overlap = box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(targets, "cxcywh", "xyxy"))
+        best, query = overlap.max(0)
+        right[query[best > LEAST_IOU]] = True
+    return right
+
+
+@torch.no_grad()
+def keep_queries(model: nn.Module, batch: dict[str, Any]) -> KeptQueries:
+    """What the selector would read of the rows of a batch of `InstructionCollator`, on the CPU.
+
+    Args:
+        model: The model, in inference mode; rows run at their level, selection is left out.
+        batch: With `pixel_values` or `vision_features`.
+    """
+    vision = encode_vision(model, batch.get("pixel_values"), batch.get("vision_features"))
+    images = batch.get("image_ids")
+    if images is not None:  # every row its own copy: rows then run in their order
+        vision = Sam3VisionEncoderOutput(
+            fpn_hidden_states=tuple(states[images] for states in vision.fpn_hidden_states),
+            fpn_position_encoding=tuple(states[images] for states in vision.fpn_position_encoding),
+        )
+    asked = []
+    selector = model.dot_product_scoring.sam3i_adapter
+    hook = selector.register_forward_pre_hook(lambda module, arguments: asked.append(arguments))
+    try:
+        text = {name: batch[name] for name in ("input_ids", "attention_mask", "instruction_levels")}
+        model(vision_embeds=vision, **text)
+    finally:
+        hook.remove()
+    logits, _, queries, boxes = (item[:, -1] if torch.is_tensor(item) else item for item in asked[0][:4])
+    best = logits.topk(min(logits.shape[-1], selector.simple.queries), dim=-1).indices  # (rows, kept)
+    rows = torch.arange(len(best), device=best.device)[:, None]
+    boxes = boxes[rows, best].float()
+    right = [
+        right_queries(of_row, label["boxes"].to(boxes)) for of_row, label in zip(boxes, batch["labels"], strict=True)
+    ]
+    kept = (logits[rows, best].float(), queries[rows, best].half(), boxes)
+    kept += (batch["input_ids"], batch["attention_mask"].bool(), batch["instruction_levels"], torch.stack(right))
+    return KeptQueries(*(tensor.cpu() for tensor in kept))
+
+
+def selection_loss(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of a choice among the queries of each row; several right ones share it.
+
+    Args:
+        logits (`torch.Tensor` of shape `(rows, queries)`): After selection.
+        right (`torch.BoolTensor` of shape `(rows, queries)`): At least one in every row.
+    """
+    wanted = right.to(logits.dtype)
+    wanted = wanted / wanted.sum(-1, keepdim=True)
+    return -(wanted * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+
+
+def train_selector(
+    model: nn.Module, level: InstructionLevel, kept: KeptQueries, steps: int, seed: int, hidden: bool
+) -> float:
+    """Train the selector of one level, and nothing else, on kept queries; no random state but its own is touched.
+
+    Args:
+        hidden (`bool`): Whether to show no progress bar.
+
+    Returns:
+        `float`: The share of the last rows seen for which the best query was a right one.
+    """
+    selector = getattr(model.dot_product_scoring.sam3i_adapter, level.value)
+    parameters = [parameter.requires_grad_(True) for parameter in selector.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    embed = model.text_encoder.text_model.embeddings.token_embedding
+    device, hits = embed.weight.device, 0.0
+    order = _orders(len(kept), seed)
+    progress = tqdm(range(steps), desc=f"{level.value}: selector", disable=hidden)
+    for _ in progress:
+        part = kept.chosen(next(order))
+        part = {field.name: getattr(part, field.name).to(device) for field in fields(part)}
+        with torch.no_grad():
+            words = embed(part["input_ids"])
+        logits, queries, boxes = (part[name][:, None] for name in ("logits", "queries", "boxes"))
+        logits = selector(logits, queries.float(), boxes, words, part["attention_mask"])[:, 0].float()
+        loss = selection_loss(logits, part["right"])
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        best = logits.detach().argmax(-1, keepdim=True)
+        hits = 0.98 * hits + 0.02 * part["right"].gather(1, best).float().mean().item()
+        progress.set_postfix(loss=f"{loss.item():.3f}", right=f"{hits:.2f}")
+    return hits
+
+
+def _orders(rows: int, seed: int) -> Iterator[torch.Tensor]:
+    """Batches of row numbers, epoch after epoch without end."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(left) < min(BATCH_SIZE, rows):
+            left = torch.cat([left, torch.randperm(rows, generator=generator)])
+        yield left[:BATCH_SIZE]
+        left = left[BATCH_SIZE:]
+
+
+def warm_up_selector(trainer: "Sam3ITrainer", steps: int) -> dict[str, float]:
+    """Train the selectors of the trainer's stage alone, on as many of its rows as the steps can show `VIEWS` times.
+
+    The processes of a run share the decoding; each then trains on all of it. It is done before the first checkpoint
+    of its stage, so a run that ends within starts the stage anew.
+
+    Returns:
+        `dict`: By level, the share of rows that end with a right choice.
+    """
+    model, stage, state = trainer.instruction_model, trainer.stage, process_state()
+    seed = trainer.args.seed + stage.index
+    chosen = torch.randperm(len(trainer.train_dataset), generator=torch.Generator().manual_seed(seed))
+    count = max(BATCH_SIZE, steps * BATCH_SIZE // VIEWS)
+    mine = chosen[:count].sort().values.tolist()[state.process_index :: state.num_processes]
+    size = trainer.args.per_device_eval_batch_size
+    training, parts = model.training, []
+    model.eval()
+    hidden = trainer.args.disable_tqdm or not state.is_main_process
+    for start in tqdm(range(0, len(mine), size), desc=f"{stage.value}: queries", disable=hidden):
+        rows = [trainer.train_dataset[index] for index in mine[start : start + size]]
+        batch = trainer._prepare_inputs(trainer.data_collator(rows))
+        kept = keep_queries(model, batch)
+        parts.append(kept.chosen(kept.right.any(-1)))
+    model.train(training)
+    if state.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        parts = gather_object(parts)
+    kept, shares = KeptQueries.joined(parts), {}
+    for level in stage.levels:
+        own = kept.chosen(kept.levels == level.index)
+        if not len(own):
+            logger.warning(f"No query holds a target of a {level.value} instruction: its selector starts as it is.")
+            continue
+        shares[level.value] = train_selector(model, level, own, steps, seed, hidden)
+        logger.info(f"Selector of {level.value} instructions: {shares[level.value]:.0%} of {len(own)} rows right")
+    return shares
+
+
+__all__ = ["KeptQueries", "keep_queries", "right_queries", "selection_loss", "train_selector", "warm_up_selector"]

@@ -3,7 +3,8 @@
 
 One image of 1008x1008 and one instruction; all models share the same weight tensors and are timed in turn. Ratios are
 of processor time, which other programs disturb less; with OMP_NUM_THREADS=1 they hardly do.
-Run: `python benchmarks/real_size.py [--runs 3] [--load]`; needs 8 GB of memory (and 5 GB of disk with --load).
+Run: `python benchmarks/real_size.py [--design cascade] [--runs 3] [--load]`; needs 8 GB of memory (and 5 GB of disk
+with --load).
 """
 
 import argparse
@@ -19,11 +20,12 @@ from sam3i import Sam3IForInstructionSegmentation
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--design", choices=("cascade", "selective"), default="cascade")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--load", action="store_true", help="also save and load a repository of this size")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    model = Sam3IForInstructionSegmentation(build_config("real")).eval()
+    model = Sam3IForInstructionSegmentation(build_config("real", adapter_design=arguments.design)).eval()
     size = sum(parameter.numel() for parameter in model.parameters())
     adapters = sum(parameter.numel() for parameter in model.adapter_parameters().values())
     bytes_gb = size * 4 / 1024**3

@@ -73,9 +73,7 @@ def main() -> None:
         lines = {"stock SAM3": data.score(stock, processor, options.threshold), **lines}
         domain.print_table(lines, COLUMNS)
         alone = max(lines["instruction adapter"]["new simple"], lines["domain LoRA"]["new simple"])
-        domain.report(
-            "both, above the better one, new simple", lines["both"]["new simple"] - alone, least=3, unit=" points"
-        )
+        domain.report("both, above the better one", lines["both"]["new simple"] - alone, least=3, unit=" points")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def official_names(native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def write_synthetic_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """Write a checkpoint and return the weights in it under our names."""
     torch.manual_seed(0)
-    settings = tiny_config().to_dict() | {"model_type": "sam3i", "adapter_dim": 16, "router_dim": 0}
+    settings = tiny_config().to_dict() | {"model_type": "sam3i", "adapter_design": "cascade"}
+    settings |= {"adapter_dim": 16, "router_dim": 0}
     native = Sam3IForInstructionSegmentation(Sam3IConfig.from_dict(settings)).state_dict()
     native = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in native.items()}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,10 @@ class AdapterSettings:
     """
 
     adapter_design: Literal["cascade", "selective"] = field(
-        default="cascade",
+        default="selective",
         metadata={
-            "help": "Kind of the level modules: 'cascade' are the S-Adapter and C-Adapter, 'selective' are low-rank "
-            "updates and a pairwise selector."
+            "help": "Kind of the level modules: 'selective' are low-rank updates and a pairwise selector, 'cascade' "
+            "are the paper's S-Adapter and C-Adapter."
         },
     )
     adapter_dim: int = field(default=64, metadata={"help": "Width of the bottleneck."})

@@ -97,9 +97,9 @@ class Sam3IConfig(Sam3Config):
     adapters get the defaults below.
 
     Args:
-        adapter_design (`str`, defaults to `"cascade"`): The kind of the level modules: `"cascade"` are the paper's
-            bottleneck S-Adapter and C-Adapter, `"selective"` are low-rank updates of the projections and a pairwise
-            selector of instances. The fields of the other design are without effect.
+        adapter_design (`str`, defaults to `"selective"`): The kind of the level modules: `"selective"` are low-rank
+            updates of the projections and a pairwise selector of instances, `"cascade"` are the paper's bottleneck
+            S-Adapter and C-Adapter. The fields of the other design are without effect.
         adapter_dim (`int`, defaults to 64): Width of the bottleneck.
         adapter_heads (`int`, defaults to 4): Attention heads of the text adapters; divides the text width.
         adapter_dropout (`float`, defaults to 0.1): Dropout on the attention weights of the text adapters.
@@ -132,7 +132,7 @@ class Sam3IConfig(Sam3Config):
 
     model_type = "sam3i"
 
-    adapter_design: Literal["cascade", "selective"] = "cascade"
+    adapter_design: Literal["cascade", "selective"] = "selective"
     adapter_dim: int = 64
     adapter_heads: int = 4
     adapter_dropout: float | int = 0.1

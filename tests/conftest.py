@@ -109,7 +109,7 @@ def tiny_config():
     from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 
     stock = _tiny_sam3_config().to_dict() | {"model_type": "sam3i"}
-    return Sam3IConfig.from_dict(stock | {"adapter_dim": 8, "adapter_heads": 4})
+    return Sam3IConfig.from_dict(stock | {"adapter_design": "cascade", "adapter_dim": 8, "adapter_heads": 4})
 
 
 @pytest.fixture

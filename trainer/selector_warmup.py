@@ -47,7 +47,6 @@ class KeptQueries:
         boxes (`torch.Tensor` of shape `(R, Q, 4)`): (cx, cy, w, h) in [0, 1].
         input_ids (`torch.LongTensor` of shape `(R, tokens)`): The instruction.
         attention_mask (`torch.BoolTensor` of shape `(R, tokens)`): `True` for its tokens.
-        levels (`torch.LongTensor` of shape `(R,)`): Its level.
         right (`torch.BoolTensor` of shape `(R, Q)`): The queries that hold a target.
     """
 
@@ -56,7 +55,6 @@ class KeptQueries:
     boxes: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    levels: torch.Tensor
     right: torch.Tensor
 
     def __len__(self) -> int:
@@ -99,7 +97,7 @@ def keep_queries(model: nn.Module, batch: dict[str, Any]) -> KeptQueries:
     """What the selector would read of the rows of a batch of `InstructionCollator`, on the CPU.
 
     Args:
-        model: The model, in inference mode; rows run at their level, selection is left out.
+        model: The model, in inference mode; rows run at their level, without selection.
         batch: With `pixel_values` or `vision_features`.
     """
     vision = encode_vision(model, batch.get("pixel_values"), batch.get("vision_features"))
@@ -125,7 +123,7 @@ def keep_queries(model: nn.Module, batch: dict[str, Any]) -> KeptQueries:
         right_queries(of_row, label["boxes"].to(boxes)) for of_row, label in zip(boxes, batch["labels"], strict=True)
     ]
     kept = (logits[rows, best].float(), queries[rows, best].half(), boxes)
-    kept += (batch["input_ids"], batch["attention_mask"].bool(), batch["instruction_levels"], torch.stack(right))
+    kept += (batch["input_ids"], batch["attention_mask"].bool(), torch.stack(right))
     return KeptQueries(*(tensor.cpu() for tensor in kept))
 
 
@@ -190,16 +188,17 @@ def _orders(rows: int, seed: int) -> Iterator[torch.Tensor]:
         left = left[BATCH_SIZE:]
 
 
-def warm_up_selector(trainer: "Sam3ITrainer", steps: int) -> dict[str, float]:
-    """Train the selectors of the trainer's stage alone, on as many of its rows as the steps can show `VIEWS` times.
+def warm_up_selector(trainer: "Sam3ITrainer", steps: int) -> float | None:
+    """Train the selector of the trainer's stage alone, on as many of its rows as the steps can show `VIEWS` times.
 
     The processes of a run share the decoding; each then trains on all of it. It is done before the first checkpoint
     of its stage, so a run that ends within starts the stage anew.
 
     Returns:
-        `dict`: By level, the share of rows that end with a right choice.
+        `float`, *optional*: The share of rows that end with a right choice; `None` where no query holds a target.
     """
     model, stage, state = trainer.instruction_model, trainer.stage, process_state()
+    (level,) = stage.levels
     seed = trainer.args.seed + stage.index
     chosen = torch.randperm(len(trainer.train_dataset), generator=torch.Generator().manual_seed(seed))
     count = max(BATCH_SIZE, steps * BATCH_SIZE // VIEWS)
@@ -218,15 +217,13 @@ def warm_up_selector(trainer: "Sam3ITrainer", steps: int) -> dict[str, float]:
         from accelerate.utils import gather_object
 
         parts = gather_object(parts)
-    kept, shares = KeptQueries.joined(parts), {}
-    for level in stage.levels:
-        own = kept.chosen(kept.levels == level.index)
-        if not len(own):
-            logger.warning(f"No query holds a target of a {level.value} instruction: its selector starts as it is.")
-            continue
-        shares[level.value] = train_selector(model, level, own, steps, seed, hidden)
-        logger.info(f"Selector of {level.value} instructions: {shares[level.value]:.0%} of {len(own)} rows right")
-    return shares
+    kept = KeptQueries.joined(parts)
+    if not len(kept):
+        logger.warning(f"No query holds a target of a {level.value} instruction: its selector starts as it is.")
+        return None
+    share = train_selector(model, level, kept, steps, seed, hidden)
+    logger.info(f"Selector of {level.value} instructions: {share:.0%} of {len(kept)} rows right")
+    return share
 
 
 __all__ = ["KeptQueries", "keep_queries", "right_queries", "selection_loss", "train_selector", "warm_up_selector"]

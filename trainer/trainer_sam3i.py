@@ -181,8 +181,8 @@ class Sam3ITrainer(HubUploads, Trainer):
             model.start_complex_from_simple()
         freeze_for_stage(model, stage)
         self._prepare_data()
-        right = {}
-        if checkpoint is None and args.selector_warmup_steps and model.selects_instances:
+        right = None
+        if checkpoint is None and self._has_selector_to_warm_up():
             right = warm_up_selector(self, args.selector_warmup_steps)
         stopping = []
         if args.early_stopping_patience is not None:
@@ -197,12 +197,18 @@ class Sam3ITrainer(HubUploads, Trainer):
             logger.info(f"Stage {stage.index + 1} of {len(TrainingStage)}: {stage.value}")
             output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             self._finish_stage()
-            output.metrics.update({f"selector_right_{level}": share for level, share in right.items()})
+            if right is not None:
+                output.metrics["selector_right"] = right
         finally:
             self.model = self.model_wrapped = self.callback_handler.model = model
             if stopping:
                 self.pop_callback(EarlyStoppingCallback)
         return output
+
+    def _has_selector_to_warm_up(self) -> bool:
+        # Not in the joint stage: what it goes on with knows how many to keep, which a choice among queries unlearns.
+        steps, selects = self.args.selector_warmup_steps, self.instruction_model.selects_instances
+        return steps > 0 and selects and self.stage is not TrainingStage.JOINT
 
     def _prepare_data(self) -> None:
         """Rows and collator of the stage, and the vision features of its pictures."""

@@ -66,7 +66,7 @@ def native(stock_config) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     config = Sam3IConfig.from_dict(
         Sam3IConfig.lift_detector_config(stock_config)
-        | {"adapter_dim": 6, "max_instruction_length": 8, "router_dim": 0}
+        | {"adapter_design": "cascade", "adapter_dim": 6, "max_instruction_length": 8, "router_dim": 0}
     )
     model = Sam3IForInstructionSegmentation(config)
     return {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}

@@ -25,8 +25,8 @@ from sam3i.modeling_sam3i.pretrained_sam3i import CheckpointMismatchError
 from sam3i.modeling_sam3i.tuner_sam3i import InstructionAdapterConfig
 
 DESIGNS = {
-    "cascade": {"adapter_dim": 8},
-    "long": {"adapter_dim": 8, "max_instruction_length": 48},
+    "cascade": {"adapter_design": "cascade", "adapter_dim": 8},
+    "long": {"adapter_design": "cascade", "adapter_dim": 8, "max_instruction_length": 48},
     "selective": {"adapter_design": "selective", "selector_dim": 8, "selector_heads": 2, "selector_queries": 4},
 }
 MIXED = torch.tensor([0, 1, 2])
@@ -351,7 +351,7 @@ class TestLoadingIntoAModel:
 
     def test_dropout_may_differ(self, make_trained, inputs):
         source, repo = make_trained()
-        model, _ = make_trained("other", seed=8, adapter_dim=8, adapter_dropout=0.5)
+        model, _ = make_trained("other", seed=8, adapter_dropout=0.5, **DESIGNS["cascade"])
         load_instruction_adapter(model, repo)
         torch.testing.assert_close(predict(model, inputs), predict(source, inputs), atol=1e-6, rtol=1e-6)
 

@@ -141,7 +141,7 @@ def test_checkpoint_with_code_is_never_run(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"adapter_dim": -1}, {"adapter_heads": 5}, {"adapter_heads": 0}, {"max_instruction_length": 1}]
+    "setting", [{"adapter_dim": -1}, {"selector_heads": 5}, {"adapter_heads": 0}, {"max_instruction_length": 1}]
 )
 def test_settings_given_while_loading_are_checked(tiny_stock_repos, setting):
     ((name, value),) = setting.items()

@@ -109,10 +109,11 @@ class TestConceptLevelIsStock:
 
 class TestLoading:
     @pytest.mark.parametrize("layout", ["sam3", "sam3_video"])
-    def test_stock_weights_load_completely(self, tiny_stock_repos, layout):
+    @pytest.mark.parametrize("design", ["cascade", "selective"])
+    def test_stock_weights_load_completely(self, tiny_stock_repos, layout, design):
         stock = Sam3Model.from_pretrained(tiny_stock_repos["sam3"])
         model, info = Sam3IForInstructionSegmentation.from_pretrained(
-            tiny_stock_repos[layout], output_loading_info=True, adapter_heads=4
+            tiny_stock_repos[layout], output_loading_info=True, adapter_heads=4, adapter_design=design
         )
         assert not info["missing_keys"] and not info["unexpected_keys"]
         ours = model.state_dict()
@@ -124,6 +125,7 @@ class TestLoading:
             *(f"detr_decoder.layers.{i}" for i in range(2)),
             "mask_decoder.mask_embedder",
             "text_encoder",  # the level router
+            *(["dot_product_scoring"] if design == "selective" else []),
         }
 
     @pytest.mark.parametrize("design", ["cascade", "selective"])

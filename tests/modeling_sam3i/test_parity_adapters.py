@@ -26,6 +26,7 @@ def load(reference_dir):
         config = Sam3IConfig.from_dict(
             Sam3IConfig.lift_detector_config(stock)
             | {
+                "adapter_design": "cascade",
                 "adapter_dim": 16,
                 "adapter_heads": 4,
                 "router_dim": 0,

@@ -23,8 +23,8 @@ from sam3i.modeling_sam3i.tuner_sam3i import InstructionAdapterConfig, Sam3IPeft
 
 OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 MIXED = torch.tensor([0, 1, 2])
-SMALL = {"adapter_dim": 8}
-CASCADE = {"adapter_dim": 8}
+SMALL = {"adapter_design": "cascade", "adapter_dim": 8}
+CASCADE = SMALL
 AS_CONVERTED = CASCADE | {
     "adapter_scale": 0.5,
     "decoder_c_adapter_skip": False,
@@ -162,7 +162,10 @@ class TestConfig:
 
     @pytest.mark.parametrize(
         "settings, message",
-        [({"adapter_heads": 5}, "divide.*32.*5"), (LONG | {"mask_padding_in_adapters": False}, "48 with False")],
+        [
+            (SMALL | {"adapter_heads": 5}, "divide.*32.*5"),
+            (LONG | {"mask_padding_in_adapters": False}, "48 with False"),
+        ],
     )
     def test_what_does_not_fit_the_model_is_refused_and_leaves_it_stock(self, stock, inputs, settings, message):
         before = run(stock, inputs)

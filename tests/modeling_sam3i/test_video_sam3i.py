@@ -80,7 +80,8 @@ def video_processor(tiny_tokenizer):
 @pytest.fixture
 def instruction_config(detector_config):
     return Sam3IConfig.from_dict(
-        detector_config.to_dict() | {"model_type": "sam3i", "adapter_dim": 8, "adapter_heads": 4}
+        detector_config.to_dict()
+        | {"model_type": "sam3i", "adapter_design": "cascade", "adapter_dim": 8, "adapter_heads": 4}
     )
 
 

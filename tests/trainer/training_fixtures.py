@@ -70,7 +70,7 @@ def tiny_config(dropout: float = 0.0, **changes) -> Sam3IConfig:
         adapter_dim=8,
         adapter_heads=4,
         adapter_dropout=dropout,
-        **changes,
+        **{"adapter_design": "cascade"} | changes,
     )
 
 

@@ -48,12 +48,12 @@ def main() -> None:
         video_model, video_processor = video_model_of(model, options.threshold), video_processor_of(processor)
     follow_instructions(video_model, model)
     if options.frames:
+        if not options.text:
+            parser.error("--frames needs --text, the instruction to follow")
         pictures = [Image.open(path).convert("RGB") for path in sorted(options.frames.iterdir())]
         frames = [np.asarray(picture) for picture in pictures]
-        draw(
-            frames, track(video_model, video_processor, processor, frames, options.text, options.level), options.output
-        )
-        return print(f"Look at {options.output}")
+        answers = track(video_model, video_processor, processor, frames, options.text, options.level)
+        return draw(frames, answers, options.text, options.output)
     scores = {"stock SAM3, frame by frame": [], "SAM3-I, frame by frame": [], "SAM3-I, video": []}
     for clip in moving_clips(options.clips):
         given = (clip.frames, clip.text)

@@ -136,6 +136,8 @@ def draw(frames, answers: list[tuple[list[int], np.ndarray]], text: str, path: P
     for frame, (ids, masks) in list(zip(frames, answers, strict=True))[:: max(1, len(frames) // 6)][:6]:
         rows = [[] for _ in everyone] or [[]]
         for number, mask in zip(ids, masks, strict=True):
+            if not mask.any():  # kept, but out of sight in this frame
+                continue
             ys, xs = np.nonzero(mask)
             box = {"xmin": int(xs.min()), "ymin": int(ys.min()), "xmax": int(xs.max()) + 1, "ymax": int(ys.max()) + 1}
             found = {"score": 1.0, "label": f"object {number}", "level": None, "box": box}

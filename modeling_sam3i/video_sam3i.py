@@ -112,7 +112,15 @@ def add_instructions(
         raise ValueError("The video model knows concepts only: call `follow_instructions(video_model, source)` first.")
     texts = [text] if isinstance(text, str) else list(text)
     encoded = processor(text=texts, instruction_levels=instruction_levels, return_tensors="pt").to(detector.device)
-    levels = resolve_levels(encoded["instruction_levels"], len(texts), detector.device)
+    levels = resolve_levels(encoded["instruction_levels"], len(texts), detector.device, may_be_open=True)
+    if bool((levels < 0).any()):  # left to the level router
+        if isinstance(detector, Sam3IPreTrainedModel):
+            found = detector.predict_levels(encoded["input_ids"], encoded["attention_mask"]).argmax(-1)
+            levels = torch.where(levels < 0, found, levels)
+        else:
+            from .tuner_routing_sam3i import route_levels  # PEFT has adapted the detector
+
+            levels = route_levels(detector, levels, encoded["input_ids"], encoded["attention_mask"])
     numbers = []
     for row, prompt in enumerate(texts):
         number, level = session.add_prompt(prompt), levels[row : row + 1]

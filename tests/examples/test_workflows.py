@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LITTLE = ["--steps", "2", "--scenes", "6", "--test-scenes", "2"]
@@ -94,6 +95,17 @@ def test_video(run, tmp_path):
     output = run("video", "--clips", "1")
     assert re.search(r"SAM3-I, video +\d\.\d{3} +\d\.\d{3}", output)
     assert (tmp_path / "runs" / "video.png").is_file()
+
+
+def test_video_of_own_frames(run, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for number in range(3):
+        Image.new("RGB", (112, 112), (90, 30 * number, 40)).save(tmp_path / "frames" / f"{number}.png")
+    frames, picture = str(tmp_path / "frames"), tmp_path / "found" / "out.png"
+    output = run("video", "--frames", frames, "--text", "the red circle", "--output", str(picture))
+    assert "'the red circle'" in output and picture.is_file()
+    with pytest.raises(SystemExit):
+        run("video", "--frames", frames)
 
 
 def test_export_onnx_says_what_it_needs(run, monkeypatch):

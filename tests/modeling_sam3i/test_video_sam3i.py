@@ -152,6 +152,20 @@ def test_several_instructions_at_levels_of_their_own(video_model, video_processo
     torch.testing.assert_close(frames[0]["scores"][kept], alone["scores"], atol=1e-5, rtol=1e-4)
 
 
+def test_levels_left_to_the_router(video_model, video_processor, processor, native, source):
+    processor.auto_levels = "router"
+    texts = ["dog", "the red dog", "something that sits"]
+    encoded = processor(text=texts, return_tensors="pt")
+    assert encoded["instruction_levels"].tolist() == [-1, -1, -1]
+    with torch.no_grad():
+        expected = native.predict_levels(encoded["input_ids"], encoded["attention_mask"]).argmax(-1)
+    follow_instructions(video_model, source)
+    session = video_processor.init_video_session(video=FRAMES)
+    numbers = add_instructions(video_model, processor, session, texts)
+    found = [session.prompt_embeddings[number].instruction_levels.item() for number in numbers]
+    assert found == expected.tolist()
+
+
 def test_what_does_not_fit_is_refused(video_model, video_processor, processor, native, instruction_config):
     session = video_processor.init_video_session(video=FRAMES)
     with pytest.raises(ValueError, match="follow_instructions"):

@@ -202,7 +202,8 @@ def warm_up_selector(trainer: "Sam3ITrainer", steps: int) -> float | None:
     seed = trainer.args.seed + stage.index
     chosen = torch.randperm(len(trainer.train_dataset), generator=torch.Generator().manual_seed(seed))
     count = max(BATCH_SIZE, steps * BATCH_SIZE // VIEWS)
-    mine = chosen[:count].sort().values.tolist()[state.process_index :: state.num_processes]
+    chosen = chosen[:count].sort().values
+    mine = chosen.tensor_split(state.num_processes)[state.process_index].tolist()  # joined, they are in order again
     size = trainer.args.per_device_eval_batch_size
     training, parts = model.training, []
     model.eval()

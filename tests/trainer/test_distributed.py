@@ -45,6 +45,16 @@ def test_two_processes_at_half_the_batch_have_the_losses_of_one(tmp_path, one_pr
         torch.testing.assert_close(found_adapters[name], tensor, rtol=1e-2, atol=nearly)
 
 
+def test_two_processes_warm_up_the_selector_of_one(tmp_path):
+    # Boxes of random weights meet no target at the usual IoU.
+    options = {"adapter_design": "selective", "least_iou": 0.0, "selector_warmup_steps": 5, "stages": "simple"}
+    expected, adapters = train(tmp_path / "one", 1, per_device_train_batch_size=4, **options)
+    found, found_adapters = train(tmp_path / "two", 2, per_device_train_batch_size=2, **options)
+    assert found == pytest.approx(expected, rel=1e-4)
+    name = "base_model.model.dot_product_scoring.level_adapters.sam3i_adapter.simple.logit_proj.weight"
+    torch.testing.assert_close(found_adapters[name], adapters[name], rtol=1e-2, atol=1e-3)
+
+
 def test_two_processes_share_a_feature_cache(tmp_path, one_process):
     cache = tmp_path / "cache"
     found, _ = train(tmp_path, 2, per_device_train_batch_size=2, feature_cache=str(cache))

@@ -15,6 +15,7 @@ from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer,
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.processing.datasets.masks import box_of_rle, encode_mask
 from sam3i.processing.datasets.schema import make_row, row_features
+from sam3i.trainer import selector_warmup
 
 SIDE = 56
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
@@ -172,8 +173,9 @@ def main() -> None:
     """`training_fixtures.py FOLDER JSON`: train (resuming what is in FOLDER) with the arguments in JSON."""
     folder, options = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    dropout = options.pop("dropout", 0.0)
-    trainer = tiny_trainer(folder, tiny_model(dropout), **options)
+    dropout, design = options.pop("dropout", 0.0), options.pop("adapter_design", "cascade")
+    selector_warmup.LEAST_IOU = options.pop("least_iou", selector_warmup.LEAST_IOU)
+    trainer = tiny_trainer(folder, tiny_model(dropout, adapter_design=design), **options)
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
     if trainer.is_world_process_zero():

@@ -119,7 +119,7 @@ def test_upload_instruct_switch_level_threshold_highlight_download(served, visit
     model, _ = served
     page = visit()
     upload(page, scene)
-    texts = ["moon", "the objects that could move the tide"]
+    texts = ["the objects that could move the tide", "moon"]
     ask(page, "\n".join(texts))
     expect_text(page, "#summary", "concept")
     expect_text(page, "#summary", "by the r")  # rules or router

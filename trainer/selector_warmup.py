@@ -7,9 +7,9 @@ words) is a few kilobytes. So the decoder runs once per row, what the selector w
 selector alone learns from that in large batches: a hundred times as many rows per second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,6 @@ from transformers.utils import logging
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
 from .learner import encode_vision
 from .processes import process_state
-
-if TYPE_CHECKING:
-    from .trainer_sam3i import Sam3ITrainer
 
 logger = logging.get_logger(__name__)
 
@@ -188,30 +185,38 @@ def _orders(rows: int, seed: int) -> Iterator[torch.Tensor]:
         left = left[BATCH_SIZE:]
 
 
-def warm_up_selector(trainer: "Sam3ITrainer", steps: int) -> float | None:
-    """Train the selector of the trainer's stage alone, on as many of its rows as the steps can show `VIEWS` times.
+def warm_up_selector(
+    model: nn.Module,
+    level: InstructionLevel,
+    rows: Any,
+    prepare: Callable[[list], dict[str, Any]],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    hidden: bool,
+) -> float | None:
+    """Train the selector of one level alone, on as many rows as the steps can show `VIEWS` times.
 
-    The processes of a run share the decoding; each then trains on all of it. It is done before the first checkpoint
-    of its stage, so a run that ends within starts the stage anew.
+    The processes of a run share the decoding; each then trains on all of it.
+
+    Args:
+        rows: `datasets.Dataset` of instruction rows.
+        prepare: Makes a batch for [`keep_queries`] of some of them.
+        batch_size (`int`): How many of them the decoder sees at once.
+        hidden (`bool`): Whether to show no progress bars.
 
     Returns:
         `float`, *optional*: The share of rows that end with a right choice; `None` where no query holds a target.
     """
-    model, stage, state = trainer.instruction_model, trainer.stage, process_state()
-    (level,) = stage.levels
-    seed = trainer.args.seed + stage.index
-    chosen = torch.randperm(len(trainer.train_dataset), generator=torch.Generator().manual_seed(seed))
-    count = max(BATCH_SIZE, steps * BATCH_SIZE // VIEWS)
-    chosen = chosen[:count].sort().values
+    state = process_state()
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    chosen = chosen[: max(BATCH_SIZE, steps * BATCH_SIZE // VIEWS)].sort().values
     mine = chosen.tensor_split(state.num_processes)[state.process_index].tolist()  # joined, they are in order again
-    size = trainer.args.per_device_eval_batch_size
+    hidden = hidden or not state.is_main_process
     training, parts = model.training, []
     model.eval()
-    hidden = trainer.args.disable_tqdm or not state.is_main_process
-    for start in tqdm(range(0, len(mine), size), desc=f"{stage.value}: queries", disable=hidden):
-        rows = [trainer.train_dataset[index] for index in mine[start : start + size]]
-        batch = trainer._prepare_inputs(trainer.data_collator(rows))
-        kept = keep_queries(model, batch)
+    for start in tqdm(range(0, len(mine), batch_size), desc=f"{level.value}: queries", disable=hidden):
+        kept = keep_queries(model, prepare([rows[index] for index in mine[start : start + batch_size]]))
         parts.append(kept.chosen(kept.right.any(-1)))
     model.train(training)
     if state.num_processes > 1:

@@ -181,9 +181,7 @@ class Sam3ITrainer(HubUploads, Trainer):
             model.start_complex_from_simple()
         freeze_for_stage(model, stage)
         self._prepare_data()
-        right = None
-        if checkpoint is None and self._has_selector_to_warm_up():
-            right = warm_up_selector(self, args.selector_warmup_steps)
+        right = self._warm_up_selector() if checkpoint is None else None
         stopping = []
         if args.early_stopping_patience is not None:
             stopping = [EarlyStoppingCallback(args.early_stopping_patience)]
@@ -205,10 +203,22 @@ class Sam3ITrainer(HubUploads, Trainer):
                 self.pop_callback(EarlyStoppingCallback)
         return output
 
-    def _has_selector_to_warm_up(self) -> bool:
+    def _warm_up_selector(self) -> float | None:
+        """Before the first checkpoint of a stage, so a run that ends within starts the stage anew."""
+        model, args, stage = self.instruction_model, self.args, self.stage
         # Not in the joint stage: what it goes on with knows how many to keep, which a choice among queries unlearns.
-        steps, selects = self.args.selector_warmup_steps, self.instruction_model.selects_instances
-        return steps > 0 and selects and self.stage is not TrainingStage.JOINT
+        if not args.selector_warmup_steps or not model.selects_instances or stage is TrainingStage.JOINT:
+            return None
+        return warm_up_selector(
+            model,
+            *stage.levels,
+            self.train_dataset,
+            lambda rows: self._prepare_inputs(self.data_collator(rows)),
+            steps=args.selector_warmup_steps,
+            batch_size=args.per_device_eval_batch_size,
+            seed=args.seed + stage.index,
+            hidden=args.disable_tqdm,
+        )
 
     def _prepare_data(self) -> None:
         """Rows and collator of the stage, and the vision features of its pictures."""

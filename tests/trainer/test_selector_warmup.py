@@ -14,7 +14,6 @@ from sam3i.trainer.selector_warmup import (
     right_queries,
     selection_loss,
     train_selector,
-    warm_up_selector,
 )
 
 
@@ -28,7 +27,7 @@ def selective_model(**changes):
 
 
 def prepared_trainer(folder, stage: TrainingStage, **changes):
-    trainer = tiny_trainer(folder, selective_model(), **changes)
+    trainer = tiny_trainer(folder, selective_model(), selector_warmup_steps=3, **changes)
     trainer.stage, trainer.args = stage, trainer.curriculum_args.for_stage(stage)
     freeze_for_stage(trainer.instruction_model, stage)
     trainer._prepare_data()
@@ -102,11 +101,11 @@ def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
     trainer = prepared_trainer(tmp_path, stage)
     model = trainer.instruction_model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert 0 <= warm_up_selector(trainer, steps=3) <= 1
+    assert 0 <= trainer._warm_up_selector() <= 1
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all(name.startswith(f"dot_product_scoring.sam3i_adapter.{stage.value}.") for name in moved)
     again = prepared_trainer(tmp_path, stage)
-    warm_up_selector(again, steps=3)
+    again._warm_up_selector()
     assert all(
         torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.instruction_model.state_dict().items()
     )
@@ -116,7 +115,7 @@ def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, cap
     monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 1.0)
     trainer = prepared_trainer(tmp_path, TrainingStage.SIMPLE)
     before = {name: tensor.clone() for name, tensor in trainer.instruction_model.state_dict().items()}
-    assert warm_up_selector(trainer, steps=3) is None
+    assert trainer._warm_up_selector() is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.instruction_model.state_dict().items())
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Sam3ITrainer`: the curriculum of SAM3-I on the Trainer of Transformers."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -209,12 +210,16 @@ class Sam3ITrainer(HubUploads, Trainer):
         # Not in the joint stage: what it goes on with knows how many to keep, which a choice among queries unlearns.
         if not args.selector_warmup_steps or not model.selects_instances or stage is TrainingStage.JOINT:
             return None
+        planned = args.max_steps
+        if planned <= 0:
+            batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            planned = math.ceil(args.num_train_epochs * len(self.train_dataset) / batch)
         return warm_up_selector(
             model,
             *stage.levels,
             self.train_dataset,
             lambda rows: self._prepare_inputs(self.data_collator(rows)),
-            steps=args.selector_warmup_steps,
+            steps=min(args.selector_warmup_steps, 2 * planned),  # few rows are soon known by heart
             batch_size=args.per_device_eval_batch_size,
             seed=args.seed + stage.index,
             hidden=args.disable_tqdm,

@@ -27,7 +27,7 @@ def selective_model(**changes):
 
 
 def prepared_trainer(folder, stage: TrainingStage, **changes):
-    trainer = tiny_trainer(folder, selective_model(), selector_warmup_steps=3, **changes)
+    trainer = tiny_trainer(folder, selective_model(), **{"selector_warmup_steps": 3} | changes)
     trainer.stage, trainer.args = stage, trainer.curriculum_args.for_stage(stage)
     freeze_for_stage(trainer.instruction_model, stage)
     trainer._prepare_data()
@@ -109,6 +109,23 @@ def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
     assert all(
         torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.instruction_model.state_dict().items()
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 8),
+        ({"max_steps": 1}, 2),
+        ({"max_steps": -1, "num_train_epochs": 2}, 12),
+        ({"selector_warmup_steps": 5}, 5),
+    ],
+)
+def test_a_short_stage_has_a_short_head_start(tmp_path, monkeypatch, changes, expected):
+    steps = []
+    target = "sam3i.trainer.trainer_sam3i.warm_up_selector"
+    monkeypatch.setattr(target, lambda *_, **given: steps.append(given["steps"]))
+    prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_warmup_steps": 2000} | changes)._warm_up_selector()
+    assert steps == [expected]  # twice 4 steps, 1 step, or 2 epochs of 12 rows in batches of 4
 
 
 def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, caplog):

@@ -56,7 +56,8 @@ def official_names(native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             elif TRANSFORMS.get(official) is Transform.TRANSPOSE:
                 tensor = tensor.T.contiguous()
             elif TRANSFORMS.get(official) is Transform.DROP_CLS_POSITION:
-                tensor = torch.cat([torch.zeros_like(tensor[:, :1]), tensor], dim=1)
+                # not zero, so that a reader who keeps it is found out
+                tensor = torch.cat([torch.full_like(tensor[:, :1], 7.0), tensor], dim=1)
             weights[key] = tensor
     return weights
 

@@ -23,17 +23,15 @@ from shapes_curriculum import LOSS, Scores, load, training_arguments, training_r
 
 from sam3i import InstructionLevel, Sam3ITrainer
 from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
+from sam3i.modeling_sam3i.configuration_loss_sam3i import Sam3ILossConfig
 from sam3i.processing.datasets.schema import TARGET_KINDS
 from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
 from sam3i.trainer.curriculum import TrainingStage
 
 REFERENCE = "selective"
 NO_ALIGNMENT = {name: 0.0 for name in ("kl_weight", "hard_region_weight", "info_nce_weight", "margin_weight")}
-PAPER_CLASSIFICATION = {
-    "classification_positive_weight": 10.0,
-    "classification_gamma": 2.0,
-    "classify_without_target": False,
-}
+CLASSIFICATION = ("classification_positive_weight", "classification_gamma", "classify_without_target")
+PAPER_CLASSIFICATION = {name: getattr(Sam3ILossConfig(), name) for name in CLASSIFICATION}
 # name: design, changed adapters, changed losses, changed training arguments, first stage that differs
 VARIANTS = {
     "selective": ("selective", {}, {}, {}, 0),

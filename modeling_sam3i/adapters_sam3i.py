@@ -20,7 +20,7 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 
 from .configuration_sam3i import InstructionLevel
-from .level_modules_sam3i import AdapterSettings, LevelModules, init_linear, init_norm
+from .level_modules_sam3i import AdapterSettings, LevelModules, has_selector, init_linear, init_norm
 from .low_rank_sam3i import LowRankLevels
 from .router_sam3i import LevelRouter
 from .routing_sam3i import LevelRouting
@@ -260,5 +260,5 @@ def adapter_sites(model: nn.Module, settings: AdapterSettings | None = None) -> 
     # A stock model's configuration says nothing about adapters.
     if getattr(settings, "router_dim", 0):
         yield "text_encoder", model.text_encoder
-    if getattr(settings, "adapter_design", None) == "selective" and settings.selector_queries:
+    if has_selector(settings):
         yield "dot_product_scoring", model.dot_product_scoring

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 import torch
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from transformers.utils import TransformersKwargs
 
 from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel, Sam3IConfig
@@ -268,6 +269,21 @@ def text_encoder_inputs(
     elif attention_mask is not None:
         inputs["adapter_padding_mask"] = attention_mask.bool()
     return inputs
+
+
+def features_of_rows(vision: Sam3VisionEncoderOutput, image_ids: torch.LongTensor) -> Sam3VisionEncoderOutput:
+    """Image features with one copy for every row, as stock expects them.
+
+    Args:
+        vision ([`Sam3VisionEncoderOutput`]): Features of `I` images.
+        image_ids (`torch.LongTensor` of shape `(R,)`): The image of each row.
+    """
+    return Sam3VisionEncoderOutput(
+        fpn_hidden_states=tuple(states[image_ids] for states in vision.fpn_hidden_states),
+        fpn_position_encoding=tuple(states[image_ids] for states in vision.fpn_position_encoding),
+        hidden_states=vision.hidden_states,
+        attentions=vision.attentions,
+    )
 
 
 def row_images(

@@ -25,6 +25,11 @@ class AdapterSettings(Protocol):
     router_dim: int
 
 
+def has_selector(settings: AdapterSettings) -> bool:
+    """Whether adapters of these settings choose among queries; a stock model's configuration knows of none."""
+    return getattr(settings, "adapter_design", None) == "selective" and settings.selector_queries > 0
+
+
 class LevelModules(nn.Module):
     """The modules that one site of SAM3 holds for the simple and the complex level.
 

@@ -33,6 +33,7 @@ from .layers_sam3i import (
     Sam3ITextEmbeddings,
     Sam3ITextLayer,
 )
+from .level_modules_sam3i import has_selector
 from .low_rank_sam3i import BLOCK_CLASSES
 from .routing_sam3i import LevelRouting
 
@@ -218,7 +219,7 @@ class TunedDetrDecoder(Sam3DetrDecoder):
         """As in stock. The scoring gets nothing but the queries, so what a selector needs travels on that tensor."""
         decoded = super().forward(*args, level_routing=level_routing, **kwargs)
         settings = active_settings(self.layers[0])
-        if level_routing is not None and settings.adapter_design == "selective" and settings.selector_queries:
+        if level_routing is not None and has_selector(settings):
             queries = decoded.intermediate_hidden_states  # (layers, rows, queries, hidden_size)
             with torch.no_grad():  # the selector gives boxes no gradient; with one, the tensor would refer to itself
                 boxes = (inverse_sigmoid(decoded.reference_boxes) + self.box_head(queries)).sigmoid()

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Sam3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .adapter_repository_sam3i import CONTAINER
-from .inputs_sam3i import resolve_levels, row_images, text_encoder_inputs, token_embeddings
+from .inputs_sam3i import features_of_rows, resolve_levels, row_images, text_encoder_inputs, token_embeddings
+from .level_modules_sam3i import has_selector
 from .router_sam3i import choose_levels
 from .routing_sam3i import LevelRouting
 from .tuner_layers_sam3i import TUNED_CLASSES, InstructionRouting, active_settings
@@ -88,12 +88,7 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
     boxes = inputs.get("input_boxes")
     rows, image_ids = row_images(image_ids, text.shape[0], vision.fpn_hidden_states[0].shape[0], boxes)
     if image_ids is not None:
-        vision = Sam3VisionEncoderOutput(
-            fpn_hidden_states=tuple(states[image_ids] for states in vision.fpn_hidden_states),
-            fpn_position_encoding=tuple(states[image_ids] for states in vision.fpn_position_encoding),
-            hidden_states=vision.hidden_states,
-            attentions=vision.attentions,
-        )
+        vision = features_of_rows(vision, image_ids)
     inputs["vision_embeds"] = vision
     levels = resolve_levels(levels, text.shape[0], text.device) if levels is not None else None
     text, mask = text.expand(rows, -1, -1), inputs.get("attention_mask")
@@ -103,8 +98,7 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
     if settings is None:
         return (), inputs
     if levels is not None:
-        needed = settings.adapter_design == "selective" and settings.selector_queries > 0
-        words = token_embeddings(encoded, levels, model.config.text_config.hidden_size, needed)
+        words = token_embeddings(encoded, levels, model.config.text_config.hidden_size, has_selector(settings))
         inputs["level_routing"] = InstructionRouting(levels.expand(rows), (words.expand(rows, -1, -1), mask))
     if settings.always_encode_geometry and (boxes is None or boxes.numel() == 0):
         # A box that is only padding leaves the geometry CLS token alone.

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import box_convert, box_iou
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
-from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from transformers.utils import logging
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..modeling_sam3i.inputs_sam3i import features_of_rows
+from ..modeling_sam3i.matcher_sam3i import box_overlap, cxcywh_to_xyxy
 from .learner import encode_vision
 from .processes import process_state
 
@@ -84,8 +84,8 @@ def right_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     right = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     if len(targets):
-        overlap = box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(targets, "cxcywh", "xyxy"))
-        best, query = overlap.max(0)
+        iou, _ = box_overlap(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(targets))  # (queries, objects)
+        best, query = iou.max(0)
         right[query[best > LEAST_IOU]] = True
     return right
 
@@ -101,10 +101,7 @@ def keep_queries(model: nn.Module, batch: dict[str, Any]) -> KeptQueries:
     vision = encode_vision(model, batch.get("pixel_values"), batch.get("vision_features"))
     images = batch.get("image_ids")
     if images is not None:  # every row its own copy: rows then run in their order
-        vision = Sam3VisionEncoderOutput(
-            fpn_hidden_states=tuple(states[images] for states in vision.fpn_hidden_states),
-            fpn_position_encoding=tuple(states[images] for states in vision.fpn_position_encoding),
-        )
+        vision = features_of_rows(vision, images)
     asked = []
     selector = model.dot_product_scoring.sam3i_adapter
     hook = selector.register_forward_pre_hook(lambda module, arguments: asked.append(arguments))

@@ -3,6 +3,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 
 from sam3i.hub.conversion import CheckpointConversionError, convert_official_checkpoint
 from sam3i.hub.convert_cli import convert
-from sam3i.hub.official_keys import ADAPTER_RULES, STOCK_RULES, TRANSFORMS, Transform
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from sam3i.processing.processing_sam3i import Sam3IProcessor
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+official_names = runpy.run_path(str(EXAMPLES / "official_layout.py"))["official_names"]
 
 QKV_BIAS = "transformer.encoder.layers.0.self_attn.in_proj_bias"
 DOWN = "transformer.decoder.layers.1.adapter2.down_proj.weight"
@@ -74,21 +77,7 @@ def native(stock_config) -> dict[str, torch.Tensor]:
 
 def to_official(native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same weights under the authors' names, with the entries that have no native counterpart."""
-    weights = {}
-    for official, template in STOCK_RULES + ADAPTER_RULES:
-        pattern = re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", "(?P<p>weight|bias)")
-        for name, tensor in native.items():
-            match = re.fullmatch(pattern.replace(r"\{qkv\}", "q"), name)
-            key = official.format(**match.groupdict()) if match else None
-            if key is None or (".convs.0." in key and "dconv_2x2." in key) or ".convs.1.dconv_2x2_0" in key:
-                continue
-            if "{qkv}" in template:
-                tensor = torch.cat([native[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
-            elif TRANSFORMS.get(official) is Transform.TRANSPOSE:
-                tensor = tensor.T.contiguous()
-            elif TRANSFORMS.get(official) is Transform.DROP_CLS_POSITION:
-                tensor = torch.cat([torch.full_like(tensor[:, :1], 7.0), tensor], dim=1)
-            weights[key] = tensor
+    weights = official_names(native)
     weights["backbone.vision_backbone.trunk.blocks.0.attn.freqs_cis"] = torch.zeros(4, 2, dtype=torch.complex64)
     weights["geometry_encoder.points_pool_project.bias"] = torch.zeros(16)
     return weights

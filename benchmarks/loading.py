@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from models import SIZES, build_model
+from safetensors import safe_open
 from timing import in_fresh_process, peak_mib, table
 from transformers import Sam3Model
 
@@ -31,6 +32,15 @@ def load(case: str, folder: Path) -> dict[str, float]:
         begin = time.perf_counter()
         (Sam3Model if case == "stock" else Sam3IForInstructionSegmentation).from_pretrained(folder / case)
     return {"seconds": time.perf_counter() - begin, "MiB": peak_mib()}
+
+
+def tensors_of(repository: Path) -> int:
+    """How many tensors the safetensors files of a repository hold."""
+    count = 0
+    for file in repository.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            count += len(opened.keys())
+    return count
 
 
 def main() -> None:
@@ -66,11 +76,12 @@ def main() -> None:
         }
         base = middle["stock"]
         rows = [
-            [case, run["seconds"], run["MiB"]]
+            [case, run["seconds"], tensors_of(folder / case), 1e3 * run["seconds"] / tensors_of(folder / case)]
+            + [run["MiB"]]
             + ([run["seconds"] / base["seconds"], run["MiB"] / base["MiB"]] if case != "adapters" else ["-", "-"])
             for case, run in middle.items()
         ]
-        header = ["load", "s", "peak MiB", "s / stock", "MiB / stock"]
+        header = ["load", "s", "tensors", "ms / tensor", "peak MiB", "s / stock", "MiB / stock"]
         table(f"loading, {options.size} size, {options.design} adapters, median of {options.rounds}", header, rows)
 
 

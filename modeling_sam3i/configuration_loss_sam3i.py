@@ -68,8 +68,6 @@ class Sam3ILossConfig:
     margin_weight: float = _setting(1.0, "Weight of the concept margin loss.")
     margin: float = _setting(0.2, "By how much its own concept must be nearer than any other (cosine).")
 
-    router_weight: float = _setting(1.0, "Weight of the cross-entropy of the level router.")
-
     def __post_init__(self) -> None:
         unit = {name for name in self._names() if name.endswith(("_alpha", "_exponent", "_score_weight"))}
         unit |= {"one_to_many_threshold", "same_concept_weight"}

@@ -52,9 +52,9 @@ class Sam3ITrainingArguments(TrainingArguments):
     per_device_train_batch_size: Any = _argument(8, "Targets (pairs, in the joint stage) per process, per stage.")
     weight_decay: Any = _argument(0.1, "Weight decay, per stage; biases and norms have none.")
     selector_warmup_steps: Any = _argument(
-        2000,
+        5000,
         "Steps on kept queries by which a selector starts its stage, per stage (the joint one has none); at most "
-        "twice those of the stage.",
+        "five times those of the stage.",
     )
     lr_scheduler_type: Any = _argument("cosine", "'cosine', 'inverse_sqrt' (the paper's) or another of Transformers.")
     max_grad_norm: float = _argument(0.1, "Largest norm of the gradient; longer ones are clipped.")

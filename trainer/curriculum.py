@@ -63,15 +63,12 @@ class TrainingStage(str, Enum):
             raise ValueError(f"Unknown training stage {value!r}: expected one of {names}.") from None
 
 
+_SIMPLE_NAMES = (".s_adapter.", ".sam3i_adapter.simple.", ".long_position_embedding.")
+_COMPLEX_NAMES = (".cascade_s_adapter.", ".c_adapter.", ".sam3i_adapter.complex.", ".long_position_embedding.")
 TRAINED_NAMES: dict[TrainingStage, tuple[str, ...]] = {
-    TrainingStage.SIMPLE: (".s_adapter.", ".sam3i_adapter.simple.", ".long_position_embedding."),
-    TrainingStage.COMPLEX: (
-        ".cascade_s_adapter.",
-        ".c_adapter.",
-        ".sam3i_adapter.complex.",
-        ".long_position_embedding.",
-    ),
-    TrainingStage.JOINT: (".sam3i_adapter.", ".long_position_embedding."),
+    TrainingStage.SIMPLE: _SIMPLE_NAMES,
+    TrainingStage.COMPLEX: _COMPLEX_NAMES,
+    TrainingStage.JOINT: _SIMPLE_NAMES + _COMPLEX_NAMES,
 }
 """The freeze rule: a parameter trains in a stage when its name contains one of these. All others are frozen."""
 

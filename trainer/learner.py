@@ -94,18 +94,7 @@ class InstructionLearner(nn.Module):
                 outputs, labels, concept_names, inputs["attention_mask"], concept_input_ids, concept_attention_mask
             )
             loss, parts = loss + aligned, parts | aligned_parts
-        if self.alignment is not None and self.model.config.router_dim:
-            routing = self._route(inputs, concept_input_ids, concept_attention_mask)
-            loss, parts["loss_router"] = loss + self.model.criterion.config.router_weight * routing, routing.detach()
         return {"loss": loss, "loss_dict": parts}
-
-    def _route(self, inputs, concept_ids, concept_mask) -> torch.Tensor:
-        """Cross-entropy of the level router over the instructions and the concept phrases of a batch."""
-        told = inputs["instruction_levels"]
-        logits = [self.model.predict_levels(inputs["input_ids"], inputs["attention_mask"])]
-        logits.append(self.model.predict_levels(concept_ids, concept_mask))
-        levels = torch.cat([told, told.new_zeros(len(concept_ids))])
-        return nn.functional.cross_entropy(torch.cat(logits).float(), levels)
 
     def _align(self, outputs, labels, names, mask, concept_ids, concept_mask):
         features = (None, None, None)

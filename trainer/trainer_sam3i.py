@@ -21,6 +21,8 @@ from .curriculum import StageSampler, TrainingStage, freeze_for_stage, parameter
 from .feature_cache import VisionFeatureCache
 from .hub_upload import HubUploads
 from .learner import InstructionLearner
+from .router_training import STEPS as ROUTER_STEPS
+from .router_training import train_router
 from .selector_warmup import warm_up_selector
 from .stage_checkpoints import (
     FINAL_NAME,
@@ -182,7 +184,7 @@ class Sam3ITrainer(HubUploads, Trainer):
             model.start_complex_from_simple()
         freeze_for_stage(model, stage)
         self._prepare_data()
-        right = self._warm_up_selector() if checkpoint is None else None
+        right = self._train_heads() if checkpoint is None else {}
         stopping = []
         if args.early_stopping_patience is not None:
             stopping = [EarlyStoppingCallback(args.early_stopping_patience)]
@@ -196,34 +198,45 @@ class Sam3ITrainer(HubUploads, Trainer):
             logger.info(f"Stage {stage.index + 1} of {len(TrainingStage)}: {stage.value}")
             output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             self._finish_stage()
-            if right is not None:
-                output.metrics["selector_right"] = right
+            output.metrics.update(right)
         finally:
             self.model = self.model_wrapped = self.callback_handler.model = model
             if stopping:
                 self.pop_callback(EarlyStoppingCallback)
         return output
 
-    def _warm_up_selector(self) -> float | None:
-        """Before the first checkpoint of a stage, so a run that ends within starts the stage anew."""
+    def _train_heads(self) -> dict[str, float]:
+        """Train what a stage begins with, the selector or, in the joint stage, the router: how often it is right.
+
+        It comes before the first checkpoint of a stage, so a run that ends within starts the stage anew.
+        """
         model, args, stage = self.instruction_model, self.args, self.stage
-        # Not in the joint stage: what it goes on with knows how many to keep, which a choice among queries unlearns.
-        if not args.selector_warmup_steps or not model.selects_instances or stage is TrainingStage.JOINT:
-            return None
         planned = args.max_steps
         if planned <= 0:
             batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             planned = math.ceil(args.num_train_epochs * len(self.train_dataset) / batch)
-        return warm_up_selector(
+        seed, hidden = args.seed + stage.index, args.disable_tqdm
+        if stage is TrainingStage.JOINT:
+            # The selector knows by now how many to keep, which a choice among queries would unlearn.
+            if not model.config.router_dim:
+                return {}
+            steps = min(ROUTER_STEPS, planned)
+            return {
+                "router_right": train_router(model, self.processing_class, self.train_dataset, steps, seed, hidden)
+            }
+        if not args.selector_warmup_steps or not model.selects_instances:
+            return {}
+        right = warm_up_selector(
             model,
             *stage.levels,
             self.train_dataset,
             lambda rows: self._prepare_inputs(self.data_collator(rows)),
-            steps=min(args.selector_warmup_steps, 2 * planned),  # few rows are soon known by heart
+            steps=min(args.selector_warmup_steps, 5 * planned),  # few rows are soon known by heart
             batch_size=args.per_device_eval_batch_size,
-            seed=args.seed + stage.index,
-            hidden=args.disable_tqdm,
+            seed=seed,
+            hidden=hidden,
         )
+        return {} if right is None else {"selector_right": right}
 
     def _prepare_data(self) -> None:
         """Rows and collator of the stage, and the vision features of its pictures."""

@@ -30,7 +30,6 @@ LOSSES = {
     "hard_region": ("hard region", "hard_region_weight"),
     "info_nce": ("InfoNCE", "info_nce_weight"),
     "margin": ("concept margin", "margin_weight"),
-    "router": ("level router", "router_weight"),
 }
 """The losses by their names in the log: the name to show, and the weight that turns each on."""
 

@@ -3,11 +3,11 @@
 
 import pytest
 import torch
-from training_fixtures import tiny_dataset, tiny_model, tiny_processor, tiny_trainer
+from training_fixtures import at_stage, tiny_dataset, tiny_model, tiny_processor, tiny_trainer
 
 from sam3i import InstructionLevel
 from sam3i.trainer.collator import InstructionCollator
-from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
+from sam3i.trainer.curriculum import TrainingStage
 from sam3i.trainer.selector_warmup import (
     KeptQueries,
     keep_queries,
@@ -27,11 +27,7 @@ def selective_model(**changes):
 
 
 def prepared_trainer(folder, stage: TrainingStage, **changes):
-    trainer = tiny_trainer(folder, selective_model(), **{"selector_warmup_steps": 3} | changes)
-    trainer.stage, trainer.args = stage, trainer.curriculum_args.for_stage(stage)
-    freeze_for_stage(trainer.instruction_model, stage)
-    trainer._prepare_data()
-    return trainer
+    return at_stage(tiny_trainer(folder, selective_model(), **{"selector_warmup_steps": 3} | changes), stage)
 
 
 def test_right_queries_by_hand():
@@ -101,11 +97,11 @@ def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
     trainer = prepared_trainer(tmp_path, stage)
     model = trainer.instruction_model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert 0 <= trainer._warm_up_selector() <= 1
+    assert 0 <= trainer._train_heads()["selector_right"] <= 1
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all(name.startswith(f"dot_product_scoring.sam3i_adapter.{stage.value}.") for name in moved)
     again = prepared_trainer(tmp_path, stage)
-    again._warm_up_selector()
+    again._train_heads()
     assert all(
         torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.instruction_model.state_dict().items()
     )
@@ -114,9 +110,9 @@ def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, 8),
-        ({"max_steps": 1}, 2),
-        ({"max_steps": -1, "num_train_epochs": 2}, 12),
+        ({}, 20),
+        ({"max_steps": 1}, 5),
+        ({"max_steps": -1, "num_train_epochs": 2}, 30),
         ({"selector_warmup_steps": 5}, 5),
     ],
 )
@@ -124,15 +120,15 @@ def test_a_short_stage_has_a_short_head_start(tmp_path, monkeypatch, changes, ex
     steps = []
     target = "sam3i.trainer.trainer_sam3i.warm_up_selector"
     monkeypatch.setattr(target, lambda *_, **given: steps.append(given["steps"]))
-    prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_warmup_steps": 2000} | changes)._warm_up_selector()
-    assert steps == [expected]  # twice 4 steps, 1 step, or 2 epochs of 12 rows in batches of 4
+    prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_warmup_steps": 2000} | changes)._train_heads()
+    assert steps == [expected]  # five times 4 steps, 1 step, or 2 epochs of 12 rows in batches of 4
 
 
 def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 1.0)
     trainer = prepared_trainer(tmp_path, TrainingStage.SIMPLE)
     before = {name: tensor.clone() for name, tensor in trainer.instruction_model.state_dict().items()}
-    assert trainer._warm_up_selector() is None
+    assert trainer._train_heads() == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.instruction_model.state_dict().items())
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import json
-import math
 import os
 import random
 import signal
@@ -76,7 +75,10 @@ def test_after_20_steps_every_trainable_tensor_has_moved_and_nothing_else(tmp_pa
     trainer.add_callback(RememberProjector(projectors))
     trainer.train()
     moved = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
-    assert moved == {name for name in dict(model.named_parameters()) if is_trained(name, stage)}
+    expected = {name for name in dict(model.named_parameters()) if is_trained(name, stage)}
+    if stage is JOINT:  # which begins with the router
+        expected |= {name for name in before if name.startswith("text_encoder.sam3i_adapter.")}
+    assert moved == expected
     if stage is JOINT:
         start, end = projectors
         assert all(not torch.equal(start[name], end[name]) for name in start) and len(start) == 6
@@ -229,11 +231,10 @@ def test_without_contrastive_losses_there_is_no_projector():
 @pytest.mark.parametrize("design", ["cascade", "selective"])
 def test_the_router_learns_in_the_joint_stage_and_is_used_from_then_on(tmp_path, design):
     model = tiny_model(adapter_design=design)
-    trainer = tiny_trainer(tmp_path, model, max_steps=(2, 2, 40), learning_rate=1e-2, text_learning_rate=1e-4)
+    trainer = tiny_trainer(tmp_path, model, max_steps=(2, 2, 40))
     assert trainer.processing_class.auto_levels == "rules"
-    trainer.train()
-    losses = [entry["router"] for entry in trainer.state.log_history if "router" in entry]
-    assert len(losses) == 40 and losses[0] == pytest.approx(math.log(3), abs=1e-3) and losses[-1] < 0.6
+    metrics = trainer.train().metrics
+    assert metrics["joint"]["router_right"] > 0.5 and "router_right" not in metrics["complex"]
     saved = Path(trainer.curriculum_args.output_dir) / JOINT.folder / "final"
     assert Sam3IProcessor.from_pretrained(saved).auto_levels == "router"
     assert Sam3IProcessor.from_pretrained(saved.parent.parent / SIMPLE.folder / "final").auto_levels == "rules"

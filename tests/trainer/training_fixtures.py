@@ -16,6 +16,7 @@ from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.processing.datasets.masks import box_of_rle, encode_mask
 from sam3i.processing.datasets.schema import make_row, row_features
 from sam3i.trainer import selector_warmup
+from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
 
 SIDE = 56
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
@@ -167,6 +168,14 @@ def tiny_trainer(folder, model=None, eval_dataset=None, callbacks=None, transfor
         transform,
         callbacks,
     )
+
+
+def at_stage(trainer: Sam3ITrainer, stage: TrainingStage) -> Sam3ITrainer:
+    """The trainer as it is when a stage has its rows and has not taken a step."""
+    trainer.stage, trainer.args = stage, trainer.curriculum_args.for_stage(stage)
+    freeze_for_stage(trainer.instruction_model, stage)
+    trainer._prepare_data()
+    return trainer
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Sam3ITrainer`: the curriculum of SAM3-I on the Trainer of Transformers."""
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +20,6 @@ from .curriculum import StageSampler, TrainingStage, freeze_for_stage, parameter
 from .feature_cache import VisionFeatureCache
 from .hub_upload import HubUploads
 from .learner import InstructionLearner
-from .router_training import STEPS as ROUTER_STEPS
-from .router_training import train_router
-from .selector_warmup import warm_up_selector
 from .stage_checkpoints import (
     FINAL_NAME,
     checkpoint_to_resume,
@@ -33,6 +29,7 @@ from .stage_checkpoints import (
     seal_checkpoint,
 )
 from .stage_evaluation import ConceptCheck, evaluate_levels
+from .stage_heads import train_heads
 from .training_record import record_stage
 
 logger = logging.get_logger(__name__)
@@ -184,7 +181,7 @@ class Sam3ITrainer(HubUploads, Trainer):
             model.start_complex_from_simple()
         freeze_for_stage(model, stage)
         self._prepare_data()
-        right = self._train_heads() if checkpoint is None else {}
+        right = train_heads(self) if checkpoint is None else {}
         stopping = []
         if args.early_stopping_patience is not None:
             stopping = [EarlyStoppingCallback(args.early_stopping_patience)]
@@ -204,39 +201,6 @@ class Sam3ITrainer(HubUploads, Trainer):
             if stopping:
                 self.pop_callback(EarlyStoppingCallback)
         return output
-
-    def _train_heads(self) -> dict[str, float]:
-        """Train what a stage begins with, the selector or, in the joint stage, the router: how often it is right.
-
-        It comes before the first checkpoint of a stage, so a run that ends within starts the stage anew.
-        """
-        model, args, stage = self.instruction_model, self.args, self.stage
-        planned = args.max_steps
-        if planned <= 0:
-            batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            planned = math.ceil(args.num_train_epochs * len(self.train_dataset) / batch)
-        seed, hidden = args.seed + stage.index, args.disable_tqdm
-        if stage is TrainingStage.JOINT:
-            # The selector knows by now how many to keep, which a choice among queries would unlearn.
-            if not model.config.router_dim:
-                return {}
-            steps = min(ROUTER_STEPS, planned)
-            return {
-                "router_right": train_router(model, self.processing_class, self.train_dataset, steps, seed, hidden)
-            }
-        if not args.selector_warmup_steps or not model.selects_instances:
-            return {}
-        right = warm_up_selector(
-            model,
-            *stage.levels,
-            self.train_dataset,
-            lambda rows: self._prepare_inputs(self.data_collator(rows)),
-            steps=min(args.selector_warmup_steps, 5 * planned),  # few rows are soon known by heart
-            batch_size=args.per_device_eval_batch_size,
-            seed=seed,
-            hidden=hidden,
-        )
-        return {} if right is None else {"selector_right": right}
 
     def _prepare_data(self) -> None:
         """Rows and collator of the stage, and the vision features of its pictures."""

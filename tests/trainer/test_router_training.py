@@ -8,6 +8,7 @@ from training_fixtures import at_stage, tiny_dataset, tiny_model, tiny_processor
 from sam3i import InstructionLevel
 from sam3i.trainer.curriculum import TrainingStage
 from sam3i.trainer.router_training import TEXTS_PER_LEVEL, texts_by_level, train_router
+from sam3i.trainer.stage_heads import train_heads
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 
@@ -49,17 +50,17 @@ def test_rows_without_a_concept_leave_it_out():
 @pytest.mark.parametrize(("steps", "expected"), [(4, [4]), (1000, [400])])
 def test_the_joint_stage_trains_it_for_as_many_steps_at_most(tmp_path, monkeypatch, steps, expected):
     taken = []
-    monkeypatch.setattr("sam3i.trainer.trainer_sam3i.train_router", lambda *given: taken.append(given[3]) or 1.0)
+    monkeypatch.setattr("sam3i.trainer.stage_heads.train_router", lambda *given: taken.append(given[3]) or 1.0)
     trainer = tiny_trainer(tmp_path, max_steps=steps)
-    assert at_stage(trainer, TrainingStage.JOINT)._train_heads() == {"router_right": 1.0}
-    assert at_stage(trainer, TrainingStage.COMPLEX)._train_heads() == {}
+    assert train_heads(at_stage(trainer, TrainingStage.JOINT)) == {"router_right": 1.0}
+    assert train_heads(at_stage(trainer, TrainingStage.COMPLEX)) == {}
     assert taken == expected
 
 
 def test_a_model_without_router_trains_none(tmp_path):
     trainer = at_stage(tiny_trainer(tmp_path, tiny_model(router_dim=0)), TrainingStage.JOINT)
     before = weights(trainer.instruction_model)
-    assert trainer._train_heads() == {}
+    assert train_heads(trainer) == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.instruction_model.state_dict().items())
 
 

@@ -15,6 +15,7 @@ from sam3i.trainer.selector_warmup import (
     selection_loss,
     train_selector,
 )
+from sam3i.trainer.stage_heads import train_heads
 
 
 def selective_model(**changes):
@@ -97,11 +98,11 @@ def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
     trainer = prepared_trainer(tmp_path, stage)
     model = trainer.instruction_model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert 0 <= trainer._train_heads()["selector_right"] <= 1
+    assert 0 <= train_heads(trainer)["selector_right"] <= 1
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all(name.startswith(f"dot_product_scoring.sam3i_adapter.{stage.value}.") for name in moved)
     again = prepared_trainer(tmp_path, stage)
-    again._train_heads()
+    train_heads(again)
     assert all(
         torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.instruction_model.state_dict().items()
     )
@@ -118,9 +119,9 @@ def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
 )
 def test_a_short_stage_has_a_short_head_start(tmp_path, monkeypatch, changes, expected):
     steps = []
-    target = "sam3i.trainer.trainer_sam3i.warm_up_selector"
+    target = "sam3i.trainer.stage_heads.warm_up_selector"
     monkeypatch.setattr(target, lambda *_, **given: steps.append(given["steps"]))
-    prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_warmup_steps": 2000} | changes)._train_heads()
+    train_heads(prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_warmup_steps": 2000} | changes))
     assert steps == [expected]  # five times 4 steps, 1 step, or 2 epochs of 12 rows in batches of 4
 
 
@@ -128,7 +129,7 @@ def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, cap
     monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 1.0)
     trainer = prepared_trainer(tmp_path, TrainingStage.SIMPLE)
     before = {name: tensor.clone() for name, tensor in trainer.instruction_model.state_dict().items()}
-    assert trainer._train_heads() == {}
+    assert train_heads(trainer) == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.instruction_model.state_dict().items())
 
 

@@ -75,12 +75,11 @@ def main() -> None:
             for case, runs in found.items()
         }
         base = middle["stock"]
-        rows = [
-            [case, run["seconds"], tensors_of(folder / case), 1e3 * run["seconds"] / tensors_of(folder / case)]
-            + [run["MiB"]]
-            + ([run["seconds"] / base["seconds"], run["MiB"] / base["MiB"]] if case != "adapters" else ["-", "-"])
-            for case, run in middle.items()
-        ]
+        rows = []
+        for case, run in middle.items():
+            tensors = tensors_of(folder / case)
+            ratios = [run[key] / base[key] if case != "adapters" else "-" for key in ("seconds", "MiB")]
+            rows.append([case, run["seconds"], tensors, 1e3 * run["seconds"] / tensors, run["MiB"], *ratios])
         header = ["load", "s", "tensors", "ms / tensor", "peak MiB", "s / stock", "MiB / stock"]
         table(f"loading, {options.size} size, {options.design} adapters, median of {options.rounds}", header, rows)
 

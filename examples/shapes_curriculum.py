@@ -207,7 +207,12 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/shapes_tiny"))
     parser.add_argument("--design", choices=("cascade", "selective"), default="selective", help="kind of adapters")
     parser.add_argument("--steps", type=int, nargs=3, default=(1000, 1000, 350), help="steps of each stage")
-    parser.add_argument("--selector-steps", type=int, default=5000, help="by which the selector starts each stage")
+    parser.add_argument(
+        "--selector-steps",
+        type=int,
+        default=Sam3ITrainingArguments.selector_warmup_steps,
+        help="by which the selector starts each stage",
+    )
     parser.add_argument("--scenes", type=int, default=10000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--seed", type=int, default=0, help="of the training")

@@ -113,13 +113,13 @@ def add_instructions(
     texts = [text] if isinstance(text, str) else list(text)
     encoded = processor(text=texts, instruction_levels=instruction_levels, return_tensors="pt").to(detector.device)
     levels = resolve_levels(encoded["instruction_levels"], len(texts), detector.device, may_be_open=True)
-    text = (encoded["input_ids"], encoded["attention_mask"])
+    words = (encoded["input_ids"], encoded["attention_mask"])
     if isinstance(detector, Sam3IPreTrainedModel):
-        levels, _ = detector._choose_levels(levels, *text)
+        levels, _ = detector._choose_levels(levels, *words)
     else:
         from .tuner_routing_sam3i import route_levels  # PEFT has adapted the detector
 
-        levels = route_levels(detector, levels, *text)
+        levels = route_levels(detector, levels, *words)
     numbers = []
     for row, prompt in enumerate(texts):
         number, level = session.add_prompt(prompt), levels[row : row + 1]

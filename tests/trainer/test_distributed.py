@@ -50,7 +50,7 @@ def test_two_processes_warm_up_the_selector_of_one(tmp_path):
     found, found_adapters = train(tmp_path / "two", 2, per_device_train_batch_size=2, **options)
     assert found == pytest.approx(expected, rel=1e-4)
     name = "base_model.model.dot_product_scoring.level_adapters.sam3i_adapter.simple.logit_proj.weight"
-    torch.testing.assert_close(found_adapters[name], adapters[name], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(found_adapters[name], adapters[name], rtol=1e-2, atol=1e-4)
 
 
 def test_two_processes_share_a_feature_cache(tmp_path, one_process):

@@ -3,7 +3,15 @@
 
 import pytest
 import torch
-from training_fixtures import at_stage, tiny_dataset, tiny_model, tiny_processor, tiny_trainer
+from training_fixtures import (
+    assert_equal,
+    at_stage,
+    tiny_dataset,
+    tiny_model,
+    tiny_processor,
+    tiny_trainer,
+    weights,
+)
 
 from sam3i import InstructionLevel
 from sam3i.trainer.curriculum import TrainingStage
@@ -11,10 +19,6 @@ from sam3i.trainer.router_training import TEXTS_PER_LEVEL, texts_by_level, train
 from sam3i.trainer.stage_heads import train_heads
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
-
-
-def weights(model) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def test_every_text_counts_once():
@@ -61,7 +65,7 @@ def test_a_model_without_router_trains_none(tmp_path):
     trainer = at_stage(tiny_trainer(tmp_path, tiny_model(router_dim=0)), TrainingStage.JOINT)
     before = weights(trainer.instruction_model)
     assert train_heads(trainer) == {}
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.instruction_model.state_dict().items())
+    assert_equal(weights(trainer.instruction_model), before)
 
 
 def test_a_run_that_goes_on_from_the_stage_before_ends_the_same(tmp_path):
@@ -69,4 +73,4 @@ def test_a_run_that_goes_on_from_the_stage_before_ends_the_same(tmp_path):
     tiny_trainer(tmp_path / "whole", whole).train()
     tiny_trainer(tmp_path / "parts", resumed, stages=("simple", "complex")).train()
     tiny_trainer(tmp_path / "parts", resumed).train(resume_from_checkpoint=True)
-    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())
+    assert_equal(weights(resumed), weights(whole))

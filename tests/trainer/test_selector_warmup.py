@@ -3,7 +3,15 @@
 
 import pytest
 import torch
-from training_fixtures import at_stage, tiny_dataset, tiny_model, tiny_processor, tiny_trainer
+from training_fixtures import (
+    assert_equal,
+    at_stage,
+    tiny_dataset,
+    tiny_model,
+    tiny_processor,
+    tiny_trainer,
+    weights,
+)
 
 from sam3i import InstructionLevel
 from sam3i.trainer.collator import InstructionCollator
@@ -70,7 +78,7 @@ def test_what_is_kept_is_what_the_selector_reads_row_by_row(sampling, compared):
 def test_the_selector_learns_from_what_is_kept_and_nothing_else_moves():
     """Six alike objects a picture; the word says which end of the picture is meant. Chance is 1/6."""
     model = tiny_model(adapter_design="selective")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = weights(model)
     generator = torch.Generator().manual_seed(0)
     rows = 2000
     boxes = torch.rand(rows, 6, 4, generator=generator) * 0.4 + 0.2
@@ -97,15 +105,13 @@ def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
     monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 0.0)  # random boxes meet no target
     trainer = prepared_trainer(tmp_path, stage)
     model = trainer.instruction_model
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = weights(model)
     assert 0 <= train_heads(trainer)["selector_right"] <= 1
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all(name.startswith(f"dot_product_scoring.sam3i_adapter.{stage.value}.") for name in moved)
     again = prepared_trainer(tmp_path, stage)
     train_heads(again)
-    assert all(
-        torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.instruction_model.state_dict().items()
-    )
+    assert_equal(weights(again.instruction_model), weights(model))
 
 
 @pytest.mark.parametrize(
@@ -128,9 +134,9 @@ def test_a_short_stage_has_a_short_head_start(tmp_path, monkeypatch, changes, ex
 def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 1.0)
     trainer = prepared_trainer(tmp_path, TrainingStage.SIMPLE)
-    before = {name: tensor.clone() for name, tensor in trainer.instruction_model.state_dict().items()}
+    before = weights(trainer.instruction_model)
     assert train_heads(trainer) == {}
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.instruction_model.state_dict().items())
+    assert_equal(weights(trainer.instruction_model), before)
 
 
 def test_training_with_it_reports_and_resumes_bit_for_bit(tmp_path, monkeypatch):
@@ -143,4 +149,4 @@ def test_training_with_it_reports_and_resumes_bit_for_bit(tmp_path, monkeypatch)
     tiny_trainer(tmp_path / "parts", first, stages=("simple",), **settings).train()
     resumed = selective_model()
     tiny_trainer(tmp_path / "parts", resumed, **settings).train(resume_from_checkpoint=True)
-    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())
+    assert_equal(weights(resumed), weights(whole))

@@ -13,7 +13,15 @@ import pytest
 import torch
 import training_fixtures
 from safetensors.torch import load_file
-from training_fixtures import tiny_arguments, tiny_dataset, tiny_model, tiny_processor, tiny_trainer
+from training_fixtures import (
+    assert_equal,
+    tiny_arguments,
+    tiny_dataset,
+    tiny_model,
+    tiny_processor,
+    tiny_trainer,
+    weights,
+)
 from transformers import TrainerCallback
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer
@@ -42,15 +50,6 @@ class KillAt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if args.output_dir.endswith(self.folder) and state.global_step == self.step:
             raise KilledError
-
-
-def weights(model) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 def joint_batch(rows: int = 4) -> dict:

@@ -178,6 +178,15 @@ def at_stage(trainer: Sam3ITrainer, stage: TrainingStage) -> Sam3ITrainer:
     return trainer
 
 
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
 def main() -> None:
     """`training_fixtures.py FOLDER JSON`: train (resuming what is in FOLDER) with the arguments in JSON."""
     folder, options = sys.argv[1], json.loads(sys.argv[2])

@@ -93,7 +93,7 @@ class DecoderGraph(nn.Module):
         decoded, boxes, logits = model.decode_queries(
             encoded.last_hidden_state,
             encoded.pos_embeds_flattened,
-            encoded.spatial_shapes,
+            fpn_states[-1].shape[-2:],
             prompt,
             prompt_mask,
             (word_embeds, text_mask),

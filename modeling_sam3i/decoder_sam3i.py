@@ -2,6 +2,7 @@
 """The DETR decoder and the mask decoder of SAM3-I: stock's, with levels and one-to-many queries."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
         text_features: torch.Tensor,
         vision_pos_encoding: torch.Tensor,
         text_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         one_to_many: bool = False,
         **kwargs,
     ) -> Sam3DETRDecoderOutput:
@@ -45,7 +46,8 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
             text_features (`torch.Tensor` of shape `(rows, tokens, hidden_size)`): Prompt.
             vision_pos_encoding (`torch.Tensor` of shape `(rows, pixels, hidden_size)`): Position encoding.
             text_mask (`torch.BoolTensor` of shape `(rows, tokens)`, *optional*): `True` where a token is valid.
-            spatial_shapes (`torch.LongTensor` of shape `(1, 2)`): Height and width of the feature map.
+            spatial_shapes (`torch.LongTensor` of shape `(1, 2)`, or a list): Height and width of the feature map.
+                Numbers need not be fetched from an accelerator, and an exported graph has them as constants.
             one_to_many (`bool`): Decode the queries a second time; doubles the query axis of the output.
 
         Returns:
@@ -68,8 +70,8 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
         for layer in self.layers:
             query_pos = self.ref_point_head(self.position_encoding.encode_boxes(reference_boxes))
             box_bias = None
-            if spatial_shapes is not None and spatial_shapes.shape[0] == 1:
-                box_bias = self._box_bias(reference_boxes, (spatial_shapes[0, 0], spatial_shapes[0, 1]))
+            if spatial_shapes is not None and len(spatial_shapes) == 1:
+                box_bias = self._box_bias(reference_boxes, spatial_shapes[0])
             hidden_states = layer(
                 hidden_states,
                 query_pos=query_pos,
@@ -94,7 +96,7 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
             presence_logits=torch.stack(presence),
         )
 
-    def _box_bias(self, boxes: torch.Tensor, size: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def _box_bias(self, boxes: torch.Tensor, size: torch.Tensor | tuple[int, int]) -> torch.Tensor:
         """How each query is drawn to the pixels in and around its box, added to its attention.
 
         Stock's numbers, bit for bit, written once where stock writes them four times.

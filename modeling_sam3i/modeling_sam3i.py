@@ -151,7 +151,7 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         decoded, boxes_cxcywh, logits = self.decode_queries(
             encoded.last_hidden_state,
             encoded.pos_embeds_flattened,
-            encoded.spatial_shapes,
+            fpn_states[-1].shape[-2:],
             prompt,
             prompt_mask,
             (inputs.words, text_mask),
@@ -245,7 +245,7 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         self,
         states: torch.Tensor,
         positions: torch.Tensor,
-        spatial_shapes: torch.Tensor,
+        size: tuple[int, int],
         prompt: torch.Tensor,
         prompt_mask: torch.Tensor | None,
         instruction: tuple[torch.Tensor, torch.Tensor | None],
@@ -259,7 +259,7 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         Args:
             states (`torch.Tensor` of shape `(rows, pixels, width)`): Output of the DETR encoder.
             positions (`torch.Tensor` of shape `(rows, pixels, width)`): Position encoding.
-            spatial_shapes (`torch.LongTensor` of shape `(1, 2)`): Height and width of the feature map.
+            size (`tuple[int, int]`): Height and width of the feature map.
             prompt (`torch.Tensor` of shape `(rows, tokens, width)`): Prompt, and `prompt_mask` `(rows, tokens)`.
             instruction (`tuple`): Token embeddings `(rows, tokens, text_width)` of the instruction and their mask.
             routing: Rows of each level.
@@ -275,7 +275,7 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             text_features=prompt,
             vision_pos_encoding=positions,
             text_mask=prompt_mask,
-            spatial_shapes=spatial_shapes,
+            spatial_shapes=[size],
             level_routing=routing,
             one_to_many=one_to_many,
             **kwargs,

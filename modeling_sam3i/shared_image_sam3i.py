@@ -81,7 +81,6 @@ class SharedImages:
         coarsest, positions = self.fpn_states[-1], self.fpn_positions[-1]
         self.tokens = coarsest.flatten(2).transpose(1, 2).contiguous()  # (images, tokens, width)
         self.positions = positions.flatten(2).transpose(1, 2).contiguous()
-        self.spatial_shapes = torch.tensor([coarsest.shape[-2:]], device=coarsest.device)
         images = inputs.image_ids
         if images is None:
             images = torch.arange(len(inputs.levels))
@@ -120,7 +119,7 @@ class SharedImages:
         positions = self._of_rows(self.positions, rows)
         states = self._encode(rows, prompt, prompt_mask, positions, routing)
         decoded, boxes, logits = model.decode_queries(
-            states, positions, self.spatial_shapes, prompt, prompt_mask, (words, text_mask), routing
+            states, positions, self.fpn_states[-1].shape[-2:], prompt, prompt_mask, (words, text_mask), routing
         )
         embeddings = model.mask_decoder.mask_embedder(decoded.intermediate_hidden_states[-1], routing)
 

@@ -235,9 +235,18 @@ class Sam3IProcessor(Sam3Processor):
 
     def measure_instructions(self, texts: list[str]) -> list[tuple[int, str]]:
         """The number of tokens of each instruction, and its words beyond `max_instruction_length` ("" for none)."""
-        limit = self.max_instruction_length
-        whole = self.tokenizer(texts, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
-        measured = []
+        return self._measure(texts, self._tokenize(texts))
+
+    def _tokenize(self, texts: list[str]) -> BatchEncoding:
+        """Tokens of whole instructions.
+
+        A fast tokenizer remembers the padding and truncation of its last call. Asked for neither, always, it may serve
+        several threads.
+        """
+        return self.tokenizer(texts, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
+
+    def _measure(self, texts: list[str], whole: BatchEncoding) -> list[tuple[int, str]]:
+        limit, measured = self.max_instruction_length, []
         for row, ids in enumerate(whole["input_ids"]):
             if len(ids) <= limit:
                 lost = ""
@@ -254,7 +263,8 @@ class Sam3IProcessor(Sam3Processor):
     def _encode_texts(self, texts: list[str], return_tensors: str | None) -> BatchEncoding:
         """Token ids padded to stock's 32, or to `max_instruction_length` when an instruction is longer than that."""
         limit = self.max_instruction_length
-        measured = self.measure_instructions(texts)
+        whole = self._tokenize(texts)
+        measured = self._measure(texts, whole)
         dropped = [
             f"instruction {row} ({length} tokens) loses {lost!r}"
             for row, (length, lost) in enumerate(measured)
@@ -267,8 +277,11 @@ class Sam3IProcessor(Sam3Processor):
             )
         longest = max(length for length, _ in measured)
         padded = min(limit, STOCK_INSTRUCTION_LENGTH if longest <= STOCK_INSTRUCTION_LENGTH else limit)
-        return self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=padded, return_tensors=return_tensors
+        ids = [
+            row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in whole["input_ids"]
+        ]
+        return self.tokenizer.pad(
+            {"input_ids": ids}, padding="max_length", max_length=padded, return_tensors=return_tensors, verbose=False
         )
 
     def post_process_instruction_segmentation(

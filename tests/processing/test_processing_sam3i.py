@@ -187,6 +187,13 @@ def test_longer_instructions_leave_short_ones_alone(image_processor, tiny_tokeni
     assert small(text="dog", return_tensors="pt")["input_ids"].shape == (1, 8)
 
 
+def test_threads_may_share_a_tokenizer(processor, tiny_tokenizer):
+    """A fast tokenizer keeps padding and truncation between calls, where another thread would find them."""
+    processor(text=["a man", LONG], return_tensors="pt")
+    assert tiny_tokenizer.backend_tokenizer.padding is None
+    assert tiny_tokenizer.backend_tokenizer.truncation is None
+
+
 def test_the_tokenizer_says_how_to_pad(image_processor, tiny_tokenizer, tmp_path):
     tiny_tokenizer.save_pretrained(tmp_path)
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)

@@ -53,7 +53,7 @@ def main() -> None:
     seconds = time.monotonic() - started
     with torch.no_grad():
         expected = model(**inputs)
-    print(f"{len(levels)} instructions on one image in {seconds:.2f} s; greatest difference from the model / largest value:")
+    print(f"{len(levels)} instructions on one image in {seconds:.2f} s; greatest difference / largest value:")
     worst = 0.0
     for name in OUTPUTS:
         reference = getattr(expected, name)

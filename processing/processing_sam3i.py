@@ -277,9 +277,7 @@ class Sam3IProcessor(Sam3Processor):
             )
         longest = max(length for length, _ in measured)
         padded = min(limit, STOCK_INSTRUCTION_LENGTH if longest <= STOCK_INSTRUCTION_LENGTH else limit)
-        ids = [
-            row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in whole["input_ids"]
-        ]
+        ids = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in whole["input_ids"]]
         return self.tokenizer.pad(
             {"input_ids": ids}, padding="max_length", max_length=padded, return_tensors=return_tensors, verbose=False
         )

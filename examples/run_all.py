@@ -20,7 +20,7 @@ SCRIPTS = (
     "finetune_domain",
     "finetune_lora",
     "combine_adapters",
-    "evaluate",
+    "evaluation",
     "convert_checkpoint",
     "video",
     "export_onnx",

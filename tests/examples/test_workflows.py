@@ -58,7 +58,7 @@ def test_inference_on_own_pictures(run, tmp_path):
 
 
 def test_evaluate(run):
-    output = run("evaluate", "--scenes", "1")
+    output = run("evaluation", "--scenes", "1")
     table = {line.split()[0] for line in output.splitlines() if line.strip()}
     assert {"sam3-i", "sam3", "sam3-concept", "agent"} <= table
 

@@ -2,7 +2,8 @@
 """Score SAM3-I against its baselines on instruction data: accuracy, and what an instruction costs.
 
     python examples/evaluation.py
-    python examples/evaluation.py --model org/sam3-i --data refcoco/ --protocol refcoco --chat-url URL --chat-model NAME
+    python examples/evaluation.py --model org/sam3-i --data refcoco/ --protocol refcoco \\
+        --chat-url URL --chat-model NAME
 
 Without a chat model the agent's is an oracle that knows the targets: it bounds from above what any chat model can do.
 """

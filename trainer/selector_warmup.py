@@ -31,7 +31,7 @@ BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
-LEAST_IOU = 0.5  # of a query's box with a target's, to be the right choice for it
+LEAST_IOU = 0.5  # of a query's box with a target's, to hold it
 VIEWS = 8  # of each row, at least: more rows than the steps can show so often are not collected
 
 
@@ -45,7 +45,7 @@ class KeptQueries:
         boxes (`torch.Tensor` of shape `(R, Q, 4)`): (cx, cy, w, h) in [0, 1].
         input_ids (`torch.LongTensor` of shape `(R, tokens)`): The instruction.
         attention_mask (`torch.BoolTensor` of shape `(R, tokens)`): `True` for its tokens.
-        right (`torch.BoolTensor` of shape `(R, Q)`): The queries that hold a target.
+        held (`torch.LongTensor` of shape `(R, Q)`): The target that each query holds, -1 for none.
     """
 
     logits: torch.Tensor
@@ -53,7 +53,7 @@ class KeptQueries:
     boxes: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    right: torch.Tensor
+    held: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -72,22 +72,24 @@ class KeptQueries:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
-def right_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Which queries hold a target: for every target the one with the highest IoU, if that exceeds `LEAST_IOU`.
+def held_targets(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Which target each query holds: that of the highest IoU, if it exceeds `LEAST_IOU`.
+
+    Several queries may hold one target, and to choose any of them is right. To call one of them alone right, the
+    nearest, is to ask for what cannot be told: a selector taught so learns its rows by heart.
 
     Args:
         boxes (`torch.Tensor` of shape `(queries, 4)`): Of the queries, (cx, cy, w, h).
         targets (`torch.Tensor` of shape `(objects, 4)`): Of the targets, likewise.
 
     Returns:
-        `torch.BoolTensor` of shape `(queries,)`.
+        `torch.LongTensor` of shape `(queries,)`: Numbers of targets, -1 for none.
     """
-    right = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    if len(targets):
-        iou, _ = box_overlap(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(targets))  # (queries, objects)
-        best, query = iou.max(0)
-        right[query[best > LEAST_IOU]] = True
-    return right
+    if not len(targets):
+        return torch.full((len(boxes),), -1, device=boxes.device)
+    iou, _ = box_overlap(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(targets))  # (queries, objects)
+    best, target = iou.max(-1)
+    return target.masked_fill(best <= LEAST_IOU, -1)
 
 
 @torch.no_grad()
@@ -114,24 +116,26 @@ def keep_queries(model: nn.Module, batch: dict[str, Any]) -> KeptQueries:
     best = logits.topk(min(logits.shape[-1], selector.simple.queries), dim=-1).indices  # (rows, kept)
     rows = torch.arange(len(best), device=best.device)[:, None]
     boxes = boxes[rows, best].float()
-    right = [
-        right_queries(of_row, label["boxes"].to(boxes)) for of_row, label in zip(boxes, batch["labels"], strict=True)
+    held = [
+        held_targets(of_row, label["boxes"].to(boxes)) for of_row, label in zip(boxes, batch["labels"], strict=True)
     ]
     kept = (logits[rows, best].float(), queries[rows, best].half(), boxes)
-    kept += (batch["input_ids"], batch["attention_mask"].bool(), torch.stack(right))
+    kept += (batch["input_ids"], batch["attention_mask"].bool(), torch.stack(held))
     return KeptQueries(*(tensor.cpu() for tensor in kept))
 
 
-def selection_loss(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of a choice among the queries of each row; several right ones share it.
+def selection_loss(logits: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of a choice among the queries of each row: every target wants its share of the probability.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, queries)`): After selection.
-        right (`torch.BoolTensor` of shape `(rows, queries)`): At least one in every row.
+        held (`torch.LongTensor` of shape `(rows, queries)`): The target of each query, -1 for none; one at least in
+            every row. The queries of one target share what it gets.
     """
-    wanted = right.to(logits.dtype)
-    wanted = wanted / wanted.sum(-1, keepdim=True)
-    return -(wanted * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+    holds = held[..., None] == torch.arange(int(held.max()) + 1, device=held.device)  # (rows, queries, targets)
+    chosen = F.log_softmax(logits, dim=-1)[..., None].masked_fill(~holds, torch.finfo(logits.dtype).min).logsumexp(1)
+    found = holds.any(1)  # (rows, targets)
+    return -(chosen.where(found, 0).sum(-1) / found.sum(-1)).mean()
 
 
 def train_selector(
@@ -160,14 +164,14 @@ def train_selector(
             words = embed(part["input_ids"])
         logits, queries, boxes = (part[name][:, None] for name in ("logits", "queries", "boxes"))
         logits = selector(logits, queries.float(), boxes, words, part["attention_mask"])[:, 0].float()
-        loss = selection_loss(logits, part["right"])
+        loss = selection_loss(logits, part["held"])
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         best = logits.detach().argmax(-1, keepdim=True)
-        hits = 0.98 * hits + 0.02 * part["right"].gather(1, best).float().mean().item()
+        hits = 0.98 * hits + 0.02 * (part["held"].gather(1, best) >= 0).float().mean().item()
         progress.set_postfix(loss=f"{loss.item():.3f}", right=f"{hits:.2f}")
     return hits
 
@@ -215,7 +219,7 @@ def warm_up_selector(
     model.eval()
     for start in tqdm(range(0, len(mine), batch_size), desc=f"{level.value}: queries", disable=hidden):
         kept = keep_queries(model, prepare([rows[index] for index in mine[start : start + batch_size]]))
-        parts.append(kept.chosen(kept.right.any(-1)))
+        parts.append(kept.chosen((kept.held >= 0).any(-1)))
     model.train(training)
     if state.num_processes > 1:
         from accelerate.utils import gather_object
@@ -230,4 +234,4 @@ def warm_up_selector(
     return share
 
 
-__all__ = ["KeptQueries", "keep_queries", "right_queries", "selection_loss", "train_selector", "warm_up_selector"]
+__all__ = ["KeptQueries", "held_targets", "keep_queries", "selection_loss", "train_selector", "warm_up_selector"]

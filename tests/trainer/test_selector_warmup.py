@@ -18,8 +18,8 @@ from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage
 from sam3i.trainer.selector_warmup import (
     KeptQueries,
+    held_targets,
     keep_queries,
-    right_queries,
     selection_loss,
     train_selector,
 )
@@ -39,19 +39,24 @@ def prepared_trainer(folder, stage: TrainingStage, **changes):
     return at_stage(tiny_trainer(folder, selective_model(), **{"selector_warmup_steps": 3} | changes), stage)
 
 
-def test_right_queries_by_hand():
+def test_held_targets_by_hand():
     boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.1, 0.1]])
     targets = torch.tensor([[0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
-    assert right_queries(boxes, targets).tolist() == [False, True, True, False]  # the third target: IoU 1/16
-    assert not right_queries(boxes, targets[:0]).any()
+    assert held_targets(boxes, targets).tolist() == [0, 0, 1, -1]  # two hold the first, none the third: IoU 1/16
+    assert held_targets(boxes, targets[:0]).tolist() == [-1] * 4
 
 
 def test_selection_loss_by_hand():
-    logits = torch.tensor([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
-    right = torch.tensor([[True, False, False], [True, True, False]])
-    first = -(2 - logits[0].exp().sum().log())
-    second = -(1 - logits[1].exp().sum().log())
-    torch.testing.assert_close(selection_loss(logits, right), (first + second) / 2)
+    logits = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0]], requires_grad=True)
+    odds = logits.detach().exp()
+    first = -(odds[0, 0] / odds[0].sum()).log()  # one target in the first query
+    second = -((odds[1, 0] + odds[1, 1]) / odds[1].sum()).log()  # one target that two queries hold
+    both = (-(odds[1, :2] / odds[1].sum()).log()).mean()  # two targets
+    found = selection_loss(logits, torch.tensor([[0, -1, -1], [0, 0, -1]]))
+    torch.testing.assert_close(found, (first + second) / 2)
+    torch.testing.assert_close(selection_loss(logits, torch.tensor([[0, -1, -1], [0, 1, -1]])), (first + both) / 2)
+    found.backward()
+    assert logits.grad.isfinite().all() and logits.grad[0, 0] < 0
 
 
 @pytest.mark.parametrize("sampling", ["simple", "complex"])
@@ -90,7 +95,7 @@ def test_the_selector_learns_from_what_is_kept_and_nothing_else_moves():
         boxes=boxes,
         input_ids=word,
         attention_mask=torch.ones(rows, 1, dtype=torch.bool),
-        right=torch.nn.functional.one_hot(ends.gather(1, word - 1)[:, 0], 6).bool(),
+        held=torch.nn.functional.one_hot(ends.gather(1, word - 1)[:, 0], 6) - 1,
     )
     state = torch.random.get_rng_state()
     share = train_selector(model, InstructionLevel.SIMPLE, kept, steps=250, seed=0, hidden=True)

@@ -4,8 +4,9 @@
 SAM3 finds the objects; what instructions such as "the leftmost dog" need is a choice among them. The selector
 compares the most probable queries of a decoder layer pairwise, by box and by content, gated by the instruction, and
 adds what it finds to their logits. It reads the words of the instruction themselves, the frozen token embeddings: what
-the text encoder makes of them tells objects apart, not "leftmost" from "rightmost". It is our own; the paper has no
-counterpart.
+the text encoder makes of them tells objects apart, not "leftmost" from "rightmost". It reads them twice: as one
+summary, which says what to compare, and word by word, matched with each query ("the blue one" asks for no comparison).
+It is our own; the paper has no counterpart.
 """
 
 import torch
@@ -56,6 +57,13 @@ class PairwiseSelector(nn.Module):
         self.attention_key = nn.Linear(inner, inner)
         self.attention_value = nn.Linear(inner, inner)
         self.pair_value = nn.Linear(inner, inner)
+        self.likeness_query_proj = nn.Linear(width, inner, bias=False)
+        self.likeness_reference_proj = nn.Linear(width, inner, bias=False)
+        self.likeness_proj = nn.Linear(inner, inner)
+        self.match_query_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.match_word_proj = nn.Linear(text_width, 2 * inner, bias=False)
+        self.match_pooling = nn.Linear(text_width, 2 * self.heads, bias=False)
+        self.match_proj = nn.Linear(4 * self.heads, inner)
         self.logit_weight = nn.Parameter(torch.ones(self.heads))
         self.output_norm = nn.LayerNorm(4 * inner)
         self.hidden_proj = nn.Linear(4 * inner, inner)
@@ -135,7 +143,34 @@ class PairwiseSelector(nn.Module):
         message = message + (attention @ self._split(self.attention_value(gated))).transpose(-2, -3).flatten(-2)
 
         summary = self.output_norm(torch.cat([g, gated, message, c.expand_as(g)], dim=-1))
-        return self.logit_proj(F.gelu(self.hidden_proj(summary))).squeeze(-1).to(logits.dtype)
+        reference_content = (rho[..., None] * content).sum(-2, keepdim=True)  # "of the colour of the star": the star
+        likeness = self.likeness_query_proj(content) * self.likeness_reference_proj(reference_content)
+        matches = self.word_matches(content, text, text_mask)
+        hidden = self.hidden_proj(summary) + self.likeness_proj(likeness) + self.match_proj(matches)
+        return self.logit_proj(F.gelu(hidden)).squeeze(-1).to(logits.dtype)
+
+    def word_matches(self, content, text, text_mask) -> torch.Tensor:
+        """How well queries match single words, in several kinds: a weighted mean over the words, and the best.
+
+        Args:
+            content (`torch.Tensor` of shape `(rows, layers, compared, width)`): Normalised queries.
+            text (`torch.Tensor` of shape `(rows, tokens, text_width)`): Normalised token embeddings.
+            text_mask (`torch.BoolTensor` of shape `(rows, tokens)`, *optional*): `True` where a token is not padding.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, layers, compared, 2 * kinds)`.
+        """
+        kinds = self.match_pooling.out_features
+        queries = self.match_query_proj(content).unflatten(-1, (kinds, -1))
+        words = self.match_word_proj(text).unflatten(-1, (kinds, -1))
+        matches = torch.einsum("rlqkd,rtkd->rlqkt", queries, words) * words.shape[-1] ** -0.5
+        strength = self.match_pooling(text).transpose(1, 2)[:, None, None]  # (rows, 1, 1, kinds, tokens)
+        candidates = matches
+        if text_mask is not None:
+            padding, lowest = ~text_mask.bool()[:, None, None, None], torch.finfo(matches.dtype).min
+            strength, candidates = strength.masked_fill(padding, lowest), matches.masked_fill(padding, lowest)
+        mean = (strength.softmax(-1) * matches).sum(-1)
+        return torch.cat([mean, candidates.amax(-1)], dim=-1)
 
     def _split(self, states: torch.Tensor) -> torch.Tensor:
         """`(rows, layers, compared, inner)` to `(rows, layers, heads, compared, inner / heads)`."""

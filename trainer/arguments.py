@@ -52,7 +52,7 @@ class Sam3ITrainingArguments(TrainingArguments):
     per_device_train_batch_size: Any = _argument(8, "Targets (pairs, in the joint stage) per process, per stage.")
     weight_decay: Any = _argument(0.1, "Weight decay, per stage; biases and norms have none.")
     selector_warmup_steps: Any = _argument(
-        5000,
+        2000,
         "Steps on kept queries by which a selector starts its stage, per stage (the joint one has none); at most "
         "five times those of the stage.",
     )

@@ -4,8 +4,8 @@
 To choose among objects ("the leftmost", "the blue one") takes very many examples, and a step on the whole model shows
 only a few. But SAM3 finds the objects already, and all that the selector reads of a row (its best queries and the
 words) is a few kilobytes. So the decoder runs once per row, what the selector would read is kept in memory, and the
-selector alone learns from that in large batches: some fifty times as many rows a second. 5,000 steps keep at most
-80,000 rows; with the 48 queries of 256 numbers of real SAM3 that is 2 GB.
+selector alone learns from that in large batches: some fifty times as many rows a second. 2,000 steps keep at most
+32,000 rows; with the 48 queries of 256 numbers of real SAM3 that is 0.8 GB.
 """
 
 from collections.abc import Callable, Iterator

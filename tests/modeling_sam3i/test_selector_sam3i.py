@@ -104,7 +104,16 @@ class TestNumbers:
             )
             message = (scores.softmax(0)[..., None] * values).sum(0).flatten()
             summary = selector.output_norm(torch.cat([g[q], gated[q], message, c]))
-            changes.append(selector.logit_proj(F.gelu(selector.hidden_proj(summary))))
+            kinds = 2 * heads
+            of_query = selector.match_query_proj(o[q]).view(kinds, -1)
+            of_words = [selector.match_word_proj(word).view(kinds, -1) for word in text]
+            matches = torch.stack([(of_query * word).sum(1) / (dim / heads) ** 0.5 for word in of_words])
+            mean = ((text @ selector.match_pooling.weight.T).softmax(0) * matches).sum(0)
+            reference = sum(share * state for share, state in zip(rho, o, strict=True))
+            likeness = selector.likeness_query_proj(o[q]) * selector.likeness_reference_proj(reference)
+            hidden = selector.hidden_proj(summary) + selector.likeness_proj(likeness)
+            hidden = hidden + selector.match_proj(torch.cat([mean, matches.max(0).values]))
+            changes.append(selector.logit_proj(F.gelu(hidden)))
         return torch.cat(changes)
 
 
@@ -194,7 +203,7 @@ class TestCost:
 
     def test_parameters_at_the_size_of_real_sam3(self):
         settings = SimpleNamespace(selector_dim=32, selector_heads=4, selector_queries=48)
-        assert 60_000 < sum(p.numel() for p in PairwiseSelector(256, 1024, settings).parameters()) < 180_000
+        assert 100_000 < sum(p.numel() for p in PairwiseSelector(256, 1024, settings).parameters()) < 220_000
 
 
 class TestInTheModel:

@@ -125,13 +125,17 @@ def keep_queries(model: nn.Module, batch: dict[str, Any]) -> KeptQueries:
 
 
 def selection_loss(logits: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of a choice among the queries of each row: every target wants its share of the probability.
+    """Cross-entropy of a choice among the queries of each row and nothing, whose logit is 0.
+
+    Every target wants its share of the probability, and the queries that hold it share that. Where the instruction
+    denotes nothing, nothing is the choice: all logits want to be below 0, as the scores of a detector should be.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, queries)`): After selection.
-        held (`torch.LongTensor` of shape `(rows, queries)`): The target of each query, -1 for none; one at least in
-            every row. The queries of one target share what it gets.
+        held (`torch.LongTensor` of shape `(rows, queries)`): The target of each query, -1 for none.
     """
+    denotes_nothing = (held < 0).all(-1, keepdim=True)
+    logits, held = F.pad(logits, (0, 1)), torch.cat([held, denotes_nothing.long() - 1], dim=-1)
     holds = held[..., None] == torch.arange(int(held.max()) + 1, device=held.device)  # (rows, queries, targets)
     chosen = F.log_softmax(logits, dim=-1)[..., None].masked_fill(~holds, torch.finfo(logits.dtype).min).logsumexp(1)
     found = holds.any(1)  # (rows, targets)
@@ -147,7 +151,8 @@ def train_selector(
         hidden (`bool`): Whether to show no progress bar.
 
     Returns:
-        `float`: The share of the last rows seen for which the best query was a right one.
+        `float`: The share of the last rows seen for which the best query was a right one, or where nothing is
+        denoted, was turned down.
     """
     selector = getattr(model.dot_product_scoring.sam3i_adapter, level.value)
     parameters = [parameter.requires_grad_(True) for parameter in selector.parameters()]
@@ -170,8 +175,9 @@ def train_selector(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        best = logits.detach().argmax(-1, keepdim=True)
-        hits = 0.98 * hits + 0.02 * (part["held"].gather(1, best) >= 0).float().mean().item()
+        best, query = logits.detach().max(-1, keepdim=True)
+        right = torch.where(best > 0, part["held"].gather(1, query) >= 0, (part["held"] < 0).all(-1, keepdim=True))
+        hits = 0.98 * hits + 0.02 * right.float().mean().item()
         progress.set_postfix(loss=f"{loss.item():.3f}", right=f"{hits:.2f}")
     return hits
 
@@ -218,15 +224,17 @@ def warm_up_selector(
     training, parts = model.training, []
     model.eval()
     for start in tqdm(range(0, len(mine), batch_size), desc=f"{level.value}: queries", disable=hidden):
-        kept = keep_queries(model, prepare([rows[index] for index in mine[start : start + batch_size]]))
-        parts.append(kept.chosen((kept.held >= 0).any(-1)))
+        batch = prepare([rows[index] for index in mine[start : start + batch_size]])
+        kept = keep_queries(model, batch)
+        denotes_nothing = torch.tensor([not len(label["boxes"]) for label in batch["labels"]])
+        parts.append(kept.chosen(denotes_nothing | (kept.held >= 0).any(-1)))  # not what no query has found
     model.train(training)
     if state.num_processes > 1:
         from accelerate.utils import gather_object
 
         parts = gather_object(parts)
     kept = KeptQueries.joined(parts)
-    if not len(kept):
+    if not (kept.held >= 0).any():
         logger.warning(f"No query holds a target of a {level.value} instruction: its selector starts as it is.")
         return None
     share = train_selector(model, level, kept, steps, seed, hidden)

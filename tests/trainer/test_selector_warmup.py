@@ -49,14 +49,16 @@ def test_held_targets_by_hand():
 def test_selection_loss_by_hand():
     logits = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0]], requires_grad=True)
     odds = logits.detach().exp()
-    first = -(odds[0, 0] / odds[0].sum()).log()  # one target in the first query
-    second = -((odds[1, 0] + odds[1, 1]) / odds[1].sum()).log()  # one target that two queries hold
-    both = (-(odds[1, :2] / odds[1].sum()).log()).mean()  # two targets
-    found = selection_loss(logits, torch.tensor([[0, -1, -1], [0, 0, -1]]))
-    torch.testing.assert_close(found, (first + second) / 2)
-    torch.testing.assert_close(selection_loss(logits, torch.tensor([[0, -1, -1], [0, 1, -1]])), (first + both) / 2)
-    found.backward()
-    assert logits.grad.isfinite().all() and logits.grad[0, 0] < 0
+    whole = odds.sum(-1) + 1  # with nothing, of logit 0
+    first = -(odds[0, 0] / whole[0]).log()  # one target in the first query
+    shared = -((odds[1, 0] + odds[1, 1]) / whole[1]).log()  # one target that two queries hold
+    both = (-(odds[1, :2] / whole[1]).log()).mean()  # two targets
+    nothing = whole[1].log()
+    for held, second in (([0, 0, -1], shared), ([0, 1, -1], both), ([-1, -1, -1], nothing)):
+        found = selection_loss(logits, torch.tensor([[0, -1, -1], held]))
+        torch.testing.assert_close(found, (first + second) / 2)
+        (gradient,) = torch.autograd.grad(found, logits)
+        assert gradient.isfinite().all() and gradient[0, 0] < 0 and (gradient[1, 0] > 0) == (held[0] < 0)
 
 
 @pytest.mark.parametrize("sampling", ["simple", "complex"])

@@ -40,7 +40,7 @@ VARIANTS = {
     "corrected hard-region weight": ("selective", {}, {"hard_region_divergence": "jensen-shannon"}, {}, 2),
     "without cascade": ("selective", {}, {}, {"start_complex_from_simple": False}, 1),
     "low-rank without selector": ("selective", {"selector_queries": 0}, {}, {}, 0),
-    "without the selector's head start": ("selective", {}, {}, {"selector_warmup_steps": 0}, 0),
+    "without the selector's head start": ("selective", {}, {}, {"selector_steps": 0}, 0),
     "selector without low-rank": ("selective", {"adapter_rank": 0}, {}, {}, 0),
     "the paper's classification loss": ("selective", {}, PAPER_CLASSIFICATION, {}, 0),
     "cascade, authors' initialisation": ("cascade", {"decoder_c_adapter_skip": False}, {}, {}, 0),

@@ -92,7 +92,7 @@ def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3IT
     """The curriculum."""
     rows = training_rows(options.scenes, options.world, folder / "data")
     arguments = training_arguments(
-        options.design, options.steps, folder, seed=options.seed, selector_warmup_steps=options.selector_steps
+        options.design, options.steps, folder, seed=options.seed, selector_steps=options.selector_steps
     )
     trainer = Sam3ITrainer(model, arguments, rows, processing_class=processor)
     trainer.train(resume_from_checkpoint=options.resume)
@@ -210,7 +210,7 @@ def main():
     parser.add_argument(
         "--selector-steps",
         type=int,
-        default=Sam3ITrainingArguments.selector_warmup_steps,
+        default=Sam3ITrainingArguments.selector_steps,
         help="by which the selector starts each stage",
     )
     parser.add_argument("--scenes", type=int, default=10000, help="training scenes")

@@ -174,7 +174,7 @@ def save(training: Pretraining, state: dict[str, torch.Tensor], directory: Path)
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/shapes_stock"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0, help="of everything but the world, whose test scenes stay")
     parser.add_argument("--start", type=Path, help="go on from this stock repository; give another --seed")

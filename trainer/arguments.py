@@ -18,7 +18,7 @@ STAGED_ARGUMENTS = (
     "warmup_steps",
     "per_device_train_batch_size",
     "weight_decay",
-    "selector_warmup_steps",
+    "selector_steps",
 )
 """Arguments that take one value for all stages or a sequence of three."""
 
@@ -51,10 +51,10 @@ class Sam3ITrainingArguments(TrainingArguments):
     warmup_steps: Any = _argument(0.03, "Steps (or the share of all steps, below 1) of linear warm-up, per stage.")
     per_device_train_batch_size: Any = _argument(8, "Targets (pairs, in the joint stage) per process, per stage.")
     weight_decay: Any = _argument(0.1, "Weight decay, per stage; biases and norms have none.")
-    selector_warmup_steps: Any = _argument(
+    selector_steps: Any = _argument(
         2000,
-        "Steps on kept queries by which a selector starts its stage, per stage (the joint one has none); at most "
-        "five times those of the stage.",
+        "Steps on kept queries in which a selector learns alone, per stage: before a stage of one level, and for both "
+        "levels after the joint one; at most five times those of the stage.",
     )
     lr_scheduler_type: Any = _argument("cosine", "'cosine', 'inverse_sqrt' (the paper's) or another of Transformers.")
     max_grad_norm: float = _argument(0.1, "Largest norm of the gradient; longer ones are clipped.")
@@ -95,7 +95,7 @@ class Sam3ITrainingArguments(TrainingArguments):
 
     def _check_own(self) -> None:
         positive = ("learning_rate", "text_learning_rate", "num_train_epochs", "per_device_train_batch_size")
-        not_negative = ("warmup_steps", "weight_decay", "selector_warmup_steps")
+        not_negative = ("warmup_steps", "weight_decay", "selector_steps")
         for name in STAGED_ARGUMENTS:
             for value in stage_values(name, getattr(self, name)):
                 if value is None and name == "text_learning_rate":

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The heads that learn by themselves before their stage does: the instance selector, or the level router."""
+"""The heads that learn by themselves: the level router, and the instance selector before its stage and at the end."""
 
 import math
 
 from transformers import Trainer
+from transformers.utils import logging
 
+from ..modeling_sam3i.configuration_sam3i import InstructionLevel
 from .curriculum import TrainingStage
 from .router_training import STEPS as ROUTER_STEPS
 from .router_training import train_router
 from .selector_warmup import warm_up_selector
+
+logger = logging.get_logger(__name__)
 
 STEPS_PER_STEP = 5  # of the selector alone to each of its stage, at most: few rows are soon known by heart
 
@@ -24,31 +28,68 @@ def train_heads(trainer: Trainer) -> dict[str, float]:
     Returns:
         `dict[str, float]`: How often the head is right in the end; empty where there is none to train.
     """
-    model, args, stage, rows = trainer.instruction_model, trainer.args, trainer.stage, trainer.train_dataset
-    planned = args.max_steps
-    if planned <= 0:
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        planned = math.ceil(args.num_train_epochs * len(rows) / batch)
-    seed, hidden = args.seed + stage.index, args.disable_tqdm
-    if stage is TrainingStage.JOINT:
-        # The selector knows by now how many to keep, which a choice among queries would unlearn.
-        if not model.config.router_dim:
-            return {}
-        steps = min(ROUTER_STEPS, planned)
-        return {"router_right": train_router(model, trainer.processing_class, rows, steps, seed, hidden)}
-    if not args.selector_warmup_steps or not model.selects_instances:
+    model, args, stage = trainer.instruction_model, trainer.args, trainer.stage
+    if stage is not TrainingStage.JOINT:
+        right = _train_selector(trainer, *stage.levels)
+        return {} if right is None else {"selector_right": right}
+    if not model.config.router_dim:
         return {}
-    right = warm_up_selector(
+    steps, seed = min(ROUTER_STEPS, _planned_steps(trainer)), args.seed + stage.index
+    rows, hidden = trainer.train_dataset, args.disable_tqdm
+    return {"router_right": train_router(model, trainer.processing_class, rows, steps, seed, hidden)}
+
+
+def finish_selectors(trainer: Trainer) -> dict[str, float]:
+    """After the joint stage: train the selector of each level once more, on what the model now finds.
+
+    The queries have changed since the selector had its head start, and choosing still takes many examples. A run that
+    ends within goes on from the last checkpoint of the stage.
+
+    Args:
+        trainer: As for [`train_heads`]; its rows are those of the stage again when this is done.
+
+    Returns:
+        `dict[str, float]`: How often each selector is right in the end.
+    """
+    stage, found = trainer.stage, {}
+    if stage is not TrainingStage.JOINT:
+        return found
+    if trainer.is_fsdp_enabled:
+        logger.warning("Weights are sharded: the selectors are not trained once more at the end.")
+        return found
+    own = trainer.train_dataset, trainer.data_collator
+    for level in stage.levels:
+        trainer.prepare_data(level.value)
+        right = _train_selector(trainer, level)
+        if right is not None:
+            found[f"selector_right_{level.value}"] = right
+    trainer.train_dataset, trainer.data_collator = own
+    return found
+
+
+def _planned_steps(trainer: Trainer) -> int:
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return math.ceil(args.num_train_epochs * len(trainer.train_dataset) / batch)
+
+
+def _train_selector(trainer: Trainer, level: InstructionLevel) -> float | None:
+    """How often the selector of a level is right after training on the trainer's rows; `None` without one."""
+    model, args = trainer.instruction_model, trainer.args
+    if not args.selector_steps or not model.selects_instances:
+        return None
+    return warm_up_selector(
         model,
-        *stage.levels,
-        rows,
+        level,
+        trainer.train_dataset,
         lambda some: trainer._prepare_inputs(trainer.data_collator(some)),
-        steps=min(args.selector_warmup_steps, STEPS_PER_STEP * planned),
+        steps=min(args.selector_steps, STEPS_PER_STEP * _planned_steps(trainer)),
         batch_size=args.per_device_eval_batch_size,
-        seed=seed,
-        hidden=hidden,
+        seed=args.seed + trainer.stage.index,
+        hidden=args.disable_tqdm,
     )
-    return {} if right is None else {"selector_right": right}
 
 
-__all__ = ["train_heads"]
+__all__ = ["finish_selectors", "train_heads"]

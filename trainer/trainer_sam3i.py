@@ -29,7 +29,7 @@ from .stage_checkpoints import (
     seal_checkpoint,
 )
 from .stage_evaluation import ConceptCheck, evaluate_levels
-from .stage_heads import train_heads
+from .stage_heads import finish_selectors, train_heads
 from .training_record import record_stage
 
 logger = logging.get_logger(__name__)
@@ -180,7 +180,7 @@ class Sam3ITrainer(HubUploads, Trainer):
         elif stage is TrainingStage.COMPLEX and args.start_complex_from_simple:
             model.start_complex_from_simple()
         freeze_for_stage(model, stage)
-        self._prepare_data()
+        self.prepare_data(stage.sampling)
         right = train_heads(self) if checkpoint is None else {}
         stopping = []
         if args.early_stopping_patience is not None:
@@ -194,6 +194,7 @@ class Sam3ITrainer(HubUploads, Trainer):
         try:
             logger.info(f"Stage {stage.index + 1} of {len(TrainingStage)}: {stage.value}")
             output = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            right |= finish_selectors(self)
             self._finish_stage()
             output.metrics.update(right)
         finally:
@@ -202,9 +203,9 @@ class Sam3ITrainer(HubUploads, Trainer):
                 self.pop_callback(EarlyStoppingCallback)
         return output
 
-    def _prepare_data(self) -> None:
-        """Rows and collator of the stage, and the vision features of its pictures."""
-        rows = select_rows(self.all_rows, self.stage.sampling)
+    def prepare_data(self, sampling: str) -> None:
+        """Rows and collator of a way of sampling, and the vision features of the pictures."""
+        rows = select_rows(self.all_rows, sampling)
         if not len(rows):
             raise ValueError(
                 f"None of the {len(self.all_rows)} rows has what stage {self.stage.value!r} trains: "
@@ -212,7 +213,7 @@ class Sam3ITrainer(HubUploads, Trainer):
             )
         self.data_collator = InstructionCollator(
             self.processing_class,
-            self.stage.sampling,
+            sampling,
             transform=self.transform,
             load_images=self.args.feature_cache is None,
             seed=self.args.seed + self.stage.index,

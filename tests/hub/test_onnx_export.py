@@ -47,7 +47,9 @@ def test_the_graphs_are_the_model(model, inputs):
         features, words = TextGraph(model, level)(ids, mask)
         found = DecoderGraph(model, level, positions)(features, words, mask, *VisionGraph(model)(pixels))
         for name, value in zip(OUTPUTS, found, strict=True):
-            torch.testing.assert_close(value, expected[name][row : row + 1], atol=1e-5, rtol=1e-4)
+            wanted = expected[name][row : row + 1]
+            difference = (value - wanted).abs().max() / wanted.abs().max().clamp(min=1)
+            assert difference <= 1e-5, name  # of the output's scale: a sum of large terms may cross zero
 
 
 def test_other_precisions_are_refused(tiny_model, tmp_path):

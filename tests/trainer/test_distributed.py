@@ -45,7 +45,7 @@ def test_two_processes_at_half_the_batch_have_the_losses_of_one(tmp_path, one_pr
 
 def test_two_processes_warm_up_the_selector_of_one(tmp_path):
     # Boxes of random weights meet no target at the usual IoU.
-    options = {"adapter_design": "selective", "least_iou": 0.0, "selector_warmup_steps": 5, "stages": "simple"}
+    options = {"adapter_design": "selective", "least_iou": 0.0, "selector_steps": 5, "stages": "simple"}
     expected, adapters = train(tmp_path / "one", 1, per_device_train_batch_size=4, **options)
     found, found_adapters = train(tmp_path / "two", 2, per_device_train_batch_size=2, **options)
     assert found == pytest.approx(expected, rel=1e-4)

@@ -23,7 +23,7 @@ from sam3i.trainer.selector_warmup import (
     selection_loss,
     train_selector,
 )
-from sam3i.trainer.stage_heads import train_heads
+from sam3i.trainer.stage_heads import finish_selectors, train_heads
 
 
 def selective_model(**changes):
@@ -36,7 +36,7 @@ def selective_model(**changes):
 
 
 def prepared_trainer(folder, stage: TrainingStage, **changes):
-    return at_stage(tiny_trainer(folder, selective_model(), **{"selector_warmup_steps": 3} | changes), stage)
+    return at_stage(tiny_trainer(folder, selective_model(), **{"selector_steps": 3} | changes), stage)
 
 
 def test_held_targets_by_hand():
@@ -121,20 +121,36 @@ def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
     assert_equal(weights(again.instruction_model), weights(model))
 
 
+def test_after_the_joint_stage_both_selectors_learn_once_more(tmp_path, monkeypatch):
+    monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 0.0)
+    trainer = prepared_trainer(tmp_path, TrainingStage.JOINT)
+    model, rows, collator = trainer.instruction_model, trainer.train_dataset, trainer.data_collator
+    before = weights(model)
+    assert finish_selectors(trainer).keys() == {"selector_right_simple", "selector_right_complex"}
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    for level in ("simple", "complex"):
+        own = {name for name in moved if name.startswith(f"dot_product_scoring.sam3i_adapter.{level}.")}
+        assert own
+        moved -= own
+    assert not moved
+    assert trainer.train_dataset is rows and trainer.data_collator is collator
+    assert finish_selectors(prepared_trainer(tmp_path, TrainingStage.COMPLEX)) == {}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, 20),
         ({"max_steps": 1}, 5),
         ({"max_steps": -1, "num_train_epochs": 2}, 30),
-        ({"selector_warmup_steps": 5}, 5),
+        ({"selector_steps": 5}, 5),
     ],
 )
 def test_a_short_stage_has_a_short_head_start(tmp_path, monkeypatch, changes, expected):
     steps = []
     target = "sam3i.trainer.stage_heads.warm_up_selector"
     monkeypatch.setattr(target, lambda *_, **given: steps.append(given["steps"]))
-    train_heads(prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_warmup_steps": 2000} | changes))
+    train_heads(prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_steps": 2000} | changes))
     assert steps == [expected]  # five times 4 steps, 1 step, or 2 epochs of 12 rows in batches of 4
 
 
@@ -148,10 +164,11 @@ def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, cap
 
 def test_training_with_it_reports_and_resumes_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 0.0)
-    settings = {"selector_warmup_steps": (2, 3, 2), "max_steps": (2, 2, 2), "save_strategy": "steps", "save_steps": 1}
+    settings = {"selector_steps": (2, 3, 2), "max_steps": (2, 2, 2), "save_strategy": "steps", "save_steps": 1}
     whole = selective_model()
     output = tiny_trainer(tmp_path / "whole", whole, **settings).train()
     assert [stage for stage, metrics in output.metrics.items() if "selector_right" in metrics] == ["simple", "complex"]
+    assert {"selector_right_simple", "selector_right_complex"} <= output.metrics["joint"].keys()
     first = selective_model()
     tiny_trainer(tmp_path / "parts", first, stages=("simple",), **settings).train()
     resumed = selective_model()

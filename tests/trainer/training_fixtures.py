@@ -174,7 +174,7 @@ def at_stage(trainer: Sam3ITrainer, stage: TrainingStage) -> Sam3ITrainer:
     """The trainer as it is when a stage has its rows and has not taken a step."""
     trainer.stage, trainer.args = stage, trainer.curriculum_args.for_stage(stage)
     freeze_for_stage(trainer.instruction_model, stage)
-    trainer._prepare_data()
+    trainer.prepare_data(trainer.stage.sampling)
     return trainer
 
 

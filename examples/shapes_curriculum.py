@@ -210,8 +210,9 @@ def main():
     parser.add_argument(
         "--selector-steps",
         type=int,
-        default=Sam3ITrainingArguments.selector_steps,
-        help="by which the selector starts each stage",
+        nargs=3,
+        default=(Sam3ITrainingArguments.selector_steps,) * 3,
+        help="in which selectors learn alone, before the first two stages and after the last",
     )
     parser.add_argument("--scenes", type=int, default=10000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head start of the instance selector: it learns to choose before the rest of its stage learns to find.
+"""The instance selector by itself: it learns to choose before its stage learns to find, and again after the last one.
 
 To choose among objects ("the leftmost", "the blue one") takes very many examples, and a step on the whole model shows
 only a few. But SAM3 finds the objects already, and all that the selector reads of a row (its best queries and the

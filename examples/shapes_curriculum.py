@@ -10,7 +10,7 @@ table is on the test split, whose phrasings and colour-noun pairs are partly hel
 import argparse
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from sam3i import (
     Sam3ITrainingArguments,
 )
 from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
-from sam3i.processing.datasets.schema import TARGET_KINDS, row_features
+from sam3i.processing.datasets.schema import TARGET_KINDS, InstructionRow, row_features
 from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset, shapes_rows
 from sam3i.processing.levels import classify_level
 from sam3i.trainer.curriculum import TrainingStage
@@ -44,6 +44,8 @@ LOSS = {
 RATES = {"cascade": 2e-3, "selective": 6e-3}  # peak learning rate of the first two stages
 JOINT_RATE = 0.05  # that of the joint stage, as a share; higher ones undo what the second stage has learned
 BATCH = (16, 16, 8)  # targets; the joint stage hears two instructions of each
+STEPS = (800, 500, 150)
+SELECTOR_STEPS = (1000, 1000, 1000)  # in which selectors learn alone: before the first two stages, after the last
 
 
 def load(stock: str, design: str, loss: dict = LOSS, **adapters):
@@ -54,12 +56,19 @@ def load(stock: str, design: str, loss: dict = LOSS, **adapters):
     return model, Sam3IProcessor.from_pretrained(stock)
 
 
+def rows_of_blocks(blocks: list[range], world: int) -> Iterator[InstructionRow]:
+    """The targets of blocks of training scenes."""
+    for block in blocks:
+        yield from shapes_rows("train", block, world)
+
+
 def training_rows(scenes: int, world: int, folder: Path) -> Dataset:
-    """The targets of so many training scenes, written once and then kept in a folder."""
+    """The targets of so many training scenes, written once, by two processes, and then kept in a folder."""
     rows = Dataset.from_generator(
-        shapes_rows,
+        rows_of_blocks,
         features=row_features(),
-        gen_kwargs={"split": "train", "num_scenes": scenes, "seed": world},
+        gen_kwargs={"blocks": [range(scenes // 2), range(scenes // 2, scenes)], "world": world},
+        num_proc=2,
         cache_dir=str(folder),
     )
     print(f"{len(rows)} targets in {scenes} scenes to train on", flush=True)
@@ -206,14 +215,8 @@ def main():
     parser.add_argument("--stock", default="runs/shapes_stock", help="repository of the tiny stock SAM3")
     parser.add_argument("--output", type=Path, default=Path("runs/shapes_tiny"))
     parser.add_argument("--design", choices=("cascade", "selective"), default="selective", help="kind of adapters")
-    parser.add_argument("--steps", type=int, nargs=3, default=(1000, 1000, 350), help="steps of each stage")
-    parser.add_argument(
-        "--selector-steps",
-        type=int,
-        nargs=3,
-        default=(Sam3ITrainingArguments.selector_steps,) * 3,
-        help="in which selectors learn alone, before the first two stages and after the last",
-    )
+    parser.add_argument("--steps", type=int, nargs=3, default=STEPS, help="steps of each stage")
+    parser.add_argument("--selector-steps", type=int, nargs=3, default=SELECTOR_STEPS, help="of the selectors alone")
     parser.add_argument("--scenes", type=int, default=10000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--seed", type=int, default=0, help="of the training")

@@ -45,7 +45,7 @@ class KeptQueries:
         boxes (`torch.Tensor` of shape `(R, Q, 4)`): (cx, cy, w, h) in [0, 1].
         input_ids (`torch.LongTensor` of shape `(R, tokens)`): The instruction.
         attention_mask (`torch.BoolTensor` of shape `(R, tokens)`): `True` for its tokens.
-        held (`torch.LongTensor` of shape `(R, Q)`): The target that each query holds, -1 for none.
+        right (`torch.BoolTensor` of shape `(R, Q)`): Which queries to choose.
     """
 
     logits: torch.Tensor
@@ -53,7 +53,7 @@ class KeptQueries:
     boxes: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    held: torch.Tensor
+    right: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -72,27 +72,25 @@ class KeptQueries:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
-def held_targets(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Which target each query holds: that of the highest IoU, if it exceeds `LEAST_IOU` and no better query holds it.
+def right_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Which queries should be chosen: of those that hold a target (IoU above `LEAST_IOU`), the best scored one.
 
-    Several queries may hold one target. The best scored of them is right, and the others would find it again: the
-    selector sees the scores. To call the nearest right is to ask for what cannot be told: a selector taught so learns
-    its rows by heart.
+    Several queries may hold one target. Others than the best scored would find it again: the selector sees the scores.
+    To call the nearest right is to ask for what cannot be told: a selector taught so learns its rows by heart.
 
     Args:
         boxes (`torch.Tensor` of shape `(queries, 4)`): Of the queries, best scored first, (cx, cy, w, h).
         targets (`torch.Tensor` of shape `(objects, 4)`): Of the targets, likewise.
 
     Returns:
-        `torch.LongTensor` of shape `(queries,)`: Numbers of targets, -1 for none.
+        `torch.BoolTensor` of shape `(queries,)`.
     """
     if not len(targets):
-        return torch.full((len(boxes),), -1, device=boxes.device)
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     iou, _ = box_overlap(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(targets))  # (queries, objects)
     best, target = iou.max(-1)
     holds = F.one_hot(target, len(targets)).bool() & (best > LEAST_IOU)[:, None]
-    first = holds & (holds.cumsum(0) == 1)
-    return target.masked_fill(~first.any(-1), -1)
+    return (holds & (holds.cumsum(0) == 1)).any(-1)
 
 
 @torch.no_grad()
@@ -119,30 +117,28 @@ def keep_queries(model: nn.Module, batch: dict[str, Any]) -> KeptQueries:
     best = logits.topk(min(logits.shape[-1], selector.simple.queries), dim=-1).indices  # (rows, kept)
     rows = torch.arange(len(best), device=best.device)[:, None]
     boxes = boxes[rows, best].float()
-    held = [
-        held_targets(of_row, label["boxes"].to(boxes)) for of_row, label in zip(boxes, batch["labels"], strict=True)
+    right = [
+        right_queries(of_row, label["boxes"].to(boxes)) for of_row, label in zip(boxes, batch["labels"], strict=True)
     ]
     kept = (logits[rows, best].float(), queries[rows, best].half(), boxes)
-    kept += (batch["input_ids"], batch["attention_mask"].bool(), torch.stack(held))
+    kept += (batch["input_ids"], batch["attention_mask"].bool(), torch.stack(right))
     return KeptQueries(*(tensor.cpu() for tensor in kept))
 
 
-def selection_loss(logits: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of a choice among the queries of each row and nothing, whose logit is 0.
+def selection_loss(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Two cross-entropies: of a choice among the queries of each row and nothing, and of yes or no to each query.
 
-    Every target wants its share of the probability, and the queries that hold it share that. Where the instruction
-    denotes nothing, nothing is the choice: all logits want to be below 0, as the scores of a detector should be.
+    The choice teaches to compare. Every target wants its share of the probability; where the instruction denotes
+    nothing, nothing is the choice, whose logit is 0. Yes or no makes scores of the logits: what should not be found
+    wants to be below 0.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, queries)`): After selection.
-        held (`torch.LongTensor` of shape `(rows, queries)`): The target of each query, -1 for none.
+        right (`torch.BoolTensor` of shape `(rows, queries)`): The queries to choose.
     """
-    denotes_nothing = (held < 0).all(-1, keepdim=True)
-    logits, held = F.pad(logits, (0, 1)), torch.cat([held, denotes_nothing.long() - 1], dim=-1)
-    holds = held[..., None] == torch.arange(int(held.max()) + 1, device=held.device)  # (rows, queries, targets)
-    chosen = F.log_softmax(logits, dim=-1)[..., None].masked_fill(~holds, torch.finfo(logits.dtype).min).logsumexp(1)
-    found = holds.any(1)  # (rows, targets)
-    return -(chosen.where(found, 0).sum(-1) / found.sum(-1)).mean()
+    wanted = torch.cat([right, ~right.any(-1, keepdim=True)], dim=-1).to(logits.dtype)
+    choice = F.cross_entropy(F.pad(logits, (0, 1)), wanted / wanted.sum(-1, keepdim=True))
+    return choice + F.binary_cross_entropy_with_logits(logits, wanted[:, :-1], reduction="sum") / len(logits)
 
 
 def train_selector(
@@ -172,15 +168,15 @@ def train_selector(
             words = embed(part["input_ids"])
         logits, queries, boxes = (part[name][:, None] for name in ("logits", "queries", "boxes"))
         logits = selector(logits, queries.float(), boxes, words, part["attention_mask"])[:, 0].float()
-        loss = selection_loss(logits, part["held"])
+        loss = selection_loss(logits, part["right"])
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         best, query = logits.detach().max(-1, keepdim=True)
-        right = torch.where(best > 0, part["held"].gather(1, query) >= 0, (part["held"] < 0).all(-1, keepdim=True))
-        hits = 0.98 * hits + 0.02 * right.float().mean().item()
+        hit = torch.where(best > 0, part["right"].gather(1, query), ~part["right"].any(-1, keepdim=True))
+        hits = 0.98 * hits + 0.02 * hit.float().mean().item()
         progress.set_postfix(loss=f"{loss.item():.3f}", right=f"{hits:.2f}")
     return hits
 
@@ -230,14 +226,14 @@ def warm_up_selector(
         batch = prepare([rows[index] for index in mine[start : start + batch_size]])
         kept = keep_queries(model, batch)
         denotes_nothing = torch.tensor([not len(label["boxes"]) for label in batch["labels"]])
-        parts.append(kept.chosen(denotes_nothing | (kept.held >= 0).any(-1)))  # not what no query has found
+        parts.append(kept.chosen(denotes_nothing | kept.right.any(-1)))  # not what no query has found
     model.train(training)
     if state.num_processes > 1:
         from accelerate.utils import gather_object
 
         parts = gather_object(parts)
     kept = KeptQueries.joined(parts)
-    if not (kept.held >= 0).any():
+    if not kept.right.any():
         logger.warning(f"No query holds a target of a {level.value} instruction: its selector starts as it is.")
         return None
     share = train_selector(model, level, kept, steps, seed, hidden)
@@ -245,4 +241,4 @@ def warm_up_selector(
     return share
 
 
-__all__ = ["KeptQueries", "held_targets", "keep_queries", "selection_loss", "train_selector", "warm_up_selector"]
+__all__ = ["KeptQueries", "keep_queries", "right_queries", "selection_loss", "train_selector", "warm_up_selector"]

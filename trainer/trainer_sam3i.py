@@ -247,6 +247,11 @@ class Sam3ITrainer(HubUploads, Trainer):
 
     # What the Trainer of Transformers asks for
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """Nothing where a run goes on from the last step of a stage: Transformers would take one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> StageSampler:
         self._sampler = StageSampler(len(self.train_dataset), self.args.seed, self.stage)
         return self._sampler

@@ -193,19 +193,22 @@ class ShapesInstructionDataset(Dataset):
         }
 
 
-def shapes_rows(split: str, num_scenes: int, seed: int = 0, targets_per_scene: int = 4) -> Iterator[InstructionRow]:
-    """Rows of the common schema, one per target, with PIL images.
+def shapes_rows(
+    split: str, scenes: int | Sequence[int], seed: int = 0, targets_per_scene: int = 4
+) -> Iterator[InstructionRow]:
+    """Rows of the common schema, one per target, with PIL images, of the first so many scenes or of the ones given.
 
     `concept` holds the category's noun as the official files do: it anchors the row, and denotes the row's target only
     where `target_kind` is not "1-to-N" and the row asks for the whole category (its id contains "-category-").
     Questions that only the complex level can ask have no simple instruction.
     """
     world = ShapesWorld(seed, split)
-    scenes: dict[int, Scene] = {}
-    for index, target in write_targets(world, range(num_scenes), targets_per_scene, concepts_per_scene=0):
-        if index not in scenes:
-            scenes = {index: world.scene(index)}
-        scene = scenes[index]
+    numbers = range(scenes) if isinstance(scenes, int) else scenes
+    last: tuple[int, Scene] | None = None
+    for index, target in write_targets(world, numbers, targets_per_scene, concepts_per_scene=0):
+        if last is None or last[0] != index:
+            last = index, world.scene(index)
+        scene = last[1]
         chosen = list(target.targets)
         height, width = scene.image.shape[:2]
         texts = {level.value: [phrasing.text] for level, phrasing in target.phrasings.items()}

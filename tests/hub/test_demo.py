@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,8 +183,11 @@ def test_the_code_makes_the_same_call(model, session, tmp_path, monkeypatch):
     answer = session.segment(model, "moon\nthe 'star'", "simple")
     session.image.save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
+    single = str(tmp_path / "single")  # both sides in single precision, as the fixture has it
+    model.pipe.model.save_pretrained(single)
+    model.pipe.processor.save_pretrained(single)
     scope = {}
-    exec(answer.code(0.45, 0.45), scope)
+    exec(replace(answer, model=single).code(0.45, 0.45), scope)
     assert same(scope["results"], answer.instances(0.45, 0.45)) and scope["results"][0]
 
 

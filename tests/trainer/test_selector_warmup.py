@@ -18,8 +18,8 @@ from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage
 from sam3i.trainer.selector_warmup import (
     KeptQueries,
-    held_targets,
     keep_queries,
+    right_queries,
     selection_loss,
     train_selector,
 )
@@ -39,26 +39,27 @@ def prepared_trainer(folder, stage: TrainingStage, **changes):
     return at_stage(tiny_trainer(folder, selective_model(), **{"selector_steps": 3} | changes), stage)
 
 
-def test_held_targets_by_hand():
+def test_right_queries_by_hand():
     boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.1, 0.1]])
     targets = torch.tensor([[0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
-    assert held_targets(boxes, targets).tolist() == [0, -1, 1, -1]  # two hold the first, none the third: IoU 1/16
-    assert held_targets(boxes, targets[:0]).tolist() == [-1] * 4
+    # Two hold the first target, none the third: IoU 1/16.
+    assert right_queries(boxes, targets).tolist() == [True, False, True, False]
+    assert right_queries(boxes, targets[:0]).tolist() == [False] * 4
 
 
 def test_selection_loss_by_hand():
-    logits = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0]], requires_grad=True)
+    logits = torch.tensor([[2.0, 0.0, -1.0], [1.0, 0.5, 0.0]], requires_grad=True)
     odds = logits.detach().exp()
     whole = odds.sum(-1) + 1  # with nothing, of logit 0
-    first = -(odds[0, 0] / whole[0]).log()  # one target in the first query
-    shared = -((odds[1, 0] + odds[1, 1]) / whole[1]).log()  # one target that two queries hold
-    both = (-(odds[1, :2] / whole[1]).log()).mean()  # two targets
-    nothing = whole[1].log()
-    for held, second in (([0, 0, -1], shared), ([0, 1, -1], both), ([-1, -1, -1], nothing)):
-        found = selection_loss(logits, torch.tensor([[0, -1, -1], held]))
+    yes = odds / (1 + odds)
+    first = -(odds[0, 0] / whole[0]).log() - (yes[0, 0] * (1 - yes[0, 1]) * (1 - yes[0, 2])).log()
+    both = (-(odds[1, :2] / whole[1]).log()).mean() - (yes[1, 0] * yes[1, 1] * (1 - yes[1, 2])).log()
+    nothing = whole[1].log() - (1 - yes[1]).log().sum()
+    for right, second in (([True, True, False], both), ([False, False, False], nothing)):
+        found = selection_loss(logits, torch.tensor([[True, False, False], right]))
         torch.testing.assert_close(found, (first + second) / 2)
         (gradient,) = torch.autograd.grad(found, logits)
-        assert gradient.isfinite().all() and gradient[0, 0] < 0 and (gradient[1, 0] > 0) == (held[0] < 0)
+        assert gradient.isfinite().all() and gradient[0, 0] < 0 and (gradient[1, 0] > 0) == (not right[0])
 
 
 @pytest.mark.parametrize("sampling", ["simple", "complex"])
@@ -97,7 +98,7 @@ def test_the_selector_learns_from_what_is_kept_and_nothing_else_moves():
         boxes=boxes,
         input_ids=word,
         attention_mask=torch.ones(rows, 1, dtype=torch.bool),
-        held=torch.nn.functional.one_hot(ends.gather(1, word - 1)[:, 0], 6) - 1,
+        right=torch.nn.functional.one_hot(ends.gather(1, word - 1)[:, 0], 6).bool(),
     )
     state = torch.random.get_rng_state()
     share = train_selector(model, InstructionLevel.SIMPLE, kept, steps=250, seed=0, hidden=True)

@@ -383,6 +383,24 @@ def test_a_resumed_training_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, u
     assert_equal(weights(model), uninterrupted)
 
 
+@pytest.mark.parametrize("stage", TrainingStage)
+def test_from_its_last_step_a_stage_takes_no_more_steps(tmp_path, uninterrupted, stage, monkeypatch):
+    def killed(trainer):
+        if trainer.stage is stage:
+            raise KilledError
+        return {}
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr("sam3i.trainer.trainer_sam3i.finish_selectors", killed)
+        tiny_trainer(tmp_path, tiny_model(dropout=0.2), **RESUMABLE).train()
+    steps = RESUMABLE["max_steps"][stage.index]
+    assert find_checkpoint(tmp_path, TrainingStage).folder == tmp_path / stage.folder / f"checkpoint-{steps}"
+    model = tiny_model(dropout=0.2)
+    output = tiny_trainer(tmp_path, model, **RESUMABLE).train(resume_from_checkpoint=True)
+    assert output.global_step == sum(RESUMABLE["max_steps"][stage.index :])
+    assert_equal(weights(model), uninterrupted)
+
+
 def test_resuming_from_a_named_checkpoint_and_from_a_finished_run(tmp_path, uninterrupted):
     model = tiny_model(dropout=0.2)
     tiny_trainer(tmp_path, model, save_total_limit=None, **RESUMABLE).train()

@@ -141,7 +141,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--steps", type=int, nargs=3, default=STEPS, help="steps of each stage")
     parser.add_argument("--selector-steps", type=int, nargs=3, default=SELECTOR_STEPS, help="of the selectors alone")
-    parser.add_argument("--scenes", type=int, default=10000, help="training scenes")
+    parser.add_argument("--scenes", type=int, default=6000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--world", type=int, default=0, help="seed of the world")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)

@@ -44,8 +44,8 @@ LOSS = {
 RATES = {"cascade": 2e-3, "selective": 6e-3}  # peak learning rate of the first two stages
 JOINT_RATE = 0.05  # that of the joint stage, as a share; higher ones undo what the second stage has learned
 BATCH = (16, 16, 8)  # targets; the joint stage hears two instructions of each
-STEPS = (800, 500, 150)
-SELECTOR_STEPS = (1000, 1000, 1000)  # in which selectors learn alone: before the first two stages, after the last
+STEPS = (800, 500, 250)
+SELECTOR_STEPS = (1000, 2000, 1250)  # in which selectors learn alone: before the first two stages, after the last
 
 
 def load(stock: str, design: str, loss: dict = LOSS, **adapters):
@@ -83,7 +83,7 @@ def training_arguments(design: str, steps: Sequence[int], folder: Path, **change
         "output_dir": str(folder),
         "max_steps": tuple(steps),
         "per_device_train_batch_size": BATCH,
-        "per_device_eval_batch_size": 32,
+        "per_device_eval_batch_size": 128,
         "learning_rate": rates,
         "text_learning_rate": rates,
         "weight_decay": 0.01,
@@ -217,7 +217,7 @@ def main():
     parser.add_argument("--design", choices=("cascade", "selective"), default="selective", help="kind of adapters")
     parser.add_argument("--steps", type=int, nargs=3, default=STEPS, help="steps of each stage")
     parser.add_argument("--selector-steps", type=int, nargs=3, default=SELECTOR_STEPS, help="of the selectors alone")
-    parser.add_argument("--scenes", type=int, default=10000, help="training scenes")
+    parser.add_argument("--scenes", type=int, default=6000, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--world", type=int, default=0, help="seed of the world")

@@ -14,7 +14,7 @@ from .selector_warmup import warm_up_selector
 
 logger = logging.get_logger(__name__)
 
-STEPS_PER_STEP = 5  # of the selector alone to each of its stage, at most: few rows are soon known by heart
+STEPS_PER_STEP = 5  # of a head alone to each of its stage, at most: few rows are soon known by heart
 
 
 def train_heads(trainer: Trainer) -> dict[str, float]:
@@ -34,7 +34,7 @@ def train_heads(trainer: Trainer) -> dict[str, float]:
         return {} if right is None else {"selector_right": right}
     if not model.config.router_dim:
         return {}
-    steps, seed = min(ROUTER_STEPS, _planned_steps(trainer)), args.seed + stage.index
+    steps, seed = min(ROUTER_STEPS, STEPS_PER_STEP * _planned_steps(trainer)), args.seed + stage.index
     rows, hidden = trainer.train_dataset, args.disable_tqdm
     return {"router_right": train_router(model, trainer.processing_class, rows, steps, seed, hidden)}
 

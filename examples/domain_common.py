@@ -168,7 +168,7 @@ def imitation_loss(found, wanted) -> torch.Tensor:
 
     masks = (weights * apart("pred_masks", "none").mean((-1, -2))).sum()
     boxes = (weights * (found.pred_boxes - wanted.pred_boxes).abs().sum(-1)).sum()
-    return 10 * apart("pred_logits") + apart("presence_logits") + apart("semantic_seg") + 2 * masks + 5 * boxes
+    return 40 * apart("pred_logits") + apart("presence_logits") + apart("semantic_seg") + 2 * masks + 5 * boxes
 
 
 def without_adapter(model) -> Callable:

@@ -19,7 +19,16 @@ from pathlib import Path
 
 import torch
 from shapes_common import ious_of_areas
-from shapes_curriculum import LOSS, SELECTOR_STEPS, STEPS, Scores, load, training_arguments, training_rows
+from shapes_curriculum import (
+    LOSS,
+    SCENES,
+    SELECTOR_STEPS,
+    STEPS,
+    Scores,
+    load,
+    training_arguments,
+    training_rows,
+)
 
 from sam3i import InstructionLevel, Sam3ITrainer
 from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
@@ -141,7 +150,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--steps", type=int, nargs=3, default=STEPS, help="steps of each stage")
     parser.add_argument("--selector-steps", type=int, nargs=3, default=SELECTOR_STEPS, help="of the selectors alone")
-    parser.add_argument("--scenes", type=int, default=6000, help="training scenes")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--world", type=int, default=0, help="seed of the world")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)

@@ -44,6 +44,7 @@ LOSS = {
 RATES = {"cascade": 2e-3, "selective": 6e-3}  # peak learning rate of the first two stages
 JOINT_RATE = 0.05  # that of the joint stage, as a share; higher ones undo what the second stage has learned
 BATCH = (16, 16, 8)  # targets; the joint stage hears two instructions of each
+SCENES = 6000
 STEPS = (800, 500, 250)
 SELECTOR_STEPS = (1000, 2000, 1250)  # in which selectors learn alone: before the first two stages, after the last
 
@@ -217,7 +218,7 @@ def main():
     parser.add_argument("--design", choices=("cascade", "selective"), default="selective", help="kind of adapters")
     parser.add_argument("--steps", type=int, nargs=3, default=STEPS, help="steps of each stage")
     parser.add_argument("--selector-steps", type=int, nargs=3, default=SELECTOR_STEPS, help="of the selectors alone")
-    parser.add_argument("--scenes", type=int, default=6000, help="training scenes")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--world", type=int, default=0, help="seed of the world")

@@ -34,7 +34,7 @@ def train_heads(trainer: Trainer) -> dict[str, float]:
         return {} if right is None else {"selector_right": right}
     if not model.config.router_dim:
         return {}
-    steps, seed = min(ROUTER_STEPS, STEPS_PER_STEP * _planned_steps(trainer)), args.seed + stage.index
+    steps, seed = min(ROUTER_STEPS, _most_steps(trainer)), args.seed + stage.index
     rows, hidden = trainer.train_dataset, args.disable_tqdm
     return {"router_right": train_router(model, trainer.processing_class, rows, steps, seed, hidden)}
 
@@ -71,12 +71,13 @@ def _trains_selectors(trainer: Trainer) -> bool:
     return bool(trainer.args.selector_steps) and trainer.instruction_model.selects_instances
 
 
-def _planned_steps(trainer: Trainer) -> int:
-    args = trainer.args
-    if args.max_steps > 0:
-        return args.max_steps
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return math.ceil(args.num_train_epochs * len(trainer.train_dataset) / batch)
+def _most_steps(trainer: Trainer) -> int:
+    """Steps that a head may take by itself, from those planned for the stage."""
+    args, planned = trainer.args, trainer.args.max_steps
+    if planned <= 0:
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        planned = math.ceil(args.num_train_epochs * len(trainer.train_dataset) / batch)
+    return STEPS_PER_STEP * planned
 
 
 def _train_selector(trainer: Trainer, level: InstructionLevel) -> float | None:
@@ -89,7 +90,7 @@ def _train_selector(trainer: Trainer, level: InstructionLevel) -> float | None:
         level,
         trainer.train_dataset,
         lambda some: trainer._prepare_inputs(trainer.data_collator(some)),
-        steps=min(args.selector_steps, STEPS_PER_STEP * _planned_steps(trainer)),
+        steps=min(args.selector_steps, _most_steps(trainer)),
         batch_size=args.per_device_eval_batch_size,
         seed=args.seed + trainer.stage.index,
         hidden=args.disable_tqdm,

@@ -204,11 +204,10 @@ def shapes_rows(
     """
     world = ShapesWorld(seed, split)
     numbers = range(scenes) if isinstance(scenes, int) else scenes
-    last: tuple[int, Scene] | None = None
+    number, scene = None, None
     for index, target in write_targets(world, numbers, targets_per_scene, concepts_per_scene=0):
-        if last is None or last[0] != index:
-            last = index, world.scene(index)
-        scene = last[1]
+        if index != number:
+            number, scene = index, world.scene(index)
         chosen = list(target.targets)
         height, width = scene.image.shape[:2]
         texts = {level.value: [phrasing.text] for level, phrasing in target.phrasings.items()}

@@ -138,9 +138,10 @@ def mask_areas(
         )
         scores = outputs.pred_logits.sigmoid() * outputs.presence_logits.sigmoid()  # [R, Q]
         masks = nn.functional.interpolate(outputs.pred_masks, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear") > 0
+        best = torch.where(masks, scores[..., None, None], 0.0).amax(1)  # of the masks over each pixel: [R, H, W]
         truth = torch.stack([torch.from_numpy(s["masks"]).any(0) for s in samples])  # [R, H, W]
         for column, threshold in enumerate(THRESHOLDS):
-            found = (masks & (scores > threshold)[..., None, None]).any(1)
+            found = best > threshold
             common[numbers, column] = (found & truth).sum((1, 2))
             either[numbers, column] = (found | truth).sum((1, 2))
     return common, either

@@ -22,7 +22,7 @@ from .processes import process_state
 
 logger = logging.get_logger(__name__)
 
-STEPS = 400
+STEPS = 800
 TEXTS_PER_LEVEL = 8  # in a step
 LEARNING_RATE = 3e-3
 SHOWN = 20
@@ -42,7 +42,7 @@ def train_router(model: nn.Module, processor: Sam3IProcessor, rows: Any, steps: 
 
     Args:
         model: With a router.
-        rows: `datasets.Dataset` of instruction rows that hold instructions of both levels.
+        rows: `datasets.Dataset` of instruction rows, with instructions of both levels among them.
         steps (`int`): Optimiser steps; each sees `TEXTS_PER_LEVEL` texts of every level.
         hidden (`bool`): Whether to show no progress bar.
 

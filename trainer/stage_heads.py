@@ -35,7 +35,7 @@ def train_heads(trainer: Trainer) -> dict[str, float]:
     if not model.config.router_dim:
         return {}
     steps, seed = min(ROUTER_STEPS, _most_steps(trainer)), args.seed + stage.index
-    rows, hidden = trainer.train_dataset, args.disable_tqdm
+    rows, hidden = trainer.all_rows, args.disable_tqdm  # the stage's own lack what only one level can ask
     return {"router_right": train_router(model, trainer.processing_class, rows, steps, seed, hidden)}
 
 

@@ -51,7 +51,7 @@ def test_rows_without_a_concept_leave_it_out():
     assert seen == [2 * TEXTS_PER_LEVEL] * 2
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(4, [20]), (1000, [400])])
+@pytest.mark.parametrize(("steps", "expected"), [(4, [20]), (1000, [800])])
 def test_a_short_joint_stage_trains_it_briefly(tmp_path, monkeypatch, steps, expected):
     taken = []
     monkeypatch.setattr("sam3i.trainer.stage_heads.train_router", lambda *given: taken.append(given[3]) or 1.0)
@@ -59,6 +59,18 @@ def test_a_short_joint_stage_trains_it_briefly(tmp_path, monkeypatch, steps, exp
     assert train_heads(at_stage(trainer, TrainingStage.JOINT)) == {"router_right": 1.0}
     assert train_heads(at_stage(trainer, TrainingStage.COMPLEX)) == {}
     assert taken == expected
+
+
+def test_it_hears_what_only_one_level_can_ask(tmp_path, monkeypatch):
+    rows = tiny_dataset(12)
+    rows = rows.map(lambda row, index: {"simple": [] if index % 2 else row["simple"]}, with_indices=True)
+    heard = []
+    monkeypatch.setattr("sam3i.trainer.stage_heads.train_router", lambda *given: heard.append(given[2]) or 1.0)
+    trainer = tiny_trainer(tmp_path)
+    trainer.all_rows = rows
+    train_heads(at_stage(trainer, TrainingStage.JOINT))
+    assert len(trainer.train_dataset) < len(rows)  # the stage itself takes pairs
+    assert texts_by_level(heard[0])[COMPLEX] == texts_by_level(rows)[COMPLEX]
 
 
 def test_a_model_without_router_trains_none(tmp_path):

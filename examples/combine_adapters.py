@@ -23,8 +23,6 @@ from sam3i import Sam3IForInstructionSegmentation
 from sam3i.modeling_sam3i.adapter_files_sam3i import save_adapter
 from sam3i.trainer.feature_cache import VisionFeatureCache
 
-COLUMNS = ("new concept", "new simple", "old simple", "new nothing", "old nothing")
-
 
 def take_apart(model: Sam3IForInstructionSegmentation, folder: Path) -> tuple[str, str]:
     """A stock SAM3 repository and an adapter repository from a whole SAM3-I, as the real ones are kept."""
@@ -38,7 +36,7 @@ def take_apart(model: Sam3IForInstructionSegmentation, folder: Path) -> tuple[st
 
 
 def main() -> None:
-    parser = domain.domain_arguments(__doc__, steps=240)
+    parser = domain.domain_arguments(__doc__, steps=240, test_scenes=100)
     parser.add_argument("--base", help="stock SAM3 repository; taken from --model if not given")
     parser.add_argument("--adapter", help="repository of an instruction adapter; taken from --model if not given")
     options = parser.parse_args()
@@ -49,15 +47,16 @@ def main() -> None:
 
         # New things by name, asked as concept and as instruction.
         data = domain.DomainData.load(options)
+        data.old_test = data.old_test.filter(lambda row: row["simple"]).map(lambda row: {"complex": []})
         named = data.new_train.filter(lambda row: not row["simple"])
         asked = named.map(lambda row: {"simple": row["concept"]})
-        config = LoraConfig(r=4, lora_alpha=16, target_modules=rf".*({TARGETS})")
-        tuned = get_peft_model(model, config, adapter_name="domain")
+        torch.manual_seed(0)
+        tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=16, target_modules=rf".*({TARGETS})"), "domain")
         cache = VisionFeatureCache(f"{folder}/vision", model, processor, limit_bytes=10**10)
         ways = [domain.LevelBatches(processor, cache, *way) for way in ((named, ["concept"]), (asked, ["simple"]))]
         new = itertools.chain.from_iterable(zip(*ways, strict=True))
         old = iter(domain.LevelBatches(processor, cache, data.old_train, ["simple"]))
-        domain.tune(tuned, new, old, domain.without_adapter(tuned), options.steps, learning_rate=4e-3)
+        domain.tune(tuned, new, old, domain.without_adapter(tuned), options.steps, 4e-3, score_weight=3.0)
         tuned.save_pretrained(folder)
 
         # Both on stock: named adapters, active alone or together.
@@ -71,7 +70,7 @@ def main() -> None:
             lines[name] = data.score(stock, processor, options.threshold)
         stock.disable_adapters()
         lines = {"stock SAM3": data.score(stock, processor, options.threshold), **lines}
-        domain.print_table(lines, COLUMNS)
+        domain.print_table(lines, ("new concept", "new simple", "old simple", "new nothing", "old nothing"))
         alone = max(lines["instruction adapter"]["new simple"], lines["domain LoRA"]["new simple"])
         domain.report("both, above the better one", lines["both"]["new simple"] - alone, least=3, unit=" points")
 

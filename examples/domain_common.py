@@ -28,7 +28,7 @@ from sam3i.trainer.learner import encode_vision
 TINY_LOSS = {"one_to_many_weight": 0.0, "classification_min_queries": 50}
 
 
-def domain_arguments(description: str, steps: int) -> argparse.ArgumentParser:
+def domain_arguments(description: str, steps: int, test_scenes: int = 50) -> argparse.ArgumentParser:
     """The flags of every fine-tuning example."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(Path(__file__).parent / "shapes_tiny"))
@@ -38,7 +38,7 @@ def domain_arguments(description: str, steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--old-test-data", help="held-out rows of it")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--scenes", type=int, default=180, help="to train on, of each domain")
-    parser.add_argument("--test-scenes", type=int, default=50, help="of each domain")
+    parser.add_argument("--test-scenes", type=int, default=test_scenes, help="of each domain")
     parser.add_argument("--threshold", type=float, default=0.25)
     parser.add_argument("--device", default="cpu")
     return parser
@@ -126,7 +126,15 @@ class LevelBatches:
             yield batch | {"vision_embeds": vision}
 
 
-def tune(model, new: Iterator[dict], old: Iterator[dict], before: Callable, steps: int, learning_rate: float) -> None:
+def tune(
+    model,
+    new: Iterator[dict],
+    old: Iterator[dict],
+    before: Callable,
+    steps: int,
+    learning_rate: float,
+    score_weight: float = 40.0,
+) -> None:
     """Train what is trainable: on a batch of the new domain to learn, then on one of the old domain not to forget.
 
     AdamW, a linear rise over a tenth of the steps, then a cosine.
@@ -135,6 +143,7 @@ def tune(model, new: Iterator[dict], old: Iterator[dict], before: Callable, step
         new: batches to learn from, labels included.
         old: batches on which the model shall answer as it did; their labels are not read.
         before: the model as it was.
+        score_weight: of the old scores in the imitation; less of it leaves more room for what is new.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
@@ -146,7 +155,7 @@ def tune(model, new: Iterator[dict], old: Iterator[dict], before: Callable, step
             batch.pop("labels")
             with torch.no_grad():
                 wanted = before(**batch)
-            loss = imitation_loss(model(**batch), wanted)
+            loss = imitation_loss(model(**batch), wanted, score_weight)
         else:
             loss = model(**batch).loss
         loss.backward()
@@ -157,7 +166,7 @@ def tune(model, new: Iterator[dict], old: Iterator[dict], before: Callable, step
     model.eval()
 
 
-def imitation_loss(found, wanted) -> torch.Tensor:
+def imitation_loss(found, wanted, score_weight: float) -> torch.Tensor:
     """How far answers are from those wanted: scores of all queries; boxes and masks by the wanted scores."""
     scores = wanted.pred_logits.sigmoid() * wanted.presence_logits.sigmoid()  # (rows, queries)
     weights = scores / scores.sum().clamp(min=1e-6)
@@ -168,7 +177,8 @@ def imitation_loss(found, wanted) -> torch.Tensor:
 
     masks = (weights * apart("pred_masks", "none").mean((-1, -2))).sum()
     boxes = (weights * (found.pred_boxes - wanted.pred_boxes).abs().sum(-1)).sum()
-    return 40 * apart("pred_logits") + apart("presence_logits") + apart("semantic_seg") + 2 * masks + 5 * boxes
+    others = apart("presence_logits") + apart("semantic_seg") + 2 * masks + 5 * boxes
+    return score_weight * apart("pred_logits") + others
 
 
 def without_adapter(model) -> Callable:

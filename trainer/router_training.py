@@ -33,7 +33,7 @@ def texts_by_level(rows: Any) -> dict[InstructionLevel, list[str]]:
     found: dict[InstructionLevel, set[str]] = {level: set() for level in InstructionLevel}
     for batch in rows.select_columns([level.value for level in InstructionLevel]).iter(1000):
         for level, texts in found.items():
-            texts.update(text for of_row in batch[level.value] for text in of_row if text)
+            texts.update(text for of_row in batch[level.value] for text in of_row or () if text)
     return {level: sorted(texts) for level, texts in found.items()}
 
 

@@ -28,6 +28,11 @@ def test_every_text_counts_once():
     assert sum(len(row["complex"]) for row in tiny_dataset(12)) > len(texts[COMPLEX])
 
 
+def test_a_level_without_instructions_may_be_null():
+    texts = texts_by_level(tiny_dataset().map(lambda row: {"simple": None}))
+    assert texts[SIMPLE] == [] and texts[COMPLEX] == texts_by_level(tiny_dataset())[COMPLEX]
+
+
 @pytest.mark.parametrize("design", ["cascade", "selective"])
 def test_it_learns_the_levels_and_nothing_else_moves(design):
     model, processor, rows = tiny_model(adapter_design=design), tiny_processor(), tiny_dataset(12)

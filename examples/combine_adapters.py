@@ -45,9 +45,9 @@ def main() -> None:
         base, adapter = take_apart(model, Path(folder))
         base, adapter = options.base or base, options.adapter or adapter
 
-        # New things by name, asked as concept and as instruction.
-        data = domain.DomainData.load(options)
+        data = domain.DomainData.load(options)  # complex instructions are not compared
         data.old_test = data.old_test.filter(lambda row: row["simple"]).map(lambda row: {"complex": []})
+        # New things by name, asked as concept and as instruction.
         named = data.new_train.filter(lambda row: not row["simple"])
         asked = named.map(lambda row: {"simple": row["concept"]})
         torch.manual_seed(0)

@@ -166,7 +166,7 @@ def line(name: str, dataset: ShapesInstructionDataset, ious: torch.Tensor, areas
 def score_table(stock, stages: dict[str, Sam3IForInstructionSegmentation], processor, cases: int, world: int) -> str:
     """The table: for every level, what needs no model, stock, and every stage, told the level and left to choose."""
     lines = []
-    told = {}  # of each level, how the last stage answers when told it: cases, threshold, areas
+    told = {}  # how the last stage answers each level when told it: cases, threshold, areas
     systems = {"stock SAM3": stock, **stages}
     for level in InstructionLevel:
         validation = ShapesInstructionDataset.evaluation("validation", max(40, cases // 2), world, [level])
@@ -183,10 +183,11 @@ def score_table(stock, stages: dict[str, Sam3IForInstructionSegmentation], proce
             chosen = Scores(model, processor, validation, [heard] * len(validation)).best_threshold()
             areas = Scores(model, processor, test, [heard] * len(test)).at({heard: chosen})
             lines.append(line(f"{name} (threshold {chosen})", test, ious_of_areas(*areas), areas))
-            told[level] = test, chosen, areas
+        told[level] = test, chosen, areas
+    last, model = list(systems.items())[-1]
     thresholds = {level.index: chosen for level, (_, chosen, _) in told.items()}
     for way, choose in {"rules": levels_by_rules, "the router": levels_by_router}.items():
-        lines.append(f"\n{name}, the level left to {way}")
+        lines.append(f"\n{last}, the level left to {way}")
         for level, (test, _, areas) in told.items():
             heard = choose(model, processor, [case.text for case in test.cases])
             wrong = [number for number, each in enumerate(heard) if each != level.index]

@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """SAM3-I for Transformers: instruction-following segmentation on frozen SAM3.
 
-Names are imported when they are first used. `import sam3i` also teaches Transformers, once, to find the model, its
-processor and the pipeline by their usual names; see [`sam3i.registration`].
+`import sam3i` teaches Transformers and PEFT to find the model, its processor, the pipeline and the adapters by their
+usual names (see [`sam3i.registration`]). Everything else is imported when it is first used.
 """
 
 import importlib
+import sys
+from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "modeling_sam3i.configuration_sam3i": ["InstructionLevel", "Sam3IConfig"],
     "modeling_sam3i.modeling_sam3i": ["Sam3IForInstructionSegmentation"],
-    "modeling_sam3i.tuner_sam3i": ["InstructionAdapterConfig"],
+    "modeling_sam3i.losses.config": ["Sam3ILossConfig"],
+    "modeling_sam3i.adapter_io.files": ["load_instruction_adapter", "save_adapter"],
+    "modeling_sam3i.peft.tuner": ["InstructionAdapterConfig"],
+    "modeling_sam3i.video": ["follow_instructions", "track_instructions"],
     "processing.processing_sam3i": ["Sam3IProcessor"],
-    "processing.pipeline_sam3i": ["InstructionSegmentationPipeline"],
+    "processing.pipeline.pipeline_sam3i": ["InstructionSegmentationPipeline"],
+    "processing.levels": ["classify_level"],
+    "processing.drawing.overlay": ["contact_sheet", "draw_instances"],
+    "processing.datasets.loading": ["load_instruction_dataset"],
+    "processing.shapes.dataset": ["ShapesInstructionDataset"],
     "trainer.arguments": ["Sam3ITrainingArguments"],
+    "trainer.collator": ["InstructionCollator"],
+    "trainer.curriculum": ["TrainingStage"],
+    "trainer.feature_cache": ["VisionFeatureCache"],
     "trainer.trainer_sam3i": ["Sam3ITrainer"],
-    "trainer.metrics": ["InstructionSegmentationMetric"],
-    "hub.conversion": ["convert_official_checkpoint"],
+    "trainer.evaluation.evaluate": ["evaluate_model"],
+    "trainer.evaluation.metrics": ["InstructionSegmentationMetric"],
+    "hub.conversion.official": ["convert_official_checkpoint"],
+    "hub.publish.onnx": ["export_onnx"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -35,7 +49,13 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-if __name__ == "sam3i":  # not when a test runner imports the folder by its path
+def _is_command() -> bool:
+    """Whether the `sam3i` command is starting: it must not wait seconds for Transformers to print its help."""
+    started = Path(sys.argv[0]).stem if sys.argv else ""
+    return started in ("sam3i", "-m")  # "-m" while `python -m sam3i` looks for the package
+
+
+if __name__ == "sam3i" and not _is_command():  # the name differs when a test runner imports the folder by its path
     from .registration import register
 
     register()

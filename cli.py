@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .hub.convert_cli import convert
-from .hub.demo_cli import demo
-from .hub.export_cli import export
-from .hub.push_cli import card, push
-from .processing.data_cli import data_app
-from .processing.data_engine_cli import add_engine_commands
-from .trainer.evaluate_cli import evaluate
-from .trainer.train_cli import train
+from .hub.conversion.cli import convert
+from .hub.demo.cli import demo
+from .hub.publish.export_cli import export
+from .hub.publish.push_cli import card, push
+from .processing.cli import data_app
+from .processing.data_engine.cli import add_engine_commands
+from .trainer.cli import train
+from .trainer.evaluation.cli import evaluate
 
 app = typer.Typer(
     name="sam3i",
@@ -41,7 +41,7 @@ def predict(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
 ) -> None:
     """Segment an image by instructions; write the masks over the picture, and as JSON."""
-    from .processing.predict_cli import predict as run
+    from .processing.predict import predict as run
 
     try:
         prediction = run(model, image, text, level, output, threshold, device=device)
@@ -55,7 +55,7 @@ def predict(
 @app.command()
 def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) -> None:
     """Say what a repository holds: levels, adapters, sizes, base. No weights are loaded."""
-    from .processing.repo_info import repo_info
+    from .hub.repo_info import repo_info
 
     try:
         typer.echo(str(repo_info(model)))

@@ -19,7 +19,7 @@ from timing import in_fresh_process, peak_mib, table
 from transformers import Sam3Model
 
 from sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter, save_adapter
+from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
 
 
 def load(case: str, folder: Path) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from timing import alternate, in_fresh_process, peak_mib, ratio, table
 from transformers import Sam3ImageProcessor
 
-from sam3i.processing.post_processing_sam3i import segment_rows
+from sam3i.processing.post_processing import segment_rows
 
 CASES = {"tiny": (24, 32, (512, 512)), "middle": (50, 144, (1500, 2000)), "real": (50, 288, (3000, 4000))}
 """Kept masks, side of the logits, height and width of the picture."""

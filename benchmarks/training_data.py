@@ -18,8 +18,8 @@ from timing import alternate, table
 from transformers import CLIPTokenizer, Sam3ImageProcessor
 
 from sam3i import Sam3IProcessor
-from sam3i.processing.datasets.masks import box_of_rle, decode_mask, encode_mask
 from sam3i.processing.datasets.schema import make_row, row_features
+from sam3i.processing.masks import box_of_rle, decode_mask, encode_mask
 from sam3i.trainer.collator import InstructionCollator
 
 WIDTH, HEIGHT = 1280, 960

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.datasets.schema import row_features
-from sam3i.processing.datasets.shapes_dataset import shapes_rows
-from sam3i.processing.datasets.shapes_domain import OUTDOORS
+from sam3i.processing.shapes.dataset import shapes_rows
+from sam3i.processing.shapes.domain import OUTDOORS
 from sam3i.trainer.collator import InstructionCollator
-from sam3i.trainer.evaluation import evaluate_model
+from sam3i.trainer.evaluation.evaluate import evaluate_model
 from sam3i.trainer.feature_cache import VisionFeatureCache
 from sam3i.trainer.learner import encode_vision
 

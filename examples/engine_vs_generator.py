@@ -25,11 +25,11 @@ from shapes_curriculum import RATES, Scores, line, load, training_arguments, tra
 from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import export_run
-from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
-from sam3i.processing.data_engine.sources import ShapesSource
+from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
+from sam3i.processing.data_engine.scene.sources import ShapesSource
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.datasets.schema import TARGET_KINDS
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
+from sam3i.processing.shapes.dataset import ShapesInstructionDataset
 
 ENGINE, GENERATOR = ARMS = ("engine", "generator")
 INSTRUCTED = ("simple", "complex")

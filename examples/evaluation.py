@@ -16,17 +16,17 @@ import torch
 from datasets import Dataset
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.processing.chat_endpoint import EndpointChatModel
+from sam3i.processing.chat.endpoint import EndpointChatModel
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.datasets.schema import row_features
-from sam3i.processing.datasets.shapes_dataset import shapes_rows
-from sam3i.trainer.baselines.agent import AgentSegmenter
-from sam3i.trainer.baselines.oracle_server import OracleChat
+from sam3i.processing.shapes.dataset import shapes_rows
+from sam3i.trainer.baselines.agent.agent import AgentSegmenter
+from sam3i.trainer.baselines.agent.oracle_server import OracleChat
 from sam3i.trainer.baselines.phrase_detector import PhraseDetector
 from sam3i.trainer.baselines.sam3i import Sam3ISegmenter
-from sam3i.trainer.baselines.stock_sam3 import StockSam3Segmenter
-from sam3i.trainer.evaluate_cli import format_results
-from sam3i.trainer.evaluation import evaluate_segmenter
+from sam3i.trainer.baselines.stock import StockSam3Segmenter
+from sam3i.trainer.evaluation.cli import format_results
+from sam3i.trainer.evaluation.evaluate import evaluate_segmenter
 
 
 def main() -> None:

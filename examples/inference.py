@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import pipeline
 
 import sam3i  # noqa: F401  registers the pipeline
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
-from sam3i.processing.visualization import draw_instances
+from sam3i.processing.drawing.overlay import draw_instances
+from sam3i.processing.shapes.dataset import ShapesInstructionDataset
 
 
 def held_out_scene() -> tuple[Image.Image, str]:

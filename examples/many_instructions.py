@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
+from sam3i.processing.shapes.dataset import ShapesInstructionDataset
 
 
 def held_out_scene() -> tuple[Image.Image, list[str]]:

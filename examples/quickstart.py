@@ -15,8 +15,8 @@ from transformers import pipeline
 import sam3i  # noqa: F401  registers the pipeline
 from sam3i import InstructionLevel
 from sam3i.processing.datasets.schema import TARGET_KINDS
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
-from sam3i.processing.visualization import contact_sheet, draw_instances
+from sam3i.processing.drawing.overlay import contact_sheet, draw_instances
+from sam3i.processing.shapes.dataset import ShapesInstructionDataset
 
 MODEL = Path(__file__).parent / "shapes_tiny"
 OUTPUT = Path("quickstart")

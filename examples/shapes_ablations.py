@@ -31,10 +31,10 @@ from shapes_curriculum import (
 )
 
 from sam3i import InstructionLevel, Sam3ITrainer
-from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
-from sam3i.modeling_sam3i.configuration_loss_sam3i import Sam3ILossConfig
+from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter
+from sam3i.modeling_sam3i.losses.config import Sam3ILossConfig
 from sam3i.processing.datasets.schema import TARGET_KINDS
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
+from sam3i.processing.shapes.dataset import ShapesInstructionDataset
 from sam3i.trainer.curriculum import TrainingStage
 
 REFERENCE = "selective"

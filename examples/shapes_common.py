@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Processor
 
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
-from sam3i.processing.datasets.shapes_rendering import IMAGE_SIZE
-from sam3i.processing.datasets.shapes_tokenizer import MAX_TOKENS
+from sam3i.processing.shapes.dataset import ShapesInstructionDataset
+from sam3i.processing.shapes.rendering import IMAGE_SIZE
+from sam3i.processing.shapes.tokenizer import MAX_TOKENS
 
 WIDTH, HEADS, FEED_FORWARD = 64, 4, 192
 QUERIES = 16  # a grid of 4 x 4

@@ -24,10 +24,10 @@ from sam3i import (
     Sam3ITrainer,
     Sam3ITrainingArguments,
 )
-from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
+from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter
 from sam3i.processing.datasets.schema import TARGET_KINDS, InstructionRow, row_features
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset, shapes_rows
 from sam3i.processing.levels import classify_level
+from sam3i.processing.shapes.dataset import ShapesInstructionDataset, shapes_rows
 from sam3i.trainer.curriculum import TrainingStage
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel

@@ -37,9 +37,9 @@ from transformers import Sam3Model
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel, Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset
-from sam3i.processing.datasets.shapes_tokenizer import build_tokenizer
-from sam3i.processing.datasets.shapes_world import ShapesWorld
+from sam3i.processing.shapes.dataset import ShapesInstructionDataset
+from sam3i.processing.shapes.tokenizer import build_tokenizer
+from sam3i.processing.shapes.world import ShapesWorld
 
 BOX_EVERY = 6  # one step in six shows an object as a box
 IMAGES = 9  # pictures in a batch, about 30 prompts

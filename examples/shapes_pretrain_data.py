@@ -4,10 +4,10 @@
 import numpy as np
 import torch
 
-from sam3i.processing.datasets import shapes_lexicon as lexicon
-from sam3i.processing.datasets.shapes_rendering import NOUNS
-from sam3i.processing.datasets.shapes_world import Scene, ShapesWorld
-from sam3i.processing.datasets.shapes_writer import InstructionWriter
+from sam3i.processing.shapes import lexicon
+from sam3i.processing.shapes.rendering import NOUNS
+from sam3i.processing.shapes.world import Scene, ShapesWorld
+from sam3i.processing.shapes.writer import InstructionWriter
 
 # A concept is a noun phrase, not one word only; the bare noun is the most frequent.
 NOUN_PHRASES = ("{n}", "{n}", "{n}", "a {n}", "the {n}", "{ns}", "the {ns}", "all {ns}")

@@ -8,8 +8,8 @@ from shapes_common import WIDTH
 from torch import nn
 from torchvision.ops import generalized_box_iou_loss
 
-from sam3i.processing.datasets.shapes_rendering import COLOURS, NOUNS
-from sam3i.processing.datasets.shapes_world import Scene
+from sam3i.processing.shapes.rendering import COLOURS, NOUNS
+from sam3i.processing.shapes.world import Scene
 
 
 class VisionHead(nn.Module):

@@ -18,7 +18,7 @@ from transformers import (
     Sam3VideoProcessor,
 )
 
-from sam3i.processing.visualization import contact_sheet, draw_instances
+from sam3i.processing.drawing.overlay import contact_sheet, draw_instances
 
 MATCH = 0.5  # IoU at which an answer covers an object
 

@@ -10,18 +10,18 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 from transformers.utils import can_return_tuple
 
-from .adapters_sam3i import adapter_sites, build_adapter
+from .adapters.cascade import adapter_sites, build_adapter
+from .adapters.router import LevelRouter
+from .adapters.routing import LevelRouting
+from .adapters.sites import adopt
 from .configuration_sam3i import Sam3IConfig
-from .decoder_sam3i import Sam3IDetrDecoder, Sam3IMaskDecoder
-from .inputs_sam3i import INPUT_NAMES
-from .instruction_encoding_sam3i import InstructionEncoding
-from .layers_sam3i import adopt
-from .loss_sam3i import Sam3ICriterion
-from .outputs_sam3i import Sam3IInstancesOutput, Sam3IInstructionSegmentationOutput, predictions_for_loss
-from .pretrained_sam3i import Sam3IPreTrainedModel
-from .router_sam3i import LevelRouter
-from .routing_sam3i import LevelRouting
-from .shared_image_sam3i import predict_instances, predict_rows
+from .decoder import Sam3IDetrDecoder, Sam3IMaskDecoder
+from .inputs import INPUT_NAMES
+from .instruction_encoding import InstructionEncoding
+from .losses.loss import Sam3ICriterion
+from .outputs import Sam3IInstancesOutput, Sam3IInstructionSegmentationOutput, predictions_for_loss
+from .pretrained import Sam3IPreTrainedModel
+from .shared_image import predict_instances, predict_rows
 
 
 class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel):

@@ -9,15 +9,15 @@ from transformers import BatchEncoding, Sam3Processor
 from transformers.image_utils import is_valid_image
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
-from ..modeling_sam3i.adapter_repository_sam3i import (
+from ..modeling_sam3i.adapter_io.repository import (
     DOWNLOAD_ARGUMENTS,
     BaseModelNotFoundError,
     find_instruction_adapter,
     read_adapter_config,
 )
 from .instruction_rows import VISUAL_PROMPT, read_boxes, read_levels, read_texts
-from .pipeline_inputs import read_image
-from .post_processing_sam3i import check_probability, row_target_sizes, segment_rows
+from .pipeline.inputs import read_image
+from .post_processing import check_probability, row_target_sizes, segment_rows
 
 logger = logging.get_logger(__name__)
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-from ..processing.datasets.masks import decode_mask
 from ..processing.datasets.schema import LEVEL_FIELDS, InstructionRow
-from ..processing.transforms import InstructionTransform, Placement, keyed_random
+from ..processing.masks import decode_mask
+from .transforms import InstructionTransform, Placement, keyed_random
 
 if TYPE_CHECKING:
     from ..processing.processing_sam3i import Sam3IProcessor

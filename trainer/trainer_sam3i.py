@@ -13,14 +13,8 @@ from transformers.utils import logging
 
 from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from ..processing.processing_sam3i import Sam3IProcessor
-from ..processing.transforms import InstructionTransform
 from .arguments import Sam3ITrainingArguments
-from .collator import InstructionCollator, select_rows
-from .curriculum import StageSampler, TrainingStage, freeze_for_stage, parameter_groups
-from .feature_cache import VisionFeatureCache
-from .hub_upload import HubUploads
-from .learner import InstructionLearner
-from .stage_checkpoints import (
+from .checkpoints import (
     FINAL_NAME,
     checkpoint_to_resume,
     discard_later_checkpoints,
@@ -28,9 +22,15 @@ from .stage_checkpoints import (
     save_trained_weights,
     seal_checkpoint,
 )
-from .stage_evaluation import ConceptCheck, evaluate_levels
-from .stage_heads import finish_selectors, train_heads
-from .training_record import record_stage
+from .collator import InstructionCollator, select_rows
+from .curriculum import StageSampler, TrainingStage, freeze_for_stage, parameter_groups
+from .evaluation.stage_evaluation import ConceptCheck, evaluate_levels
+from .feature_cache import VisionFeatureCache
+from .heads.stage_heads import finish_selectors, train_heads
+from .hub_upload import HubUploads
+from .learner import InstructionLearner
+from .record import record_stage
+from .transforms import InstructionTransform
 
 logger = logging.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..chat_model import ChatModel, ChatRequestError, ChatUnavailableError, Message
+from ..chat.client import ChatModel, ChatRequestError, ChatUnavailableError, Message
 from .append_log import AppendLog, read_log
 from .budget import Budget, Spending
 from .courier import CourierModel

@@ -23,7 +23,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..chat_model import ChatUnavailableError, Message
+from ..chat.client import ChatUnavailableError, Message
 from .append_log import AppendLog
 from .logged_call import make_logged_call
 
@@ -51,7 +51,7 @@ class EndpointSpec:
 
     def connect(self):
         """The model; an answer in the wrong form is not asked for again behind the engine's back."""
-        from ..chat_endpoint import EndpointChatModel
+        from ..chat.endpoint import EndpointChatModel
 
         options = asdict(self)
         return EndpointChatModel(options.pop("base_url"), options.pop("name"), max_reasks=0, **options)

@@ -14,22 +14,22 @@ from typing import Any, Protocol
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..chat_model import ChatModel, ChatUnavailableError
+from ..chat.client import ChatModel, ChatUnavailableError
+from ..language.nouns import NounForms
 from .append_log import AppendLog, FolderLock
 from .budget import Budget, BudgetExhaustedError
 from .calls import CallLog
-from .chat_writer import ChatChecker, ChatWriter
-from .checks import TokenCounter, estimate_tokens
+from .checks.checks import TokenCounter, estimate_tokens
+from .checks.decision import ACCEPTED, REVIEW
+from .checks.examination import PictureExamination, Toolbox
+from .checks.model_checks import Grounder
 from .courier import Courier, CourierModel
-from .decision import ACCEPTED, REVIEW
-from .examination import PictureExamination, Toolbox
-from .model_checks import Grounder
-from .nouns import NounForms
-from .prompts import Prompt, load_prompts
-from .run_directory import RunConfigError, RunDirectory
-from .scene import Scene
-from .scene_record import scene_to_record
-from .sources import Wanted
+from .run import RunConfigError, RunDirectory
+from .scene.record import scene_to_record
+from .scene.scene import Scene
+from .scene.sources import Wanted
+from .writers.chat_writer import ChatChecker, ChatWriter
+from .writers.prompts import Prompt, load_prompts
 
 logger = logging.get_logger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from ..datasets.conversion import WRITERS, convert_dataset
 from ..datasets.schema import LEVEL_FIELDS, InstructionRow, make_row
-from .decision import ACCEPTED
-from .review import ReviewDesk
-from .run_directory import RunDirectory
+from .checks.decision import ACCEPTED
+from .review.review import ReviewDesk
+from .run import RunDirectory
 from .status import run_status
 
 FILE_NAMES = {"jsonl": "data.jsonl", "official": "sam3i.json", "parquet": "data.parquet"}

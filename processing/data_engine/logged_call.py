@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..chat_model import ChatModel, ChatModelError, MalformedReplyError, Message
+from ..chat.client import ChatModel, ChatModelError, MalformedReplyError, Message
 from .append_log import AppendLog
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 from typing import Any
 
 from .append_log import read_log
-from .decision import ACCEPTED
-from .review import ReviewDesk
-from .run_directory import RunDirectory
+from .checks.decision import ACCEPTED
+from .review.review import ReviewDesk
+from .run import RunDirectory
 
 
 def run_status(run: RunDirectory) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..masks import rle_area
 from .faults import DatasetFormatError
-from .masks import rle_area
-from .reader_official import TEXT_KEYS
+from .readers.official import TEXT_KEYS
 from .schema import LEVEL_FIELDS, ROW_FIELDS, InstructionRow, row_features
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .masks import decode_mask, rle_area, union_mask
+from ..masks import decode_mask, rle_area, union_mask
 from .schema import LEVEL_FIELDS, InstructionRow
 
 SMALL, LARGE = 32 * 32, 96 * 96  # pixels: the limits of COCO
@@ -108,7 +108,7 @@ def spread_rows(rows: Iterable[InstructionRow], count: int) -> list[InstructionR
 
 def draw_row(row: InstructionRow, picture: Image.Image) -> Image.Image:
     """A row as a picture: its masks, and one instruction of each level."""
-    from ..visualization import draw_instances
+    from ..drawing.overlay import draw_instances
 
     texts = {level: row[level][0] for level in LEVEL_FIELDS if row[level]}
     level, text = next(reversed(texts.items()))
@@ -131,6 +131,6 @@ def draw_row(row: InstructionRow, picture: Image.Image) -> Image.Image:
 
 def contact_sheet_of(rows: Sequence[InstructionRow], pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
     """Rows drawn on their pictures, side by side."""
-    from ..visualization import contact_sheet
+    from ..drawing.overlay import contact_sheet
 
     return contact_sheet([draw_row(row, picture) for row, picture in zip(rows, pictures, strict=True)], columns)

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING
 
 from transformers.utils import logging
 
-from . import (
-    reader_coco,
-    reader_jsonl,
-    reader_mmr,
-    reader_official,
-    reader_reasonseg,
-    reader_refer,
-    reader_refer_coco,
-)
 from .faults import DatasetFormatError, RecordFault
 from .image_roots import ImageRoot
+from .readers import coco as reader_coco
+from .readers import jsonl as reader_jsonl
+from .readers import mmr as reader_mmr
+from .readers import official as reader_official
+from .readers import reasonseg as reader_reasonseg
+from .readers import refer as reader_refer
+from .readers import refer_coco as reader_refer_coco
 from .schema import ROW_FIELDS, InstructionRow, row_features
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from .masks import rle_fault
+from ..masks import rle_fault
 
 if TYPE_CHECKING:
     from datasets import Features

@@ -10,7 +10,7 @@ import torch
 from transformers import Sam3Model, Sam3Processor
 
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.processing.datasets.shapes_world import ShapesWorld
+from sam3i.processing.shapes.world import ShapesWorld
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

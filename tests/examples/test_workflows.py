@@ -109,7 +109,7 @@ def test_video_of_own_frames(run, tmp_path):
 
 
 def test_export_onnx_says_what_it_needs(run, monkeypatch):
-    monkeypatch.setattr("sam3i.hub.onnx_export.is_onnx_available", lambda: False)
+    monkeypatch.setattr("sam3i.hub.publish.onnx.is_onnx_available", lambda: False)
     with pytest.raises(ImportError, match=r"sam3i\[onnx\]"):
         run("export_onnx", "--levels", "simple")
 

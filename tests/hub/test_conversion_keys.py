@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from sam3i.hub.official_keys import Transform, find_drop_reason, find_target
+from sam3i.hub.conversion.official_keys import Transform, find_drop_reason, find_target
 
 OPERATIONS = {
     "copy": Transform.COPY,

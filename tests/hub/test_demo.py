@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from sam3i.hub import demo_html
-from sam3i.hub.demo_examples import demo_examples
-from sam3i.hub.demo_model import MOST_INSTRUCTIONS, DemoModel, read_instructions
-from sam3i.hub.demo_segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, canvas_factor
-from sam3i.hub.demo_session import MOST_BOXES, DemoSession, read_corners
-from sam3i.processing.datasets.masks import decode_mask
+from sam3i.hub.demo import html as demo_html
+from sam3i.hub.demo.examples import demo_examples
+from sam3i.hub.demo.model import MOST_INSTRUCTIONS, DemoModel, read_instructions
+from sam3i.hub.demo.segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, canvas_factor
+from sam3i.hub.demo.session import MOST_BOXES, DemoSession, read_corners
+from sam3i.processing.masks import decode_mask
 
 SHAPES_TINY = Path(__file__).resolve().parents[2] / "examples" / "shapes_tiny"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</script>"
@@ -345,7 +345,7 @@ def test_space_names_a_model_of_the_hub(tmp_path):
     gradio = pytest.importorskip("gradio", reason='the page needs gradio: pip install "sam3i[demo]"')
     from huggingface_hub import metadata_load
 
-    from sam3i.hub.demo_space import export_demo_space
+    from sam3i.hub.demo.space import export_demo_space
 
     folder = export_demo_space("org/sam3-i", tmp_path / "space")
     metadata = metadata_load(folder / "README.md")
@@ -366,7 +366,7 @@ def test_space_starts_and_answers(tmp_path):
     pytest.importorskip("gradio", reason='the page needs gradio: pip install "sam3i[demo]"')
     from gradio_client import Client, handle_file
 
-    from sam3i.hub.demo_space import export_demo_space
+    from sam3i.hub.demo.space import export_demo_space
 
     folder = export_demo_space(str(SHAPES_TINY), tmp_path / "space")
     picture = tmp_path / "picture.png"

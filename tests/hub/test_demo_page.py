@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-
 @pytest.fixture(scope="module")
 def served():
     """The model and the address of a page that shows it."""
-    from sam3i.hub.demo_model import DemoModel
-    from sam3i.hub.demo_page import DemoPage
+    from sam3i.hub.demo.model import DemoModel
+    from sam3i.hub.demo.page import DemoPage
 
     model = DemoModel.load(str(SHAPES_TINY), "cpu")
     model.pipe.model.float()  # saved in half precision, where last bits show
@@ -72,7 +72,7 @@ def _leaves(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
-    from sam3i.hub.demo_examples import demo_examples
+    from sam3i.hub.demo.examples import demo_examples
 
     path = tmp_path_factory.mktemp("pictures") / "scene.png"
     demo_examples()[0].image.save(path)
@@ -180,7 +180,7 @@ def test_compare_and_boxes(served, visit):
     page.get_by_role("tab", name="Python").click()
     expect_text(page, "#code", "boxes=[[28, 28, 56, 56], [60, 60, 90, 100]]")
     page.get_by_role("tab", name="Result").click()
-    from sam3i.hub.demo_examples import demo_examples
+    from sam3i.hub.demo.examples import demo_examples
 
     boxes = {"boxes": [[28, 28, 56, 56], [60, 60, 90, 100]], "box_labels": [1, 0]}
     rows = model.pipe(demo_examples()[2].image, text=["square"], threshold=0.3, **boxes)
@@ -249,7 +249,7 @@ def test_narrow_and_dark_pages_fit(visit):
 def test_programs_may_call(served, scene):
     from gradio_client import Client, handle_file
 
-    from sam3i.processing.datasets.masks import decode_mask
+    from sam3i.processing.masks import decode_mask
 
     model, address = served
     client = Client(address, verbose=False)

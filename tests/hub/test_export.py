@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
-from sam3i.hub.export import add_remote_code, export_repository, remote_code_files
+from sam3i.hub.publish.remote_code import add_remote_code, export_repository, remote_code_files
 
 SCRIPT = """
 import json, os, sys

@@ -11,11 +11,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from typer.testing import CliRunner
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.hub.card_scores import ScoresFileError, eval_results, read_scores
-from sam3i.hub.card_text import CardBody, generated_block, markdown_text
-from sam3i.hub.model_card import ModelCardError, card_files, is_placeholder, write_model_card
-from sam3i.hub.training_curves import draw_curves
-from sam3i.modeling_sam3i.adapter_files_sam3i import save_adapter
+from sam3i.hub.cards.model_card import ModelCardError, card_files, is_placeholder, write_model_card
+from sam3i.hub.cards.scores import ScoresFileError, eval_results, read_scores
+from sam3i.hub.cards.text import CardBody, generated_block, markdown_text
+from sam3i.hub.cards.training_curves import draw_curves
+from sam3i.modeling_sam3i.adapter_io.files import save_adapter
 
 HOSTILE = [
     "---\nlicense: mit\n---",
@@ -136,7 +136,7 @@ def test_card_of_stock(tiny_stock_repos):
 
 
 def test_use_of_remote_code(whole, tmp_path):
-    from sam3i.hub.export import add_remote_code
+    from sam3i.hub.publish.remote_code import add_remote_code
 
     add_remote_code(whole)
     text = card_of(whole, repo_id="org/code").text

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from sam3i.hub.onnx_export import OUTPUTS, DecoderGraph, OnnxInstructionModel, TextGraph, VisionGraph, export_onnx
+from sam3i.hub.publish.onnx import OUTPUTS, DecoderGraph, OnnxInstructionModel, TextGraph, VisionGraph, export_onnx
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel, Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sam3i.hub.conversion import convert_official_checkpoint
+from sam3i.hub.conversion.official import convert_official_checkpoint
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 
 TOLERANCE = 1e-4

@@ -14,9 +14,9 @@ from transformers import AutoModel, Sam3Model, pipeline
 from typer.testing import CliRunner
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.hub.push import PushError, push_folder
-from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter, save_adapter
-from sam3i.modeling_sam3i.adapter_repository_sam3i import BaseModelNotFoundError
+from sam3i.hub.publish.push import PushError, push_folder
+from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
+from sam3i.modeling_sam3i.adapter_io.repository import BaseModelNotFoundError
 
 WITHOUT_PACKAGE = """
 import json, sys

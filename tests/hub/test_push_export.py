@@ -7,11 +7,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from sam3i.processing.data_engine.cli import add_engine_commands
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import ExportError, accepted_rows, export_run, push_export
-from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
-from sam3i.processing.data_engine.sources import ShapesSource
-from sam3i.processing.data_engine_cli import add_engine_commands
+from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
+from sam3i.processing.data_engine.scene.sources import ShapesSource
 from sam3i.processing.datasets.loading import load_instruction_dataset
 
 NAME = "org/instructions"

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "trainer"))
 from training_fixtures import tiny_dataset, tiny_model, tiny_processor, tiny_trainer
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.hub.push import push_folder
-from sam3i.trainer.training_record import TrainingRecordError, read_record
+from sam3i.hub.publish.push import push_folder
+from sam3i.trainer.record import TrainingRecordError, read_record
 
 ADAPTERS = {"adapter_config.json", "adapter_model.safetensors"}
 

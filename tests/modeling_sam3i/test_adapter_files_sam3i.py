@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Sam3Config, Sam3Model, pipeline
 
-from sam3i.modeling_sam3i import pretrained_sam3i
-from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter, save_adapter
-from sam3i.modeling_sam3i.adapter_repository_sam3i import (
+from sam3i.modeling_sam3i import pretrained as pretrained_sam3i
+from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
+from sam3i.modeling_sam3i.adapter_io.repository import (
     AdapterDescription,
     AdapterFileError,
     AdapterMismatchError,
@@ -21,8 +21,8 @@ from sam3i.modeling_sam3i.adapter_repository_sam3i import (
     to_file_name,
 )
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.pretrained_sam3i import CheckpointMismatchError
-from sam3i.modeling_sam3i.tuner_sam3i import InstructionAdapterConfig
+from sam3i.modeling_sam3i.peft.tuner import InstructionAdapterConfig
+from sam3i.modeling_sam3i.pretrained import CheckpointMismatchError
 
 DESIGNS = {
     "cascade": {"adapter_design": "cascade", "adapter_dim": 8},

@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from sam3i.modeling_sam3i.alignment_sam3i import (
+from sam3i.modeling_sam3i.losses.alignment import (
     Sam3IAlignmentLoss,
     concept_margin_loss,
     hard_region_loss,
@@ -17,9 +17,9 @@ from sam3i.modeling_sam3i.alignment_sam3i import (
     semantic_kl_loss,
     union_targets,
 )
-from sam3i.modeling_sam3i.gather_sam3i import gather_with_gradients
-from sam3i.modeling_sam3i.loss_sam3i import Sam3ICriterion
-from sam3i.modeling_sam3i.matcher_sam3i import cxcywh_to_xyxy
+from sam3i.modeling_sam3i.losses.gather import gather_with_gradients
+from sam3i.modeling_sam3i.losses.loss import Sam3ICriterion
+from sam3i.modeling_sam3i.losses.matcher import cxcywh_to_xyxy
 
 CASES = ["mixed", "allpos", "allneg"]
 CONTRASTIVE = ["b1", "b4_same", "b4_diff", "b6_mixed"]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sam3i import Sam3IForInstructionSegmentation, convert_official_checkpoint
-from sam3i.modeling_sam3i.pretrained_sam3i import CheckpointMismatchError, DamagedCheckpointError
+from sam3i.modeling_sam3i.pretrained import CheckpointMismatchError, DamagedCheckpointError
 
 
 def change_tensors(change):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sam3i.modeling_sam3i import pretrained_sam3i
+from sam3i.modeling_sam3i import pretrained as pretrained_sam3i
 
 FOLDER = Path(pretrained_sam3i.__file__).parent
 USES = """
 import sys
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.modeling_sam3i import adapter_files_sam3i
+from sam3i.modeling_sam3i.adapter_io import files as adapter_files_sam3i
 if sys.argv[1:]:
     Sam3IForInstructionSegmentation.from_pretrained(sys.argv[1])
     Sam3IProcessor.from_pretrained(sys.argv[1])

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sam3i.modeling_sam3i import criteria_sam3i
-from sam3i.modeling_sam3i.configuration_loss_sam3i import Sam3ILossConfig
-from sam3i.modeling_sam3i.criteria_sam3i import mask_losses, sigmoid_focal_loss
-from sam3i.modeling_sam3i.loss_sam3i import Sam3ICriterion
-from sam3i.modeling_sam3i.matcher_sam3i import cxcywh_to_xyxy
-from sam3i.modeling_sam3i.targets_sam3i import pack_targets, validate_labels
+from sam3i.modeling_sam3i.losses import criteria as criteria_sam3i
+from sam3i.modeling_sam3i.losses.config import Sam3ILossConfig
+from sam3i.modeling_sam3i.losses.criteria import mask_losses, sigmoid_focal_loss
+from sam3i.modeling_sam3i.losses.loss import Sam3ICriterion
+from sam3i.modeling_sam3i.losses.matcher import cxcywh_to_xyxy
+from sam3i.modeling_sam3i.losses.targets import pack_targets, validate_labels
 
 CASES = ["mixed", "allpos", "allneg"]
 # Our names -> the authors'.

@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Sam3Model
 
 from sam3i import Sam3IConfig, Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.low_rank_sam3i import LowRankLevels, LowRankUpdate, projections
-from sam3i.modeling_sam3i.routing_sam3i import LevelRouting
+from sam3i.modeling_sam3i.adapters.low_rank import LowRankLevels, LowRankUpdate, projections
+from sam3i.modeling_sam3i.adapters.routing import LevelRouting
 
 COMPARED = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sam3i.modeling_sam3i.configuration_loss_sam3i import Sam3ILossConfig
-from sam3i.modeling_sam3i.matcher_sam3i import HungarianMatcher, OneToManyMatcher, box_overlap, cxcywh_to_xyxy
-from sam3i.modeling_sam3i.targets_sam3i import pack_targets
+from sam3i.modeling_sam3i.losses.config import Sam3ILossConfig
+from sam3i.modeling_sam3i.losses.matcher import HungarianMatcher, OneToManyMatcher, box_overlap, cxcywh_to_xyxy
+from sam3i.modeling_sam3i.losses.targets import pack_targets
 
 CASES = ["mixed", "allpos", "allneg"]
 

@@ -8,7 +8,7 @@ import torch
 from transformers import Sam3Model
 
 from sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.inputs_sam3i import resolve_levels
+from sam3i.modeling_sam3i.inputs import resolve_levels
 
 
 @pytest.fixture(params=["cascade", "selective"])

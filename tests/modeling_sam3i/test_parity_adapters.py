@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sam3i.hub.official_keys import find_target
+from sam3i.hub.conversion.official_keys import find_target
+from sam3i.modeling_sam3i.adapters.routing import LevelRouting
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.routing_sam3i import LevelRouting
 
 TOLERANCE = 1e-4
 LEVELS = {"type1": 0, "type2": 1, "type4": 2}

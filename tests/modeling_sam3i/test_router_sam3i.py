@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 from transformers import Sam3Model
 
 from sam3i import InstructionAdapterConfig, Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.router_sam3i import LevelRouter, choose_levels
+from sam3i.modeling_sam3i.adapters.router import LevelRouter, choose_levels
 
 AUTO = -1
 
@@ -117,8 +117,8 @@ def test_encoded_text_has_a_level_already(model, inputs):
 
 @torch.no_grad()
 def test_the_same_file_routes_a_stock_model_through_peft(model, inputs, tmp_path):
-    from sam3i.modeling_sam3i.adapter_files_sam3i import save_adapter
-    from sam3i.modeling_sam3i.adapter_settings_sam3i import AdapterSettings
+    from sam3i.modeling_sam3i.adapter_io.files import save_adapter
+    from sam3i.modeling_sam3i.adapters.settings import AdapterSettings
 
     favour(model, 1)
     stock = Sam3Model(model.config)

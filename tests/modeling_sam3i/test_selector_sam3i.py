@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from sam3i import Sam3IConfig, Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.routing_sam3i import LevelRouting
-from sam3i.modeling_sam3i.selector_sam3i import InstanceSelector, PairwiseSelector
+from sam3i.modeling_sam3i.adapters.routing import LevelRouting
+from sam3i.modeling_sam3i.adapters.selector import InstanceSelector, PairwiseSelector
 
 WIDTH, TEXT_WIDTH = 16, 12
 

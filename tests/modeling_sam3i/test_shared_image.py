@@ -5,12 +5,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from sam3i.modeling_sam3i import shared_image_sam3i
+from sam3i.modeling_sam3i import shared_image as shared_image_sam3i
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
-from sam3i.modeling_sam3i.instruction_encoding_sam3i import without_padding
+from sam3i.modeling_sam3i.instruction_encoding import without_padding
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.pixel_decoder_sam3i import ImagePixels, applies_to
-from sam3i.modeling_sam3i.shared_image_sam3i import SharedImages, rows_at_once
+from sam3i.modeling_sam3i.pixel_decoder import ImagePixels, applies_to
+from sam3i.modeling_sam3i.shared_image import SharedImages, rows_at_once
 
 OUTPUTS = (
     "pred_masks",

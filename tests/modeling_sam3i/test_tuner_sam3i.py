@@ -14,12 +14,12 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Sam3Model, Sam3VideoModel
 
-from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter, save_adapter
-from sam3i.modeling_sam3i.adapter_repository_sam3i import AdapterMismatchError, to_file_name
+from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
+from sam3i.modeling_sam3i.adapter_io.repository import AdapterMismatchError, to_file_name
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.tuner_layers_sam3i import SELECTION, AdapterNotMergeableError, InstructionAdapterLayer
-from sam3i.modeling_sam3i.tuner_sam3i import InstructionAdapterConfig, Sam3IPeftType, register_peft_method
+from sam3i.modeling_sam3i.peft.layers import SELECTION, AdapterNotMergeableError, InstructionAdapterLayer
+from sam3i.modeling_sam3i.peft.tuner import InstructionAdapterConfig, Sam3IPeftType, register_peft_method
 
 OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 MIXED = torch.tensor([0, 1, 2])

@@ -14,10 +14,10 @@ from transformers import (
     Sam3VideoProcessor,
 )
 
-from sam3i.modeling_sam3i.adapter_files_sam3i import save_adapter
+from sam3i.modeling_sam3i.adapter_io.files import save_adapter
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.video_sam3i import add_instructions, follow_instructions, track_instructions
+from sam3i.modeling_sam3i.video import add_instructions, follow_instructions, track_instructions
 from sam3i.processing.processing_sam3i import Sam3IProcessor
 
 SIZE = {"height": 56, "width": 56}

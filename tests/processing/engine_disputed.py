@@ -4,8 +4,8 @@
 import json
 
 from sam3i.processing.data_engine.engine import DataEngine
-from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
-from sam3i.processing.data_engine.sources import ShapesSource
+from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
+from sam3i.processing.data_engine.scene.sources import ShapesSource
 
 HOSTILE = (
     "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script> **bold** [a](javascript:hacked) "

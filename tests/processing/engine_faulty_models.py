@@ -17,14 +17,14 @@ from PIL import Image, ImageDraw
 from scipy.optimize import linear_sum_assignment
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
-from sam3i.processing.chat_endpoint import encode_image
-from sam3i.processing.chat_server import Answer, ScriptedChatServer, images_of, texts_of
-from sam3i.processing.data_engine import marks
-from sam3i.processing.data_engine.facts import Facts, grow_mask
-from sam3i.processing.data_engine.meaning import denote
-from sam3i.processing.data_engine.phrasing import can_say, say
-from sam3i.processing.data_engine.sources import ShapesSource
-from sam3i.processing.data_engine.template_writer import TemplateWriter
+from sam3i.processing.chat.endpoint import encode_image
+from sam3i.processing.chat.server import Answer, ScriptedChatServer, images_of, texts_of
+from sam3i.processing.data_engine.scene import marks
+from sam3i.processing.data_engine.scene.facts import Facts, grow_mask
+from sam3i.processing.data_engine.scene.sources import ShapesSource
+from sam3i.processing.data_engine.writers.template_writer import TemplateWriter
+from sam3i.processing.language.meaning import denote
+from sam3i.processing.language.phrasing import can_say, say
 
 SIMPLE, COMPLEX = InstructionLevel.SIMPLE, InstructionLevel.COMPLEX
 TEXT_FAULTS = ("wrong noun", "leak", "ambiguous", "false")

@@ -5,8 +5,8 @@ import sys
 
 from sam3i.processing.data_engine.courier import Courier, EndpointSpec
 from sam3i.processing.data_engine.engine import DataEngine
-from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
-from sam3i.processing.data_engine.sources import ShapesSource
+from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
+from sam3i.processing.data_engine.scene.sources import ShapesSource
 
 
 def run_session(folder, url, num_scenes, concurrency=4, max_retries=4, **options):

@@ -4,7 +4,7 @@
 import math
 from collections import Counter
 
-from sam3i.processing.data_engine.meaning import Meaning
+from sam3i.processing.language.meaning import Meaning
 
 
 def denoted_by_objects(meaning: Meaning, objects) -> set[int]:

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3i.processing.chat_endpoint import EndpointChatModel, encode_image
-from sam3i.processing.chat_model import (
+from sam3i.processing.chat.client import (
     ChatRequestError,
     ChatUnavailableError,
     ChatUsage,
@@ -15,7 +14,8 @@ from sam3i.processing.chat_model import (
     chat_message,
     extract_json,
 )
-from sam3i.processing.chat_server import Answer, ScriptedChatServer, images_of
+from sam3i.processing.chat.endpoint import EndpointChatModel, encode_image
+from sam3i.processing.chat.server import Answer, ScriptedChatServer, images_of
 
 SCHEMA = {
     "type": "object",

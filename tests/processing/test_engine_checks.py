@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
-from sam3i.processing.data_engine.checks import (
+from sam3i.processing.data_engine.checks.checks import (
     FAIL,
     PASS,
     UNSURE,
@@ -18,18 +18,18 @@ from sam3i.processing.data_engine.checks import (
     check_level,
     estimate_tokens,
 )
-from sam3i.processing.data_engine.decision import ACCEPTED, DROPPED, REVIEW, decide
-from sam3i.processing.data_engine.facts import Facts
-from sam3i.processing.data_engine.meaning import Filter, Meaning, Selector, denote
-from sam3i.processing.data_engine.model_checks import grounding_result
-from sam3i.processing.data_engine.nouns import NounForms, plural_of
-from sam3i.processing.data_engine.reading import read_simple
-from sam3i.processing.data_engine.scene import Scene, SceneInstance
-from sam3i.processing.data_engine.sources import CocoSource, RowSource
-from sam3i.processing.data_engine.template_writer import TargetPlan
+from sam3i.processing.data_engine.checks.decision import ACCEPTED, DROPPED, REVIEW, decide
+from sam3i.processing.data_engine.checks.model_checks import grounding_result
+from sam3i.processing.data_engine.scene.facts import Facts
+from sam3i.processing.data_engine.scene.scene import Scene, SceneInstance
+from sam3i.processing.data_engine.scene.sources import CocoSource, RowSource
+from sam3i.processing.data_engine.writers.template_writer import TargetPlan
 from sam3i.processing.datasets.faults import DatasetFormatError
-from sam3i.processing.datasets.masks import encode_mask
 from sam3i.processing.datasets.schema import make_row
+from sam3i.processing.language.meaning import Filter, Meaning, Selector, denote
+from sam3i.processing.language.nouns import NounForms, plural_of
+from sam3i.processing.language.reading import read_simple
+from sam3i.processing.masks import encode_mask
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 FORMS = NounForms()

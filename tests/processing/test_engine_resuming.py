@@ -14,8 +14,8 @@ from engine_session import run_session
 from sam3i.processing.data_engine.append_log import AppendLog, FolderLock, RunBusyError, read_log
 from sam3i.processing.data_engine.budget import Budget
 from sam3i.processing.data_engine.engine import DataEngine
-from sam3i.processing.data_engine.run_directory import EngineConfig, RunConfigError, RunDirectory, merge_runs
-from sam3i.processing.data_engine.sources import ShapesSource
+from sam3i.processing.data_engine.run import EngineConfig, RunConfigError, RunDirectory, merge_runs
+from sam3i.processing.data_engine.scene.sources import ShapesSource
 
 FOLDER = Path(__file__).parent
 RATES = {"wrong noun": 0.1, "leak": 0.1, "malformed": 0.1, "HTTP 429": 0.05}

@@ -12,22 +12,22 @@ from engine_session import run_session
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from sam3i.processing.chat_server import ScriptedChatServer
+from sam3i.processing.chat.server import ScriptedChatServer
 from sam3i.processing.data_engine.append_log import read_log
+from sam3i.processing.data_engine.cli import add_engine_commands
 from sam3i.processing.data_engine.courier import Courier, EndpointSpec
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import ExportError, accepted_rows, export_run
-from sam3i.processing.data_engine.label_studio import LabelStudioError, export_tasks, import_decisions
-from sam3i.processing.data_engine.opinions import DecisionError
-from sam3i.processing.data_engine.prompts import PromptError, load_prompts
-from sam3i.processing.data_engine.review import ReviewDesk
-from sam3i.processing.data_engine.review_checks import EditChecks, breaks_a_rule
-from sam3i.processing.data_engine.review_view import as_text
-from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
-from sam3i.processing.data_engine.scene_record import scene_of_record, scene_to_record
-from sam3i.processing.data_engine.sources import ShapesSource
+from sam3i.processing.data_engine.review.edits import EditChecks, breaks_a_rule
+from sam3i.processing.data_engine.review.label_studio import LabelStudioError, export_tasks, import_decisions
+from sam3i.processing.data_engine.review.opinions import DecisionError
+from sam3i.processing.data_engine.review.review import ReviewDesk
+from sam3i.processing.data_engine.review.view import as_text
+from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
+from sam3i.processing.data_engine.scene.record import scene_of_record, scene_to_record
+from sam3i.processing.data_engine.scene.sources import ShapesSource
 from sam3i.processing.data_engine.status import run_status
-from sam3i.processing.data_engine_cli import add_engine_commands
+from sam3i.processing.data_engine.writers.prompts import PromptError, load_prompts
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.datasets.schema import validate_row
 
@@ -355,7 +355,7 @@ def test_shown_text_is_harmless():
 @pytest.mark.parametrize("name", ["", "  ", "a" * 81, "ann\u202e"])
 def test_reviewers_have_a_name(name):
     pytest.importorskip("gradio")
-    from sam3i.processing.data_engine.review_page import reviewer_name
+    from sam3i.processing.data_engine.review.page import reviewer_name
 
     with pytest.raises(ValueError, match="name"):
         reviewer_name(name)
@@ -364,7 +364,7 @@ def test_reviewers_have_a_name(name):
 
 def test_page_without_gradio_says_how_to_install_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "sam3i.processing.data_engine.review_page", raising=False)
+    monkeypatch.delitem(sys.modules, "sam3i.processing.data_engine.review.page", raising=False)
     app = typer.Typer()
     add_engine_commands(app)
     found = CliRunner().invoke(app, ["review", str(run.path)])

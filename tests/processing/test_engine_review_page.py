@@ -10,8 +10,8 @@ import pytest
 from engine_disputed import HOSTILE, disputed_run
 
 from sam3i.processing.data_engine.append_log import read_log
-from sam3i.processing.data_engine.review import ReviewDesk
-from sam3i.processing.data_engine.run_directory import RunDirectory
+from sam3i.processing.data_engine.review.review import ReviewDesk
+from sam3i.processing.data_engine.run import RunDirectory
 from sam3i.processing.data_engine.status import run_status
 
 pytest.importorskip("gradio")
@@ -42,7 +42,7 @@ def run(disputed, tmp_path):
 
 @contextmanager
 def served(run, **options):
-    from sam3i.processing.data_engine.review_page import ReviewPage
+    from sam3i.processing.data_engine.review.page import ReviewPage
 
     page = ReviewPage(ReviewDesk(run, options.pop("second_looks", 0.0)), **options)
     _, address, _ = page.launch(prevent_thread_lock=True)

@@ -5,11 +5,11 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from sam3i.processing.data_engine.cli import add_engine_commands
 from sam3i.processing.data_engine.engine import DataEngine
-from sam3i.processing.data_engine.run_directory import EngineConfig, RunConfigError, RunDirectory
-from sam3i.processing.data_engine.segmentation import PipelineGrounder, ProposalSource
-from sam3i.processing.data_engine.sources import ShapesSource
-from sam3i.processing.data_engine_cli import add_engine_commands
+from sam3i.processing.data_engine.run import EngineConfig, RunConfigError, RunDirectory
+from sam3i.processing.data_engine.scene.segmentation import PipelineGrounder, ProposalSource
+from sam3i.processing.data_engine.scene.sources import ShapesSource
 
 
 def instance(score, x, y, width=30, height=30):

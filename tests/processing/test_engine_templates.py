@@ -8,19 +8,19 @@ from engine_truth import denoted_by_objects
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.data_engine.engine import DataEngine
-from sam3i.processing.data_engine.facts import Facts
-from sam3i.processing.data_engine.meaning import Meaning, denote
-from sam3i.processing.data_engine.nouns import NounForms
-from sam3i.processing.data_engine.reading import read_simple
-from sam3i.processing.data_engine.run_directory import EngineConfig, RunDirectory
-from sam3i.processing.data_engine.sources import ShapesSource
-from sam3i.processing.datasets import shapes_lexicon as lexicon
+from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
+from sam3i.processing.data_engine.scene.facts import Facts
+from sam3i.processing.data_engine.scene.sources import ShapesSource
 from sam3i.processing.datasets.schema import TARGET_KINDS
-from sam3i.processing.datasets.shapes_lexicon import COLOUR_REFERENCES, DESCRIPTORS
-from sam3i.processing.datasets.shapes_meaning import FAMILIES, draw_meaning, families_of
-from sam3i.processing.datasets.shapes_phrasing import say
-from sam3i.processing.datasets.shapes_tokenizer import build_tokenizer
-from sam3i.processing.datasets.shapes_world import HELD_OUT_PAIRS, ShapesWorld
+from sam3i.processing.language.meaning import Meaning, denote
+from sam3i.processing.language.nouns import NounForms
+from sam3i.processing.language.reading import read_simple
+from sam3i.processing.shapes import lexicon
+from sam3i.processing.shapes.lexicon import COLOUR_REFERENCES, DESCRIPTORS
+from sam3i.processing.shapes.meaning import FAMILIES, draw_meaning, families_of
+from sam3i.processing.shapes.phrasing import say
+from sam3i.processing.shapes.tokenizer import build_tokenizer
+from sam3i.processing.shapes.world import HELD_OUT_PAIRS, ShapesWorld
 
 
 def build(folder, num_scenes, split="train", **config):

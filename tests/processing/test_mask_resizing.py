@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sam3i.modeling_sam3i.outputs_sam3i import Sam3IInstancesOutput
+from sam3i.modeling_sam3i.outputs import Sam3IInstancesOutput
 from sam3i.processing import mask_resizing
 from sam3i.processing.mask_resizing import Axis, resize_and_binarize
-from sam3i.processing.post_processing_sam3i import segment_rows
+from sam3i.processing.post_processing import segment_rows
 
 SIZES = [(50, 70), (288, 288), (1, 1), (5, 20000), (9001, 8), (1008, 756), (640, 479)]
 

@@ -16,11 +16,11 @@ from pycocotools import mask as coco_mask
 from transformers import Sam3ImageProcessor, Sam3Model, Sam3Processor, pipeline
 
 import sam3i
-from sam3i.modeling_sam3i.adapter_files_sam3i import save_adapter
-from sam3i.modeling_sam3i.adapter_repository_sam3i import BaseModelNotFoundError
-from sam3i.processing.pipeline_registration import TASK, register_pipeline
-from sam3i.processing.pipeline_sam3i import InstructionSegmentationPipeline
-from sam3i.processing.predict_cli import predict, repo_info
+from sam3i.modeling_sam3i.adapter_io.files import save_adapter
+from sam3i.modeling_sam3i.adapter_io.repository import BaseModelNotFoundError
+from sam3i.processing.pipeline.pipeline_sam3i import InstructionSegmentationPipeline
+from sam3i.processing.pipeline.registration import TASK, register_pipeline
+from sam3i.processing.predict import predict, repo_info
 from sam3i.processing.processing_sam3i import Sam3IProcessor
 
 

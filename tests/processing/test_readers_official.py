@@ -13,7 +13,7 @@ from sam3i.processing.datasets.conversion import convert_dataset
 from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault
 from sam3i.processing.datasets.json_stream import JsonSyntaxError, iterate_elements, read_element
 from sam3i.processing.datasets.loading import READERS, detect_format, load_instruction_dataset, read_items
-from sam3i.processing.datasets.masks import decode_mask, encode_mask
+from sam3i.processing.masks import decode_mask, encode_mask
 
 
 def rows_of(path, format="official", **kwargs):

@@ -12,8 +12,8 @@ from sam3i.processing.datasets import loading
 from sam3i.processing.datasets.conversion import convert_dataset, push_to_hub
 from sam3i.processing.datasets.faults import DatasetFormatError
 from sam3i.processing.datasets.loading import detect_format, load_instruction_dataset
-from sam3i.processing.datasets.masks import decode_mask, encode_mask
 from sam3i.processing.datasets.schema import make_row, row_features
+from sam3i.processing.masks import decode_mask, encode_mask
 
 WIDTH, HEIGHT = 16, 12
 

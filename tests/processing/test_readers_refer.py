@@ -14,8 +14,8 @@ from PIL import Image
 from sam3i.processing.datasets.conversion import convert_dataset
 from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault
 from sam3i.processing.datasets.loading import detect_format, load_instruction_dataset, read_items
-from sam3i.processing.datasets.masks import decode_mask
-from sam3i.processing.datasets.restricted_pickle import load_plain_pickle
+from sam3i.processing.datasets.readers.restricted_pickle import load_plain_pickle
+from sam3i.processing.masks import decode_mask
 
 WIDTH, HEIGHT = 32, 24
 INSTANCES = {

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from sam3i.processing.datasets.masks import (
+from sam3i.processing.datasets.schema import ROW_FIELDS, make_row, row_features, validate_row
+from sam3i.processing.masks import (
     box_of_rle,
     decode_mask,
     decode_masks,
@@ -16,7 +17,6 @@ from sam3i.processing.datasets.masks import (
     segmentation_to_rle,
     union_mask,
 )
-from sam3i.processing.datasets.schema import ROW_FIELDS, make_row, row_features, validate_row
 
 HEIGHT, WIDTH = 12, 20
 

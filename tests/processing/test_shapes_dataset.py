@@ -8,11 +8,11 @@ import pytest
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.datasets.loading import load_instruction_dataset
-from sam3i.processing.datasets.masks import box_of_rle, decode_mask
 from sam3i.processing.datasets.schema import row_features, validate_row
-from sam3i.processing.datasets.shapes_dataset import ShapesInstructionDataset, shapes_rows, write_official_json
-from sam3i.processing.datasets.shapes_meaning import denotation
-from sam3i.processing.datasets.shapes_writer import kinds_of
+from sam3i.processing.masks import box_of_rle, decode_mask
+from sam3i.processing.shapes.dataset import ShapesInstructionDataset, shapes_rows, write_official_json
+from sam3i.processing.shapes.meaning import denotation
+from sam3i.processing.shapes.writer import kinds_of
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from sam3i.processing.datasets.schema import TARGET_KINDS, validate_row
-from sam3i.processing.datasets.shapes_clips import moving_clips
-from sam3i.processing.datasets.shapes_domain import OUTDOORS
-from sam3i.processing.datasets.shapes_lexicon import COLOUR_REFERENCES, PLURALS, vocabulary
-from sam3i.processing.datasets.shapes_rendering import COLOURS, NOUNS
+from sam3i.processing.shapes.clips import moving_clips
+from sam3i.processing.shapes.domain import OUTDOORS
+from sam3i.processing.shapes.lexicon import COLOUR_REFERENCES, PLURALS, vocabulary
+from sam3i.processing.shapes.rendering import COLOURS, NOUNS
 
 
 @pytest.fixture(scope="module")

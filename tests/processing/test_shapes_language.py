@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
-from sam3i.processing.datasets import shapes_lexicon as lexicon
-from sam3i.processing.datasets.shapes_lexicon import PLURAL, SINGULAR, vocabulary
-from sam3i.processing.datasets.shapes_meaning import (
+from sam3i.processing.shapes import lexicon
+from sam3i.processing.shapes.lexicon import PLURAL, SINGULAR, vocabulary
+from sam3i.processing.shapes.meaning import (
     FAMILIES,
     Meaning,
     denotation,
@@ -19,11 +19,11 @@ from sam3i.processing.datasets.shapes_meaning import (
     place_shortcuts,
     target_kind,
 )
-from sam3i.processing.datasets.shapes_phrasing import mirror_text, say
-from sam3i.processing.datasets.shapes_rendering import COLOURS, NOUNS, ShapeObject
-from sam3i.processing.datasets.shapes_tokenizer import MAX_TOKENS, build_tokenizer
-from sam3i.processing.datasets.shapes_world import ShapesWorld
-from sam3i.processing.datasets.shapes_writer import InstructionWriter, cell_weights, kinds_of
+from sam3i.processing.shapes.phrasing import mirror_text, say
+from sam3i.processing.shapes.rendering import COLOURS, NOUNS, ShapeObject
+from sam3i.processing.shapes.tokenizer import MAX_TOKENS, build_tokenizer
+from sam3i.processing.shapes.world import ShapesWorld
+from sam3i.processing.shapes.writer import InstructionWriter, cell_weights, kinds_of
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 

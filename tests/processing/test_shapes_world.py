@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from sam3i.processing.datasets.shapes_rendering import COLOURS, IMAGE_SIZE, NOUNS, ShapeObject, outlines, render
-from sam3i.processing.datasets.shapes_world import HELD_OUT_PAIRS, RADII, ShapesWorld, mask_boxes
+from sam3i.processing.shapes.rendering import COLOURS, IMAGE_SIZE, NOUNS, ShapeObject, outlines, render
+from sam3i.processing.shapes.world import HELD_OUT_PAIRS, RADII, ShapesWorld, mask_boxes
 
 
 def test_scenes_are_a_function_of_seed_split_and_index():

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sam3i.processing.data_cli import data_app, read_image_roots
+from sam3i.processing.cli import data_app, read_image_roots
 from sam3i.processing.datasets.loading import load_instruction_dataset
-from sam3i.processing.datasets.masks import encode_mask
 from sam3i.processing.datasets.validation import ValidationCount, validate_dataset
+from sam3i.processing.masks import encode_mask
 
 WIDTH, HEIGHT = 16, 12
 

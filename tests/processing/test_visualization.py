@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from sam3i.processing.legend import LEVEL_COLOURS
-from sam3i.processing.visualization import PALETTE, contact_sheet, draw_instances, results_to_json
+from sam3i.processing.drawing.legend import LEVEL_COLOURS
+from sam3i.processing.drawing.overlay import PALETTE, contact_sheet, draw_instances, results_to_json
 
 
 def _instance(size, box, score=0.9, label="the dog on the left", level="simple"):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3i.processing.chat_endpoint import EndpointChatModel
-from sam3i.processing.chat_model import ChatRequestError
-from sam3i.processing.chat_server import Answer, ScriptedChatServer, images_of, texts_of
-from sam3i.trainer.baselines.agent import AgentSegmenter
-from sam3i.trainer.baselines.oracle_server import OracleChat, OracleTruth, image_key
+from sam3i.processing.chat.client import ChatRequestError
+from sam3i.processing.chat.endpoint import EndpointChatModel
+from sam3i.processing.chat.server import Answer, ScriptedChatServer, images_of, texts_of
+from sam3i.trainer.baselines.agent.agent import AgentSegmenter
+from sam3i.trainer.baselines.agent.oracle_server import OracleChat, OracleTruth, image_key
 from sam3i.trainer.baselines.phrase_detector import Detections, EncodedImages
 
 HEIGHT, WIDTH = 60, 80

@@ -7,18 +7,18 @@ import torch
 from PIL import Image
 from transformers import Sam3Model, Sam3Processor
 
-from sam3i.processing.chat_endpoint import EndpointChatModel
-from sam3i.processing.datasets.masks import decode_masks
-from sam3i.processing.datasets.shapes_dataset import shapes_rows
-from sam3i.processing.datasets.shapes_world import ShapesWorld
+from sam3i.processing.chat.endpoint import EndpointChatModel
+from sam3i.processing.masks import decode_masks
 from sam3i.processing.processing_sam3i import Sam3IProcessor
-from sam3i.trainer.baselines.agent import AgentSegmenter
-from sam3i.trainer.baselines.mask_candidates import MaskCandidates, innermost_point, mask_colour
-from sam3i.trainer.baselines.oracle_server import OracleChat, find_painted
+from sam3i.processing.shapes.dataset import shapes_rows
+from sam3i.processing.shapes.world import ShapesWorld
+from sam3i.trainer.baselines.agent.agent import AgentSegmenter
+from sam3i.trainer.baselines.agent.mask_candidates import MaskCandidates, innermost_point, mask_colour
+from sam3i.trainer.baselines.agent.oracle_server import OracleChat, find_painted
+from sam3i.trainer.baselines.agent.prompts import AgentPrompts
 from sam3i.trainer.baselines.phrase_detector import Detections, EncodedImages, PhraseDetector
-from sam3i.trainer.baselines.prompts import AgentPrompts
 from sam3i.trainer.baselines.sam3i import Sam3ISegmenter
-from sam3i.trainer.baselines.stock_sam3 import StockSam3Segmenter
+from sam3i.trainer.baselines.stock import StockSam3Segmenter
 
 THRESHOLD = 0.2  # low enough that a random model finds something
 TEXTS = ["the dog", "cat", "a red dog on the left"]
@@ -284,7 +284,7 @@ class TestPrompts:
             assert f'"name": "{tool}"' in prompts.system
 
     def test_own_prompts_are_read_and_faulty_ones_named(self, tmp_path):
-        from sam3i.trainer.baselines.prompts import PROMPT_FOLDER
+        from sam3i.trainer.baselines.agent.prompts import PROMPT_FOLDER
 
         for path in PROMPT_FOLDER.glob("*.md"):
             (tmp_path / path.name).write_text(path.read_text().replace("version: 1", "version: mine-2"))
@@ -300,7 +300,7 @@ class TestPrompts:
 
 def test_the_agent_runs_on_a_real_sam3(detector, images):
     """The whole chain with transformers' own model: HTTP, SAM3, drawing, selection."""
-    from sam3i.processing.chat_server import ScriptedChatServer, texts_of
+    from sam3i.processing.chat.server import ScriptedChatServer, texts_of
 
     def script(request, index):
         last = texts_of(request["messages"][-1])

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from sam3i.processing.datasets.conversion import write_jsonl
 from sam3i.processing.datasets.loading import load_instruction_dataset
-from sam3i.processing.datasets.shapes_dataset import shapes_rows
 from sam3i.processing.processing_sam3i import Sam3IProcessor
-from sam3i.trainer.baselines.oracle_server import OracleChat
-from sam3i.trainer.evaluate_cli import evaluate
-from sam3i.trainer.evaluation import evaluate_model
+from sam3i.processing.shapes.dataset import shapes_rows
+from sam3i.trainer.baselines.agent.oracle_server import OracleChat
+from sam3i.trainer.evaluation.cli import evaluate
+from sam3i.trainer.evaluation.evaluate import evaluate_model
 
 THRESHOLD = 0.2  # low enough that a random model finds something
 app = typer.Typer()

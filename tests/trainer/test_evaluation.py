@@ -13,11 +13,11 @@ from datasets import Dataset
 from segmenter_fixtures import HEIGHT, WIDTH, HalfSegmenter, square_rows
 
 from sam3i.processing.datasets.schema import row_features
-from sam3i.trainer.evaluation import evaluate_segmenter, group_questions
-from sam3i.trainer.evaluation_result import score_run
-from sam3i.trainer.prediction_log import PredictionLog, PredictionLogError, read_records
-from sam3i.trainer.protocols import get_protocol
-from sam3i.trainer.segmenter import SegmentationResult, Segmenter
+from sam3i.trainer.evaluation.evaluate import evaluate_segmenter, group_questions
+from sam3i.trainer.evaluation.protocols import get_protocol
+from sam3i.trainer.evaluation.result import score_run
+from sam3i.trainer.evaluation.segmenter import SegmentationResult, Segmenter
+from sam3i.trainer.predictions.log import PredictionLog, PredictionLogError, read_records
 
 FOLDER = Path(__file__).parent
 
@@ -215,7 +215,7 @@ def test_questions_follow_the_protocol():
 
 SCRIPT = """
 import sys
-from sam3i.trainer.evaluation import evaluate_segmenter
+from sam3i.trainer.evaluation.evaluate import evaluate_segmenter
 from segmenter_fixtures import HalfSegmenter, square_rows
 rows = square_rows(int(sys.argv[2]))
 result = evaluate_segmenter(

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sam3i.trainer.mask_scores import average_precision, score_masks
-from sam3i.trainer.metrics import InstructionSegmentationMetric, encode_prediction, encode_reference
+from sam3i.trainer.evaluation.mask_scores import average_precision, score_masks
+from sam3i.trainer.evaluation.metrics import InstructionSegmentationMetric, encode_prediction, encode_reference
 
 SIDE = 20
 
@@ -173,7 +173,7 @@ def test_add_batch_add_and_compute_agree(tmp_path):
 
 WORKER = """
 import json, sys
-from sam3i.trainer.metrics import InstructionSegmentationMetric
+from sam3i.trainer.evaluation.metrics import InstructionSegmentationMetric
 process, cache, data = int(sys.argv[1]), sys.argv[2], json.load(open(sys.argv[3]))
 metric = InstructionSegmentationMetric(
     num_process=2, process_id=process, experiment_id="two", cache_dir=cache, timeout=60

@@ -5,12 +5,12 @@ import time
 import numpy as np
 import pytest
 
-from sam3i.processing.datasets.masks import encode_mask
-from sam3i.trainer.mask_scores import score_masks
-from sam3i.trainer.prediction_files import PredictionFileError, read_annotations, read_predictions
-from sam3i.trainer.prediction_pairs import pair_files
-from sam3i.trainer.protocols import PROTOCOLS, Protocol, get_protocol, register_protocol
-from sam3i.trainer.samples import encode_prediction, encode_reference
+from sam3i.processing.masks import encode_mask
+from sam3i.trainer.evaluation.mask_scores import score_masks
+from sam3i.trainer.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, register_protocol
+from sam3i.trainer.evaluation.samples import encode_prediction, encode_reference
+from sam3i.trainer.predictions.files import PredictionFileError, read_annotations, read_predictions
+from sam3i.trainer.predictions.pairs import pair_files
 
 SIDE = 10
 

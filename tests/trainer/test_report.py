@@ -10,12 +10,12 @@ from PIL import Image
 from segmenter_fixtures import HEIGHT, WIDTH, HalfSegmenter, rectangle, square_rows
 from typer.testing import CliRunner
 
-from sam3i.trainer.evaluate_cli import evaluate, format_results
-from sam3i.trainer.evaluation import evaluate_segmenter
-from sam3i.trainer.published_figures import published_for
-from sam3i.trainer.report import format_count, load_entry, write_report
-from sam3i.trainer.report_charts import group_bars, iou_histogram, precision_recall
-from sam3i.trainer.report_panels import contact_sheet, draw_masks, panel
+from sam3i.trainer.evaluation.cli import evaluate, format_results
+from sam3i.trainer.evaluation.evaluate import evaluate_segmenter
+from sam3i.trainer.report.charts import group_bars, iou_histogram, precision_recall
+from sam3i.trainer.report.panels import contact_sheet, draw_masks, panel
+from sam3i.trainer.report.published_figures import published_for
+from sam3i.trainer.report.report import format_count, load_entry, write_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>\x00\x1b[31m\u202e{}%s"
 app = typer.Typer()

@@ -15,8 +15,8 @@ from training_fixtures import (
 
 from sam3i import InstructionLevel
 from sam3i.trainer.curriculum import TrainingStage
-from sam3i.trainer.router_training import TEXTS_PER_LEVEL, texts_by_level, train_router
-from sam3i.trainer.stage_heads import train_heads
+from sam3i.trainer.heads.router_training import TEXTS_PER_LEVEL, texts_by_level, train_router
+from sam3i.trainer.heads.stage_heads import train_heads
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 
@@ -59,7 +59,7 @@ def test_rows_without_a_concept_leave_it_out():
 @pytest.mark.parametrize(("steps", "expected"), [(4, [20]), (1000, [800])])
 def test_a_short_joint_stage_trains_it_briefly(tmp_path, monkeypatch, steps, expected):
     taken = []
-    monkeypatch.setattr("sam3i.trainer.stage_heads.train_router", lambda *given: taken.append(given[3]) or 1.0)
+    monkeypatch.setattr("sam3i.trainer.heads.stage_heads.train_router", lambda *given: taken.append(given[3]) or 1.0)
     trainer = tiny_trainer(tmp_path, max_steps=steps)
     assert train_heads(at_stage(trainer, TrainingStage.JOINT)) == {"router_right": 1.0}
     assert train_heads(at_stage(trainer, TrainingStage.COMPLEX)) == {}
@@ -70,7 +70,7 @@ def test_it_hears_what_only_one_level_can_ask(tmp_path, monkeypatch):
     rows = tiny_dataset(12)
     rows = rows.map(lambda row, index: {"simple": [] if index % 2 else row["simple"]}, with_indices=True)
     heard = []
-    monkeypatch.setattr("sam3i.trainer.stage_heads.train_router", lambda *given: heard.append(given[2]) or 1.0)
+    monkeypatch.setattr("sam3i.trainer.heads.stage_heads.train_router", lambda *given: heard.append(given[2]) or 1.0)
     trainer = tiny_trainer(tmp_path)
     trainer.all_rows = rows
     train_heads(at_stage(trainer, TrainingStage.JOINT))

@@ -16,14 +16,14 @@ from training_fixtures import (
 from sam3i import InstructionLevel
 from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage
-from sam3i.trainer.selector_warmup import (
+from sam3i.trainer.heads.selector_warmup import (
     KeptQueries,
     keep_queries,
     right_queries,
     selection_loss,
     train_selector,
 )
-from sam3i.trainer.stage_heads import finish_selectors, train_heads
+from sam3i.trainer.heads.stage_heads import finish_selectors, train_heads
 
 
 def selective_model(**changes):
@@ -110,7 +110,7 @@ def test_the_selector_learns_from_what_is_kept_and_nothing_else_moves():
 
 @pytest.mark.parametrize("stage", [TrainingStage.SIMPLE, TrainingStage.COMPLEX])
 def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
-    monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 0.0)  # random boxes meet no target
+    monkeypatch.setattr("sam3i.trainer.heads.selector_warmup.LEAST_IOU", 0.0)  # random boxes meet no target
     trainer = prepared_trainer(tmp_path, stage)
     model = trainer.instruction_model
     before = weights(model)
@@ -123,7 +123,7 @@ def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
 
 
 def test_after_the_joint_stage_both_selectors_learn_once_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 0.0)
+    monkeypatch.setattr("sam3i.trainer.heads.selector_warmup.LEAST_IOU", 0.0)
     trainer = prepared_trainer(tmp_path, TrainingStage.JOINT)
     model, rows, collator = trainer.instruction_model, trainer.train_dataset, trainer.data_collator
     before = weights(model)
@@ -149,14 +149,14 @@ def test_after_the_joint_stage_both_selectors_learn_once_more(tmp_path, monkeypa
 )
 def test_a_short_stage_has_a_short_head_start(tmp_path, monkeypatch, changes, expected):
     steps = []
-    target = "sam3i.trainer.stage_heads.warm_up_selector"
+    target = "sam3i.trainer.heads.stage_heads.warm_up_selector"
     monkeypatch.setattr(target, lambda *_, **given: steps.append(given["steps"]))
     train_heads(prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_steps": 2000} | changes))
     assert steps == [expected]  # five times 4 steps, 1 step, or 2 epochs of 12 rows in batches of 4
 
 
 def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 1.0)
+    monkeypatch.setattr("sam3i.trainer.heads.selector_warmup.LEAST_IOU", 1.0)
     trainer = prepared_trainer(tmp_path, TrainingStage.SIMPLE)
     before = weights(trainer.instruction_model)
     assert train_heads(trainer) == {}
@@ -164,7 +164,7 @@ def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, cap
 
 
 def test_training_with_it_reports_and_resumes_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("sam3i.trainer.selector_warmup.LEAST_IOU", 0.0)
+    monkeypatch.setattr("sam3i.trainer.heads.selector_warmup.LEAST_IOU", 0.0)
     settings = {"selector_steps": (2, 3, 2), "max_steps": (2, 2, 2), "save_strategy": "steps", "save_steps": 1}
     whole = selective_model()
     output = tiny_trainer(tmp_path / "whole", whole, **settings).train()

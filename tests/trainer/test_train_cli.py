@@ -5,7 +5,7 @@ from training_fixtures import tiny_dataset, tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.trainer.train_cli import train
+from sam3i.trainer.cli import train
 
 app = typer.Typer()
 app.command()(train)

@@ -25,13 +25,13 @@ from training_fixtures import (
 from transformers import TrainerCallback
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer
-from sam3i.modeling_sam3i.adapter_files_sam3i import load_instruction_adapter
-from sam3i.modeling_sam3i.alignment_sam3i import Sam3IAlignmentLoss
-from sam3i.processing.transforms import InstructionTransform
+from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter
+from sam3i.modeling_sam3i.losses.alignment import Sam3IAlignmentLoss
+from sam3i.trainer.checkpoints import CheckpointNotFoundError, find_checkpoint, read_checkpoint
 from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage, is_trained
 from sam3i.trainer.learner import InstructionLearner, pool_tokens
-from sam3i.trainer.stage_checkpoints import CheckpointNotFoundError, find_checkpoint, read_checkpoint
+from sam3i.trainer.transforms import InstructionTransform
 
 SIMPLE, COMPLEX, JOINT = TrainingStage
 LOSS_ITEMS = {"kl_weight": 0.5, "margin_weight": 2.0}

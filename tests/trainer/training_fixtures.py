@@ -13,10 +13,10 @@ from transformers import CLIPTokenizer, Sam3ImageProcessor
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer, Sam3ITrainingArguments
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
-from sam3i.processing.datasets.masks import box_of_rle, encode_mask
 from sam3i.processing.datasets.schema import make_row, row_features
-from sam3i.trainer import selector_warmup
+from sam3i.processing.masks import box_of_rle, encode_mask
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
+from sam3i.trainer.heads import selector_warmup
 
 SIDE = 56
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}

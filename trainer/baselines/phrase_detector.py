@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ...processing.post_processing_sam3i import segment_rows
+from ...processing.post_processing import segment_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image

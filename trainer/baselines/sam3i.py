@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..segmenter import SegmentationCost, SegmentationResult, Segmenter
+from ..evaluation.segmenter import SegmentationCost, SegmentationResult, Segmenter
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo in a browser, and its Space."""

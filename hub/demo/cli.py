@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sam3i demo`: try a model in a browser, on the command line."""
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raise `OSError` when nothing can listen there: Gradio would wait for ever, or say so after loading the model."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        where = host if port is None else f"{host}, port {port}"
+        raise OSError(f"cannot listen on {where}: it is taken, or not of this machine ({error})") from error
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="SAM3-I or stock SAM3 repository or folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The first free one from 7860 on, if not given.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
+    threshold: Annotated[float, typer.Option(help="Where the slider of scores stands at first.")] = 0.5,
+    export_space: Annotated[
+        Path | None, typer.Option(help="Write a folder for a Hub Space instead of serving the page.")
+    ] = None,
+) -> None:
+    """Open a page on which to try a model: instructions, levels, thresholds, boxes."""
+    try:
+        if export_space is not None:
+            from .space import export_demo_space
+
+            typer.echo(f"Written to {export_demo_space(model, export_space)}")
+            return
+        from .model import DemoModel
+        from .page import DemoPage
+
+        _check_address(host, port)
+        typer.echo(f"Loading {model} ...")
+        try:
+            loaded = DemoModel.load(model, device)
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"cannot load {model}: {error}") from error
+        typer.echo(f"{loaded.parameters / 1e6:.1f} M parameters on {loaded.device}")
+        page = DemoPage(loaded, threshold)
+        _, address, _ = page.launch(host, port, prevent_thread_lock=True)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(code=1) from error
+    if host not in _LOOPBACK:
+        typer.echo(f"Anyone who can reach this machine can use the page (host {host}).")
+    typer.echo(f"Open {address} (Ctrl+C to stop)")
+    page.blocks.block_thread()
+
+
+__all__ = ["demo"]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fragments of the page of `sam3i demo`; every text from outside is escaped here."""
+
+from collections.abc import Sequence
+from html import escape
+
+from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...processing.drawing.overlay import PALETTE
+from .model import DemoModel
+from .segmentation import BoxExemplar, Segmentation, View
+
+_WHO = {"rules": "by the rules", "router": "by the router"}
+
+
+def _pill(level: str) -> str:
+    return f'<span class="level level-{level}">{level}</span>'
+
+
+def _colour(view: View, row: int) -> str:
+    """The colour of an instruction in the overlay; none where it found nothing."""
+    return f"rgb{PALETTE[row % len(PALETTE)]}" if view.rows[row] else "var(--body-text-color-subdued)"
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f} M parameters"
+
+
+def header(model: DemoModel) -> str:
+    """The head of the page: what this is, and which model runs where."""
+    facts = [model.name, _millions(model.parameters), model.device, f"auto level {_WHO[model.who_chooses]}"]
+    chips = "".join(f'<span class="chip">{escape(fact)}</span>' for fact in facts)
+    return (
+        '<div class="head"><div><h1>SAM3-I</h1>'
+        "<p>Say what to segment: a noun, a description, or a riddle about what it is for.</p></div>"
+        f'<div class="chips">{chips}</div></div>'
+    )
+
+
+def notice(text: str = "", kind: str = "info") -> str:
+    """A message under the buttons; `kind` is `"info"`, `"warning"` or `"error"`."""
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="notice {kind}" role="{role}">{escape(text)}</div>' if text else ""
+
+
+def lost_words(segmentation: Segmentation) -> str:
+    """A warning that names the words that did not fit."""
+    lines = [
+        f"“{text}” is too long for the model, which did not read: “{lost}”."
+        for text, lost in zip(segmentation.captions, segmentation.lost, strict=True)
+        if lost
+    ]
+    return notice(" ".join(dict.fromkeys(lines)), "warning")
+
+
+def _bars(probabilities: Sequence[float]) -> str:
+    bars = "".join(
+        f'<span class="bar" title="{level.value} {value:.1%}"><i class="level-{level.value}" '
+        f'style="width:{100 * value:.1f}%"></i><em>{level.value} {value:.0%}</em></span>'
+        for level, value in zip(InstructionLevel, probabilities, strict=True)
+    )
+    return f'<div class="bars">{bars}</div>'
+
+
+def summary(view: View, who_chooses: str) -> str:
+    """A card for each instruction: its level and who chose it, and how many instances it found."""
+    segmentation, cards = view.segmentation, []
+    for row, (text, level) in enumerate(zip(segmentation.captions, segmentation.levels, strict=True)):
+        count = len(view.rows[row])
+        chosen = f'<span class="faint">{_WHO[who_chooses]}</span>' if segmentation.asked == "auto" else ""
+        found = f"{count} found" if count else "nothing found"
+        bars = _bars(segmentation.probabilities[row]) if segmentation.probabilities else ""
+        cards.append(
+            f'<div class="card"><i class="dot" style="background:{_colour(view, row)}"></i>'
+            f'<div class="grow"><div class="line"><span class="text">{escape(text)}</span>'
+            f'<span class="facts">{chosen}{_pill(level)}<b>{found}</b></span></div>{bars}</div></div>'
+        )
+    return f'<div class="cards">{"".join(cards)}</div><div class="faint timing">{timing(segmentation)}</div>'
+
+
+def timing(segmentation: Segmentation) -> str:
+    """How long the call took, and whether the picture had to be encoded."""
+    count = len(segmentation.texts)
+    rows = f"{count} instruction{'s' * (count > 1)}"
+    if segmentation.vision_seconds is None:
+        return f"{segmentation.seconds:.2f} s: {rows}, the picture was encoded before"
+    rest = segmentation.seconds - segmentation.vision_seconds
+    return (
+        f"{segmentation.seconds:.2f} s: the picture encoded once in {segmentation.vision_seconds:.2f} s, {rows} in "
+        f"{rest:.2f} s"
+    )
+
+
+def comparison(views: Sequence[View]) -> str:
+    """What each instruction found at each level: the number of instances and the best score."""
+    levels = [level.value for level in InstructionLevel]
+    head = "".join(f"<th>{_pill(level)}</th>" for level in levels)
+    lines = []
+    for row, text in enumerate(views[0].segmentation.captions):
+        cells = []
+        for view in views:
+            instances = view.rows[row]
+            cells.append(
+                f"<td><b>{len(instances)}</b> found, best {instances[0]['score']:.2f}</td>"
+                if instances
+                else '<td class="faint">nothing</td>'
+            )
+        colour = f"rgb{PALETTE[row % len(PALETTE)]}"
+        name = f'<i class="dot" style="background:{colour}"></i>{escape(text)}'
+        lines.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
+    table = f'<table class="levels"><tr><th>instruction</th>{head}</tr>{"".join(lines)}</table>'
+    time = f"{timing(views[0].segmentation)}, at three levels"
+    return f'<div class="scroll">{table}</div><div class="faint timing">{time}</div>'
+
+
+def box_list(boxes: Sequence[BoxExemplar], corner: tuple[int, int] | None) -> str:
+    """The exemplars, and what the next click does."""
+    items = "".join(
+        f'<span class="chip {"like" if box.positive else "unlike"}">{"like" if box.positive else "not like"} '
+        f"{', '.join(map(str, box.corners))}</span>"
+        for box in boxes
+    )
+    if corner is not None:
+        items += f'<span class="faint">first corner at {corner[0]}, {corner[1]}: click the opposite one</span>'
+    return f'<div class="chips" role="status">{items or "<span class=faint>no boxes yet</span>"}</div>'
+
+
+__all__ = ["box_list", "comparison", "header", "lost_words", "notice", "summary", "timing"]

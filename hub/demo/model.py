@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model behind `sam3i demo`: loaded once, shared by all visitors, and each picture encoded once."""
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from PIL import Image
+
+from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from .segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation
+
+MOST_INSTRUCTIONS = 12
+"""Instructions in one call: a bound on the memory of a shared page."""
+
+_PICTURES_KEPT = 4
+
+
+def read_instructions(text: str | None) -> list[str]:
+    """The instructions of a text field: one a line, empty lines left out.
+
+    Raises:
+        ValueError: when there are more than [`MOST_INSTRUCTIONS`].
+    """
+    lines = [line.strip() for line in (text or "").splitlines()]
+    instructions = [line for line in lines if line]
+    if len(instructions) > MOST_INSTRUCTIONS:
+        raise ValueError(
+            f"{len(instructions)} instructions are too many for one call: expected at most {MOST_INSTRUCTIONS}, one a "
+            "line."
+        )
+    return instructions
+
+
+def check_model_name(name: str) -> None:
+    """Raise `FileNotFoundError` for a name that is neither a folder nor fit for the Hub."""
+    try:
+        if not Path(name).is_dir():
+            validate_repo_id(name)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"expected a folder or a name on the Hub, found no folder {name}") from error
+
+
+class DemoModel:
+    """A pipeline that visitors share: one call at a time, image features kept for the most recent pictures.
+
+    Args:
+        pipe ([`InstructionSegmentationPipeline`]): The model and its processor.
+        name (`str`): What to call it; a folder or a Hub name.
+    """
+
+    def __init__(self, pipe: Any, name: str):
+        self.pipe = pipe
+        self.name = name
+        self._lock = threading.Lock()
+        self._features: OrderedDict[str, Any] = OrderedDict()
+
+    @classmethod
+    def load(cls, name: str, device: str | None = None) -> "DemoModel":
+        """Load a model with its processor.
+
+        Args:
+            name (`str`): SAM3-I or stock SAM3, a folder or a Hub name.
+            device (`str`, *optional*): Where it runs; the first accelerator if not given.
+
+        Raises:
+            OSError, TypeError, ValueError: when there is no such model, or it is of another family; the message says.
+        """
+        from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+        from ...processing.pipeline.pipeline_sam3i import InstructionSegmentationPipeline
+        from ...processing.processing_sam3i import Sam3IProcessor
+
+        if device is not None:
+            try:
+                torch.device(device)
+            except RuntimeError as error:
+                raise ValueError(f"Expected `device` as cpu, cuda, mps or their like, found {device!r}.") from error
+        check_model_name(name)
+        model = Sam3IForInstructionSegmentation.from_pretrained(name).eval()
+        processor = Sam3IProcessor.from_pretrained(name)
+        return cls(InstructionSegmentationPipeline(model=model, processor=processor, device=device), name)
+
+    @property
+    def device(self) -> str:
+        """Where the model runs, as text."""
+        return str(self.pipe.device)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.pipe.model.parameters())
+
+    @property
+    def who_chooses(self) -> str:
+        """Who resolves the level "auto": `"rules"` or `"router"`."""
+        return self.pipe.processor.auto_levels
+
+    def segment(
+        self,
+        image: Image.Image,
+        instructions: Sequence[str],
+        level: str = "auto",
+        boxes: Sequence[BoxExemplar] = (),
+    ) -> Segmentation:
+        """Run the model once on one picture, for all its instructions.
+
+        Args:
+            image (`PIL.Image.Image`): The picture.
+            instructions (`list[str]`): May be empty when there are boxes.
+            level (`str`, *optional*, defaults to `"auto"`): Of all instructions.
+            boxes (`list[BoxExemplar]`, *optional*): Exemplars for all instructions.
+
+        Raises:
+            ValueError: without instructions and boxes, or for boxes that leave the picture.
+        """
+        return self._run(image, self._texts(instructions, boxes), level, boxes)
+
+    def compare(
+        self, image: Image.Image, instructions: Sequence[str], boxes: Sequence[BoxExemplar] = ()
+    ) -> list[Segmentation]:
+        """The same instructions at the three levels, in the order of [`InstructionLevel`], by one call of the model.
+
+        Raises:
+            ValueError: as for [`segment`].
+        """
+        texts = self._texts(instructions, boxes)
+        levels = [level.value for level in InstructionLevel for _ in texts]
+        whole = self._run(image, texts * len(InstructionLevel), levels, boxes)
+        return [
+            whole.part(slice(level.index * len(texts), (level.index + 1) * len(texts)), level.value)
+            for level in InstructionLevel
+        ]
+
+    @staticmethod
+    def _texts(instructions: Sequence[str], boxes: Sequence[BoxExemplar]) -> list[str | None]:
+        if not instructions and not boxes:
+            raise ValueError("Write an instruction, such as “the star on the left”, or draw a box.")
+        return list(instructions) or [None]
+
+    def _run(self, image, texts, level: str | list[str], boxes: Sequence[BoxExemplar]) -> Segmentation:
+        item = {"image": image, "text": texts, "level": level}
+        if boxes:
+            item["boxes"] = [list(box.corners) for box in boxes]
+            item["box_labels"] = [int(box.positive) for box in boxes]
+        with self._lock, torch.inference_mode():
+            start = time.perf_counter()
+            batch = self.pipe.preprocess([item])
+            inputs = {name: value.to(self.pipe.device) for name, value in batch.pop("model_inputs").items()}
+            inputs["vision_embeds"], reused = self._vision(image, inputs.pop("pixel_values"))
+            encoded = time.perf_counter()
+            outputs = self.pipe.model.segment(**inputs, threshold=LOWEST_THRESHOLD)
+            seconds = time.perf_counter() - start
+        return Segmentation(
+            pipe=self.pipe,
+            model=self.name,
+            image=image,
+            texts=tuple(texts),
+            asked=level if isinstance(level, str) else "compare",
+            boxes=tuple(boxes),
+            outputs=_best_first(outputs),
+            probabilities=_level_probabilities(outputs) if level == "auto" else None,
+            lost=tuple(lost for _, lost in self.pipe.processor.measure_instructions([text or "" for text in texts])),
+            vision_seconds=None if reused else encoded - start,
+            seconds=seconds,
+        )
+
+    def _vision(self, image: Image.Image, pixel_values: torch.Tensor) -> tuple[Any, bool]:
+        """Features of a picture, and whether they were at hand."""
+        key = hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
+        reused = key in self._features
+        if not reused:
+            self._features[key] = self.pipe.model.get_vision_features(pixel_values)
+        self._features.move_to_end(key)
+        while len(self._features) > _PICTURES_KEPT:
+            self._features.popitem(last=False)
+        return self._features[key], reused
+
+
+def _best_first(outputs: Any) -> dict[str, Any]:
+    """The instances of each row, sorted by score: what a visitor's session remembers of a call."""
+    orders = [logits.argsort(descending=True, stable=True) for logits in outputs.pred_logits]
+    lists = {
+        name: [row[order].cpu() for row, order in zip(outputs[name], orders, strict=True)]
+        for name in ("pred_masks", "pred_boxes", "pred_logits")
+    }
+    return lists | {name: outputs[name].cpu() for name in ("presence_logits", "instruction_levels")}
+
+
+def _level_probabilities(outputs: Any) -> list[list[float]] | None:
+    """What the learned router thinks of each instruction, where it was asked."""
+    logits = outputs.level_logits  # (rows, levels)
+    return None if logits is None else logits.float().softmax(-1).tolist()
+
+
+__all__ = ["MOST_INSTRUCTIONS", "DemoModel", "check_model_name", "read_instructions"]

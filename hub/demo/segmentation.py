@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One answer of the model in `sam3i demo`: thresholds, pictures, tables and files, without running the model again."""
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...processing.drawing.legend import PictureScale, draw_pill
+from ...processing.drawing.overlay import draw_instances, results_to_json
+
+LOWEST_THRESHOLD = 0.05
+"""Instances with a lower score are not remembered."""
+
+_DISPLAY_SIDE = 1280
+"""Longest side, in pixels, of the pictures that are shown; files keep the size of the upload."""
+
+Rows = list[list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class BoxExemplar:
+    """A box that says "like this" or "not like this".
+
+    Args:
+        corners (`tuple[int, int, int, int]`): (x1, y1, x2, y2) in pixels.
+        positive (`bool`): Whether it says "like this".
+    """
+
+    corners: tuple[int, int, int, int]
+    positive: bool = True
+
+
+@dataclass(frozen=True)
+class InstanceLine:
+    """One instance in the list: numbers as a person reads them.
+
+    Args:
+        row (`int`), place (`int`): Index of the instruction, and of the instance among its own.
+        score (`float`): In [0, 1].
+        box (`tuple[int, int, int, int]`): (x1, y1, x2, y2) in pixels of the upload.
+        area (`float`): Share of the picture, in [0, 1].
+    """
+
+    row: int
+    place: int
+    score: float
+    box: tuple[int, int, int, int]
+    area: float
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What one call of the model found, before thresholds.
+
+    Args:
+        pipe ([`InstructionSegmentationPipeline`]): Turns outputs into instances.
+        model (`str`): Folder or Hub name.
+        image (`PIL.Image.Image`): The upload.
+        texts (`tuple[str | None]`): The `R` instructions; `None` where boxes speak alone.
+        asked (`str`): The level asked for, or `"auto"`.
+        boxes (`tuple[BoxExemplar]`): The exemplars of all instructions.
+        outputs (`dict`): Masks, boxes and logits of the candidates of each row, best first.
+        probabilities (`list[list[float]]`, *optional*): `(R, 3)`: of the levels, by the learned router.
+        lost (`tuple[str]`): For each instruction the words that did not fit.
+        vision_seconds (`float`, *optional*): Spent on the picture; `None` when its features were at hand.
+        seconds (`float`): Spent in all.
+    """
+
+    pipe: Any
+    model: str
+    image: Image.Image
+    texts: tuple[str | None, ...]
+    asked: str
+    boxes: tuple[BoxExemplar, ...]
+    outputs: dict[str, Any]
+    probabilities: list[list[float]] | None
+    lost: tuple[str, ...]
+    vision_seconds: float | None
+    seconds: float
+
+    @property
+    def levels(self) -> list[str]:
+        """The level each instruction followed."""
+        return [InstructionLevel.from_any(index).value for index in self.outputs["instruction_levels"].tolist()]
+
+    @property
+    def captions(self) -> list[str]:
+        """What to call each instruction."""
+        return [text or "what the boxes show" for text in self.texts]
+
+    def part(self, rows: slice, asked: str) -> "Segmentation":
+        """Some of the instructions, as if they had been asked for alone."""
+        return replace(
+            self,
+            texts=self.texts[rows],
+            asked=asked,
+            outputs={name: values[rows] for name, values in self.outputs.items()},
+            probabilities=self.probabilities and self.probabilities[rows],
+            lost=self.lost[rows],
+        )
+
+    def instances(self, threshold: float, mask_threshold: float, size: tuple[int, int] | None = None) -> Rows:
+        """Instances of every instruction as the pipeline returns them.
+
+        Args:
+            threshold (`float`): Instances need a higher score; at least [`LOWEST_THRESHOLD`].
+            mask_threshold (`float`): Mask pixels need a higher probability.
+            size (`tuple[int, int]`, *optional*): Width and height of the masks; those of the upload if not given.
+        """
+        width, height = size or self.image.size
+        batch = {
+            "model_inputs": {"image_ids": torch.zeros(len(self.texts), dtype=torch.long)},
+            "sizes": [[height, width]],
+            "texts": [list(self.texts)],
+            "several": [True],
+            "outputs": self.outputs,
+        }
+        (rows,) = self.pipe.postprocess(batch, threshold=threshold, mask_threshold=mask_threshold)
+        return rows
+
+    def view(self, threshold: float, mask_threshold: float) -> "View":
+        """The instances at the size at which they are shown."""
+        ratio = min(1.0, _DISPLAY_SIDE / max(self.image.size))
+        size = tuple(max(1, round(side * ratio)) for side in self.image.size)
+        image = self.image if ratio == 1 else self.image.resize(size, Image.Resampling.LANCZOS)
+        return View(self, image, self.instances(threshold, mask_threshold, size))
+
+    def archive(self, threshold: float, mask_threshold: float) -> bytes:
+        """A ZIP of the overlay, a PNG for each mask (255 inside, 0 outside) and `results.json` with RLE masks."""
+        rows = self.instances(threshold, mask_threshold)
+        results = results_to_json(rows)
+        masks = {}
+        for index, (row, encoded) in enumerate(zip(rows, results, strict=True)):
+            for place, (instance, entry) in enumerate(zip(row, encoded, strict=True)):
+                entry["file"] = f"masks/{index + 1:02d}_{place + 1:02d}.png"
+                masks[entry["file"]] = instance["mask"]
+        document = {
+            "model": self.model,
+            "width": self.image.width,
+            "height": self.image.height,
+            "threshold": threshold,
+            "mask_threshold": mask_threshold,
+            "level": self.asked,
+            "boxes": [{"box": list(box.corners), "label": int(box.positive)} for box in self.boxes],
+            "results": [
+                {"text": text, "level": level, "instances": encoded}
+                | ({"level_probabilities": self.probabilities[index]} if self.probabilities else {})
+                for index, (text, level, encoded) in enumerate(zip(self.texts, self.levels, results, strict=True))
+            ],
+        }
+        pictures = {"overlay.png": self.view(threshold, mask_threshold).overlay(), **masks}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+            for name, picture in pictures.items():
+                encoded = io.BytesIO()
+                picture.save(encoded, "PNG")
+                archive.writestr(name, encoded.getvalue())
+        return buffer.getvalue()
+
+    def code(self, threshold: float, mask_threshold: float) -> str:
+        """Python that makes the same call."""
+        settings = {"level": self.asked, "threshold": threshold, "mask_threshold": mask_threshold}
+        if self.boxes:
+            settings["boxes"] = [list(box.corners) for box in self.boxes]
+            settings["box_labels"] = [int(box.positive) for box in self.boxes]
+        texts = [f"        {text!r},\n" for text in self.texts]
+        arguments = f"    text=[\n{''.join(texts)}    ],\n"
+        arguments += "".join(f"    {name}={value!r},\n" for name, value in settings.items())
+        return (
+            "import sam3i  # registers the pipeline\n"
+            "from transformers import pipeline\n\n"
+            f'pipe = pipeline("instruction-segmentation", model={self.model!r})\n'
+            f'results = pipe(\n    "image.png",\n{arguments})\n'
+            "for instances in results:  # a list for each instruction\n"
+            "    for found in instances:\n"
+            '        print(found["score"], found["level"], found["label"], found["box"])\n'
+            '        found["mask"]  # a PIL image: 255 inside, 0 outside\n'
+        )
+
+
+class View:
+    """The instances of a [`Segmentation`] at given thresholds, ready to be shown.
+
+    Args:
+        segmentation ([`Segmentation`]): Where they come from.
+        image (`PIL.Image.Image`): The picture at the size of their masks.
+        rows: The instances of each instruction.
+    """
+
+    def __init__(self, segmentation: Segmentation, image: Image.Image, rows: Rows):
+        self.segmentation = segmentation
+        self.image = image
+        self.rows = rows
+
+    def overlay(self) -> Image.Image:
+        """The picture with masks, boxes and scores over a legend."""
+        captions, levels = self.segmentation.captions, self.segmentation.levels
+        rows = [
+            [instance | {"label": caption} for instance in row]
+            for caption, row in zip(captions, self.rows, strict=True)
+        ]
+        results = rows[0] if len(rows) == 1 else rows
+        return draw_instances(self.image, results, instructions=captions, levels=levels)
+
+    def panel(self) -> Image.Image:
+        """The overlay without its legend, for a place among others."""
+        overlay = self.overlay()
+        return overlay.crop((0, 0, overlay.width, overlay.width // self.image.width * self.image.height))
+
+    def lines(self) -> list[InstanceLine]:
+        """The instances, instruction by instruction, best first."""
+        outputs, (width, height) = self.segmentation.outputs, self.segmentation.image.size
+        lines = []
+        for index, row in enumerate(self.rows):
+            for place, instance in enumerate(row):
+                corners = outputs["pred_boxes"][index][place].float().clamp(0, 1).tolist()
+                box = tuple(round(value * side) for value, side in zip(corners, (width, height) * 2, strict=True))
+                area = float((np.asarray(instance["mask"]) > 127).mean())
+                lines.append(InstanceLine(index, place, instance["score"], box, area))
+        return lines
+
+    def spotlight(self, line: InstanceLine) -> Image.Image:
+        """The overlay with everything but one instance in the dark."""
+        overlay = self.overlay()
+        factor = overlay.width // self.image.width
+        size = (self.image.width * factor, self.image.height * factor)
+        scale = PictureScale(size)
+        mask = self.rows[line.row][line.place]["mask"].resize(size, Image.Resampling.BICUBIC)
+        light = mask.filter(ImageFilter.GaussianBlur(max(1.0, 2 * scale.line)))
+        light = light.point(lambda value: min(255, round(value * 1.6)))
+        picture = overlay.crop((0, 0, *size))
+        picture.paste(Image.composite(picture, picture.point(lambda value: round(value * 0.35)), light))
+        box = self.rows[line.row][line.place]["box"]
+        left, top, right, bottom = (round(box[side] * factor) for side in ("xmin", "ymin", "xmax", "ymax"))
+        corners = (left, top, max(left, right - 1), max(top, bottom - 1))
+        ImageDraw.Draw(picture).rectangle(corners, outline=(255, 255, 255), width=max(1, math.ceil(scale.line)))
+        tag = draw_pill(f"{line.score:.2f}", scale.tag_font, (255, 255, 255), scale.gap * 0.8)
+        picture.paste(tag, (min(left, size[0] - tag.width), max(0, top - tag.height - 2)), tag)
+        overlay.paste(picture, (0, 0))
+        return overlay
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[BoxExemplar], corner: tuple[int, int] | None = None) -> Image.Image:
+    """The picture with box exemplars, green for "like this" and red for "not like this", and a corner set first.
+
+    Returns:
+        `PIL.Image.Image`: enlarged by [`canvas_factor`].
+    """
+    factor = canvas_factor(image)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    canvas = image.resize(size, Image.Resampling.LANCZOS)
+    draw, scale = ImageDraw.Draw(canvas), PictureScale(size)
+    width = max(2, math.ceil(scale.line * 1.5))
+    for number, box in enumerate(boxes, start=1):
+        colour = (40, 190, 110) if box.positive else (235, 70, 70)
+        left, top, right, bottom = (round(value * factor) for value in box.corners)
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
+        tag = draw_pill(f"{'+' if box.positive else '-'}{number}", scale.tag_font, colour, scale.gap * 0.8)
+        canvas.paste(tag, (max(0, min(left, size[0] - tag.width)), max(0, top - tag.height - 2)), tag)
+    if corner is not None:
+        x, y = (round(value * factor) for value in corner)
+        for colour, thickness in (((16, 18, 22), width + 2), ((255, 255, 255), width)):
+            draw.line((x - 5 * width, y, x + 5 * width, y), fill=colour, width=thickness)
+            draw.line((x, y - 5 * width, x, y + 5 * width), fill=colour, width=thickness)
+    return canvas
+
+
+def canvas_factor(image: Image.Image) -> float:
+    """How much larger the canvas for boxes is than the picture."""
+    return 640 / max(image.size)
+
+
+__all__ = [
+    "LOWEST_THRESHOLD",
+    "BoxExemplar",
+    "InstanceLine",
+    "Segmentation",
+    "View",
+    "canvas_factor",
+    "draw_boxes",
+]

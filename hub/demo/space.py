@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sam3i demo --export-space`: the demo as a folder to push to a Hub Space."""
+
+import shutil
+import sys
+from importlib.metadata import requires, version
+from pathlib import Path
+
+from .model import check_model_name
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+_FOLDERS = ("modeling_sam3i", "processing", "trainer", "hub")
+
+_APP = '''# SPDX-License-Identifier: Apache-2.0
+"""The demo of SAM3-I for {model}."""
+
+from pathlib import Path
+
+from sam3i.hub.demo.model import DemoModel
+from sam3i.hub.demo.page import DemoPage
+
+MODEL = {source}
+
+if __name__ == "__main__":
+    DemoPage(DemoModel.load(MODEL)).launch()  # Gradio reads the address and the port from the environment
+'''
+
+_README = """# SAM3-I: segment what you say
+
+A noun, a description, or a riddle about what it is for: the model {link} follows instructions at three levels.
+The folder `sam3i` is the package SAM3-I for Transformers, version {version}. To run the page on your own machine:
+
+```bash
+pip install -r requirements.txt gradio=={gradio}
+python app.py
+```
+"""
+
+
+def export_demo_space(model: str, output_dir: str | Path) -> Path:
+    """Write a folder that runs as a Gradio Space, and by `python app.py` anywhere.
+
+    It holds the package itself, so that the Space runs the very code that was tried here. A model that is a folder is
+    copied into it; one on the Hub is named in `app.py` and in the Space's metadata.
+
+    Args:
+        model (`str`): SAM3-I or stock SAM3, a folder or a Hub name.
+        output_dir (`str` or `Path`): Folder to create.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        FileExistsError: when `output_dir` exists and is not an empty folder.
+        FileNotFoundError: when `model` is neither a folder nor a Hub name.
+        ImportError: when gradio, whose version the Space needs, is not installed.
+    """
+    from .layout import gr
+
+    output_dir, local = Path(output_dir), Path(model).is_dir()
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"Expected a new or empty folder to write to, found {output_dir}.")
+    if local and not any((Path(model) / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise FileNotFoundError(f"{model} holds neither config.json nor adapter_config.json.")
+    check_model_name(model)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _copy_package(output_dir / "sam3i")
+    if local:
+        shutil.copytree(model, output_dir / "model")
+    source = 'str(Path(__file__).parent / "model")' if local else repr(model)
+    app = _APP.format(model=Path(model).name if local else model, source=source)
+    if not local:
+        app = app.replace("from pathlib import Path\n\n", "")
+    (output_dir / "app.py").write_text(app, encoding="utf-8")
+    (output_dir / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
+    (output_dir / "README.md").write_text(_card(model, local, gr.__version__), encoding="utf-8")
+    return output_dir
+
+
+def _copy_package(target: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.tmp")
+    target.mkdir()
+    for path in sorted(_PACKAGE.glob("*.py")):
+        shutil.copy2(path, target)
+    for name in _FOLDERS:
+        shutil.copytree(_PACKAGE / name, target / name, ignore=ignored)
+
+
+def _requirements() -> list[str]:
+    """What the package itself requires; the Space brings gradio."""
+    return sorted(line for line in requires("sam3i") or [] if "extra ==" not in line)
+
+
+def _card(model: str, local: bool, gradio_version: str) -> str:
+    """The front page of the Space with the metadata that the Hub reads."""
+    from huggingface_hub import SpaceCardData
+
+    data = SpaceCardData(
+        title="SAM3-I",
+        sdk="gradio",
+        sdk_version=gradio_version,
+        python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        app_file="app.py",
+        license="apache-2.0",
+        models=None if local else [model],
+        emoji="✂️",
+        colorFrom="indigo",
+        colorTo="purple",
+        short_description="Segment what you say: a noun, a description, a riddle",
+    )
+    link = "in the folder `model`" if local else f"[{model}](https://huggingface.co/{model})"
+    return f"---\n{data.to_yaml()}\n---\n\n" + _README.format(
+        link=link, version=version("sam3i"), gradio=gradio_version
+    )
+
+
+__all__ = ["export_demo_space"]

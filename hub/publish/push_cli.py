@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sam3i push` and `sam3i card`: a model on the Hub, and its card, on the command line."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FORMS = ("full", "adapter", "remote-code")
+
+
+def _fail(error: Exception) -> typer.Exit:
+    typer.echo(f"Error: {error}", err=True)
+    return typer.Exit(code=1)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Saved model, adapters, or the output folder of a training.")],
+    repo_id: Annotated[str, typer.Argument(help="Repository: ORG/NAME.")],
+    form: Annotated[
+        str | None, typer.Option("--as", help=f"{', '.join(FORMS)}; what the folder holds if not given.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Repository of SAM3 that the adapters work on.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence for the card, such as apache-2.0.")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Output of `sam3i evaluate --json` for the card; again for more.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; made if need be.")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+) -> None:
+    """Upload a model, its processor and a model card to the Hub, in one commit."""
+    if form not in (None, *FORMS):
+        raise typer.BadParameter(f"--as takes {', '.join(FORMS)}, found {form!r}.")
+    from .push import push_folder
+
+    try:
+        commit = push_folder(
+            folder,
+            repo_id,
+            form=form,
+            base_model=base,
+            license=license,
+            results=results or (),
+            private=True if private else None,
+            revision=revision,
+            message=message,
+        )
+    except (OSError, ValueError) as error:
+        raise _fail(error) from error
+    typer.echo(f"Pushed to {commit.repo_url}\n{commit.commit_url}")
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(help="Saved model, adapters, or the output folder of a training.")],
+    base: Annotated[str | None, typer.Option(help="Repository of SAM3 that the model was made from.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence, such as apache-2.0.")] = None,
+    name: Annotated[str | None, typer.Option(help="Title; the folder's name if not given.")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Output of `sam3i evaluate --json`, kept as evaluation.json.")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="Output folder of the training, if it is another; kept as training.json.")
+    ] = None,
+) -> None:
+    """Write the model card of a folder from what lies in it, or bring it up to date; edited text stays."""
+    from ..cards.model_card import keep_records, write_model_card
+
+    try:
+        keep_records(folder, results or (), training)
+        path = write_model_card(folder, base_model=base, license=license, model_name=name)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from error
+    typer.echo(f"Written to {path}")

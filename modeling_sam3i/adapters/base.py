@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every design of instruction adapters has in common: settings, interface and initialisation."""
+
+from typing import Any, Protocol
+
+from torch import nn
+from transformers import initialization as init
+
+from .routing import LevelRouting
+
+
+class AdapterSettings(Protocol):
+    """What the adapters need to know; `Sam3IConfig` and `InstructionAdapterConfig` both say it."""
+
+    adapter_design: str
+    adapter_dim: int
+    adapter_heads: int
+    adapter_dropout: float
+    adapter_scale: float
+    decoder_c_adapter_skip: bool
+    adapter_rank: int
+    selector_dim: int
+    selector_heads: int
+    selector_queries: int
+    router_dim: int
+
+
+def has_selector(settings: AdapterSettings) -> bool:
+    """Whether adapters of these settings choose among queries; a stock model's configuration knows of none."""
+    return getattr(settings, "adapter_design", None) == "selective" and settings.selector_queries > 0
+
+
+class LevelModules(nn.Module):
+    """The modules that one site of SAM3 holds for the simple and the complex level.
+
+    A site calls them on its residual stream (`forward(states, routing, *context)`) and, when `updates_projections` is
+    set, asks for the updates of its attention and MLP projections; it does not know what kind they are.
+    """
+
+    updates_projections = False
+
+    def start_complex_from_simple(self) -> None:
+        """Hand-over to stage 2: the complex level computes what the simple level has learned."""
+        raise NotImplementedError
+
+    def projection_updates(self, part: str, routing: LevelRouting) -> dict[str, Any]:
+        """Arguments for the attention or MLP of the site that is called `part`."""
+        return {}
+
+
+def init_linear(linear: nn.Linear, zero: bool = False) -> None:
+    """PyTorch's default initialisation, or zero for an output projection (which makes the adapter the identity)."""
+    bound = 0.0 if zero else linear.in_features**-0.5
+    for parameter in (linear.weight, linear.bias):
+        if parameter is not None:
+            init.uniform_(parameter, -bound, bound)
+
+
+def init_norm(norm: nn.LayerNorm) -> None:
+    """Gain one, shift zero."""
+    init.ones_(norm.weight)
+    init.zeros_(norm.bias)

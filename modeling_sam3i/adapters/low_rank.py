@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank updates of SAM3's projections, one set per instruction level.
+
+Every projection of the attention and MLP blocks of an adapted layer, `y = W x + b`, becomes `y + scale * Up(Down(x))`
+for the rows of a level, with weights of that level. Rows at the concept level get nothing added and keep their bits.
+The rank-r update follows LoRA (Hu et al. 2021, arXiv 2106.09685); routing it by instruction level is our own.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
+from transformers.models.sam3.modeling_sam3 import Sam3Attention, Sam3MLP
+
+from ..configuration_sam3i import InstructionLevel
+from .base import AdapterSettings, LevelModules, init_linear
+from .routing import LevelRouting
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2")
+
+
+class LowRankUpdate(nn.Module):
+    """`Up(Down(x))` through a space of `rank` dimensions, zero at the start.
+
+    Args:
+        linear (`nn.Linear`): The projection that is updated; only its widths are read.
+        rank (`int`): Rank of the update.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int):
+        super().__init__()
+        self.down_proj = nn.Linear(linear.in_features, rank, bias=False)
+        self.up_proj = nn.Linear(rank, linear.out_features, bias=False)
+
+    def init_weights(self) -> None:
+        init_linear(self.down_proj)
+        init_linear(self.up_proj, zero=True)
+
+    @torch.no_grad()
+    def start_from(self, other: "LowRankUpdate") -> None:
+        """Compute what `other`, of lower rank, computes; the further directions add nothing yet."""
+        rank = other.down_proj.out_features
+        self.up_proj.weight.zero_()
+        self.down_proj.weight[:rank].copy_(other.down_proj.weight)
+        self.up_proj.weight[:, :rank].copy_(other.up_proj.weight)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """`(..., in_features)` to `(..., out_features)`, computed in the precision of the weights."""
+        return self.up_proj(self.down_proj(states.to(self.down_proj.weight.dtype)))
+
+
+class LowRankLevels(LevelModules):
+    """The low-rank updates of one layer for the simple and the complex level.
+
+    The complex level is a cascade as in the paper: a copy of the simple update and an update of its own, kept as one
+    update of twice the rank.
+
+    Args:
+        site (`nn.Module`): The layer whose projections are updated.
+        settings: Rank and scale.
+    """
+
+    updates_projections = True
+
+    def __init__(self, site: nn.Module, settings: AdapterSettings):
+        super().__init__()
+        self.scale = settings.adapter_scale
+        linears, rank = dict(projections(site)), settings.adapter_rank
+        if not rank:
+            linears = {}
+        self.simple = nn.ModuleDict({name: LowRankUpdate(linear, rank) for name, linear in linears.items()})
+        self.complex = nn.ModuleDict({name: LowRankUpdate(linear, 2 * rank) for name, linear in linears.items()})
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        for update in (*self.simple.values(), *self.complex.values()):
+            update.init_weights()
+
+    def start_complex_from_simple(self) -> None:
+        for name, update in self.complex.items():
+            update.start_from(self.simple[name])
+
+    def projection_updates(self, part: str, routing: LevelRouting) -> dict[str, Any]:
+        return {"level_updates": partial(self.project, part, routing)} if self.simple else {}
+
+    def project(
+        self, part: str, routing: LevelRouting, name: str, linear: nn.Module, states: torch.Tensor
+    ) -> torch.Tensor:
+        """A projection of the site with the update of each row's level.
+
+        Args:
+            part (`str`): The attention or MLP block of the site that owns the projection.
+            routing: Rows of each level.
+            name (`str`): Name of the projection in its block.
+            linear (`nn.Module`): The frozen projection.
+            states (`torch.Tensor` of shape `(rows, tokens, in_features)`): Its input.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, tokens, out_features)`.
+        """
+        output, key = linear(states), update_name(part, name)
+        for level, updates in ((InstructionLevel.SIMPLE, self.simple), (InstructionLevel.COMPLEX, self.complex)):
+            rows, update = routing.rows[level.index], updates[key]
+            if routing.uniform == level.index:
+                output = output.add(update(states).to(output.dtype), alpha=self.scale)
+            elif len(rows) or routing.must_run(update):
+                output = output.index_add(0, rows, update(states[rows]).to(output.dtype), alpha=self.scale)
+        return output
+
+    def forward(self, hidden_states: torch.Tensor, routing: LevelRouting, *context) -> torch.Tensor:
+        """The residual stream stays as it is."""
+        return hidden_states
+
+
+def update_name(part: str, projection: str) -> str:
+    """The update of a projection, e.g. `self_attn_q`: no name that LoRA's `target_modules` would take for stock's."""
+    return f"{part}_{projection.removesuffix('_proj')}"
+
+
+def projections(site: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The names of the updates of a layer and the projections they update."""
+    for part, block in site.named_children():
+        if isinstance(block, tuple(BLOCK_CLASSES)):
+            for name, linear in block.named_children():
+                if name in PROJECTIONS:
+                    yield update_name(part, name), linear
+
+
+class UpdatedBlock:
+    """An attention or MLP block of SAM3 as its own `forward` sees it, with updated projections."""
+
+    def __init__(self, block: nn.Module, level_updates: Callable):
+        self.block = block
+        self.level_updates = level_updates
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self.block, name)
+        return partial(self.level_updates, name, attribute) if name in PROJECTIONS else attribute
+
+
+class UpdatableBlock:
+    """Mixin of stock blocks: their `forward` can run with updated projections."""
+
+    stock: type[nn.Module]
+
+    def forward(self, *args, level_updates: Callable | None = None, **kwargs):
+        """As in stock; `level_updates(name, projection, states)` replaces `projection(states)` when given."""
+        if level_updates is None:
+            return self.stock.forward(self, *args, **kwargs)
+        # Stock's own code, run on a view of this block: no copy of it, and no state that outlives the call.
+        return self.stock.forward(UpdatedBlock(self, level_updates), *args, **kwargs)
+
+
+class Sam3IAttention(UpdatableBlock, Sam3Attention):
+    """Attention of the DETR layers."""
+
+    stock = Sam3Attention
+
+
+class Sam3IMLP(UpdatableBlock, Sam3MLP):
+    """MLP of the DETR layers."""
+
+    stock = Sam3MLP
+
+
+class Sam3ITextAttention(UpdatableBlock, CLIPAttention):
+    """Attention of the text encoder."""
+
+    stock = CLIPAttention
+
+
+class Sam3ITextMLP(UpdatableBlock, CLIPMLP):
+    """MLP of the text encoder."""
+
+    stock = CLIPMLP
+
+
+BLOCK_CLASSES = {
+    Sam3Attention: Sam3IAttention,
+    Sam3MLP: Sam3IMLP,
+    CLIPAttention: Sam3ITextAttention,
+    CLIPMLP: Sam3ITextMLP,
+}

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training compares: targets, matching, criteria and the alignment between levels."""

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which query answers for which object: the one-to-one (Hungarian) and the one-to-many matcher, and box overlap."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from .config import Sam3ILossConfig
+from .targets import PackedTargets
+
+
+@dataclass
+class Match:
+    """K pairs of a query and an object: row_index, query_index and target_index (into packed targets), each [K]."""
+
+    row_index: Tensor
+    query_index: Tensor
+    target_index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.query_index)
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(cx, cy, w, h) -> (x0, y0, x1, y1), same unit, any leading dimensions."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=-1)
+
+
+def box_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    IoU and generalised IoU of xyxy boxes, elementwise with broadcasting: [...,4] and [...,4] -> [...], [...].
+
+    Two boxes without area give 0 and a finite gradient instead of 0 / 0.
+    """
+    tiny = torch.finfo(a.dtype).tiny
+    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
+    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    intersection = inner[..., 0] * inner[..., 1]
+    hull = outer[..., 0] * outer[..., 1]
+    union = area_a + area_b - intersection
+    iou = intersection / union.clamp(min=tiny)
+    return iou, iou - (hull - union) / hull.clamp(min=tiny)
+
+
+class HungarianMatcher(nn.Module):
+    """
+    One query per object, at the least total cost: focal class cost, L1 on cxcywh and -GIoU on xyxy.
+
+    The cost of all rows (and all decoder layers given) is computed on their device and moved to the host once.
+    Source: SAM3-I (arXiv 2512.04585), released training configuration.
+    """
+
+    def __init__(self, config: Sam3ILossConfig):
+        super().__init__()
+        self.config = config
+
+    @torch.no_grad()
+    def forward(self, layers: Sequence[Mapping[str, Tensor]], targets: PackedTargets) -> list[Match]:
+        """
+        Match each of the outputs in `layers`, all with Q queries per row, to the same targets.
+
+        layers: dicts with pred_logits [R,Q], pred_boxes [R,Q,4] xyxy and pred_boxes_cxcywh [R,Q,4]
+        returns: one `Match` per layer, ordered by object; with more objects than queries only Q objects are matched
+
+        Raises:
+            ValueError: a prediction is NaN or infinite.
+        """
+        if not layers:
+            return []
+        device = targets.boxes.device
+        if len(targets.boxes) == 0:
+            empty = torch.empty(0, dtype=torch.long, device=device)
+            return [Match(empty, empty, empty) for _ in layers]
+        costs = torch.stack([self.cost(layer, targets) for layer in layers]).cpu()  # [layers,R,Q,M]
+        if not bool(torch.isfinite(costs).all()):
+            raise ValueError(
+                "The matching cost is not finite: pred_logits or pred_boxes contain NaN or Inf. "
+                "Lower the learning rate, or use bf16 or fp32 instead of fp16."
+            )
+        return [self._assign(cost, targets, device) for cost in costs]
+
+    def cost(self, layer: Mapping[str, Tensor], targets: PackedTargets) -> Tensor:
+        """Cost of every query for every object of its row: [R,Q,M] float32; padded objects cost something too."""
+        config = self.config
+        logits = layer["pred_logits"].float()
+        wanted = targets.padded_boxes[:, None]  # [R,1,M,4]
+        probability = logits.sigmoid()
+        alpha, gamma = config.match_focal_alpha, config.match_focal_gamma
+        found = -alpha * (1 - probability) ** gamma * F.logsigmoid(logits)
+        missed = -(1 - alpha) * probability**gamma * F.logsigmoid(-logits)
+        class_cost = (found - missed)[..., None]  # [R,Q,1]
+        l1_cost = (layer["pred_boxes_cxcywh"].float()[:, :, None] - wanted).abs().sum(-1)  # [R,Q,M]
+        _, giou = box_overlap(layer["pred_boxes"].float()[:, :, None], cxcywh_to_xyxy(wanted))  # [R,Q,M]
+        return config.match_class_cost * class_cost + config.match_l1_cost * l1_cost - config.match_giou_cost * giou
+
+    @staticmethod
+    def _assign(cost: Tensor, targets: PackedTargets, device: torch.device) -> Match:
+        rows, queries, objects = [], [], []
+        for row, (count, offset) in enumerate(zip(targets.counts, targets.offsets, strict=True)):
+            slots, chosen = linear_sum_assignment(cost[row, :, :count].T.numpy())
+            rows += [row] * len(slots)
+            queries += chosen.tolist()
+            objects += (slots + offset).tolist()
+        index = torch.tensor([rows, queries, objects], dtype=torch.long).to(device)  # [3,K]
+        return Match(*index)
+
+
+class OneToManyMatcher(nn.Module):
+    """
+    Several queries per object: those whose quality a * p + (1 - a) * IoU passes a threshold and is among the best few.
+
+    "Among the best few" is: strictly above the (1 - k/Q) quantile over the queries of the row.
+    Source: SAM3-I (arXiv 2512.04585), released training configuration.
+    """
+
+    def __init__(self, config: Sam3ILossConfig):
+        super().__init__()
+        self.config = config
+
+    @torch.no_grad()
+    def forward(self, layer: Mapping[str, Tensor], targets: PackedTargets) -> Match:
+        """Match pred_logits [R,Q] and pred_boxes [R,Q,4] xyxy; the pairs are ordered by row, query, object."""
+        if len(targets.boxes) == 0:
+            empty = torch.empty(0, dtype=torch.long, device=targets.boxes.device)
+            return Match(empty, empty, empty)
+        config = self.config
+        probability = layer["pred_logits"].float().sigmoid()[..., None]  # [R,Q,1]
+        wanted = cxcywh_to_xyxy(targets.padded_boxes)[:, None]  # [R,1,M,4]
+        iou, _ = box_overlap(layer["pred_boxes"].float()[:, :, None], wanted)  # [R,Q,M]
+        a = config.one_to_many_score_weight
+        quality = a * probability + (1 - a) * iou  # [R,Q,M]
+        rank = max(0.0, 1.0 - config.one_to_many_top_k / quality.shape[1])
+        best = quality > torch.quantile(quality, rank, dim=1, keepdim=True)
+        matched = best & (quality > config.one_to_many_threshold) & targets.padded_valid[:, None]
+        row_index, query_index, slot_index = matched.nonzero(as_tuple=True)
+        offsets = torch.tensor(targets.offsets, dtype=torch.long, device=row_index.device)
+        return Match(row_index, query_index, offsets[row_index] + slot_index)
+
+
+__all__ = ["HungarianMatcher", "Match", "OneToManyMatcher", "box_overlap", "cxcywh_to_xyxy"]

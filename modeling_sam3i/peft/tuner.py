@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAM3-I as a PEFT method: the native model's adapters on a stock SAM3, in the same files.
+
+Importing this module registers the method with PEFT.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from transformers import Sam3Model
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
+
+from ..adapter_io.repository import CONTAINER, PEFT_TYPE, AdapterMismatchError
+from ..adapters.cascade import adapter_sites, build_adapter
+from ..adapters.settings import AdapterSettings
+from ..adapters.sites import Sam3ITextEmbeddings
+from ..pretrained import Sam3IPreTrainedModel
+from .hooks import exchange, prepare_stock, restore_stock
+from .layers import AdapterNotMergeableError, InstructionAdapterLayer, TunedTextEmbeddings
+
+EMBEDDINGS = "text_encoder.text_model.embeddings"
+
+
+class Sam3IPeftType(str, Enum):
+    """The name of the method in `adapter_config.json`; PEFT's own enumeration cannot be extended."""
+
+    SAM3I = PEFT_TYPE
+
+
+@dataclass
+class InstructionAdapterConfig(AdapterSettings, PeftConfig):
+    """
+    Configuration of SAM3-I's instruction adapters as a PEFT method on a stock `Sam3Model`.
+
+    Its settings have the names, defaults and meanings of [`Sam3IConfig`].
+
+    Raises:
+        ValueError: when a field is out of its range; the message ends with the value received.
+
+    Example:
+
+    ```python
+    >>> from peft import get_peft_model
+    >>> from transformers import Sam3Model
+    >>> from sam3i import InstructionAdapterConfig
+
+    >>> stock = Sam3Model.from_pretrained("facebook/sam3")
+    >>> model = get_peft_model(stock, InstructionAdapterConfig(), adapter_name="instruction")
+    >>> outputs = model(**inputs, instruction_levels=["simple"])
+    ```
+    """
+
+    target_modules: ClassVar[None] = None  # PEFT reads it; where the adapters go is not a choice
+
+    def __post_init__(self):
+        PeftConfig.__post_init__(self)
+        AdapterSettings.__post_init__(self)
+        self.peft_type = Sam3IPeftType.SAM3I
+
+
+class InstructionAdapterModel(BaseTuner):
+    """
+    The tuner that puts instruction adapters on a stock `Sam3Model`, in place.
+
+    Args:
+        model ([`Sam3Model`]): A stock SAM3, or the `detector_model` of a `Sam3VideoModel`.
+        config ([`InstructionAdapterConfig`]): Settings of the adapters.
+        adapter_name (`str`): Name of the first adapter.
+
+    Raises:
+        TypeError: when `model` is something else.
+    """
+
+    prefix = "sam3i_"
+    tuner_layer_cls = InstructionAdapterLayer
+    target_module_mapping = {}
+
+    def _prepare_adapter_config(self, peft_config: InstructionAdapterConfig, model_config: dict) -> PeftConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: InstructionAdapterConfig, model: nn.Module) -> None:
+        if isinstance(model, Sam3IPreTrainedModel):
+            raise TypeError(
+                "Expected a stock Sam3Model, found Sam3IForInstructionSegmentation, which has instruction adapters of "
+                "its own. Fill them with `load_instruction_adapter(model, repo)`, or load the pair with "
+                "`Sam3IForInstructionSegmentation.from_pretrained(repo)`."
+            )
+        if not isinstance(model, Sam3Model):
+            hint = "Pass its `detector_model`. " if hasattr(model, "detector_model") else ""
+            raise TypeError(
+                f"Expected a stock Sam3Model to put instruction adapters on, found {type(model).__name__}. {hint}"
+                "An adapter repository loads by itself with `Sam3IForInstructionSegmentation.from_pretrained(repo)`."
+            )
+        peft_config.check_fits(model.config.text_config)
+        prepare_stock(model)
+        self._site_names = {name for name, _ in adapter_sites(model, peft_config)}
+        if peft_config.max_instruction_length > model.config.text_config.max_position_embeddings:
+            self._site_names.add(EMBEDDINGS)
+
+    def _check_target_module_exists(self, peft_config: InstructionAdapterConfig, key: str) -> bool:
+        return key in self._site_names
+
+    def _create_and_replace(
+        self,
+        peft_config: InstructionAdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, CLIPTextEmbeddings):
+            adapter = self._long_positions(target, peft_config.max_instruction_length)
+        else:
+            adapter = build_adapter(target, peft_config, self.model.config.text_config.hidden_size)
+        exchange(target, *target.children())
+        if not hasattr(target, CONTAINER):
+            setattr(target, CONTAINER, InstructionAdapterLayer(target))
+        getattr(target, CONTAINER).add(adapter_name, peft_config, adapter)
+
+    @staticmethod
+    def _long_positions(embeddings: CLIPTextEmbeddings, length: int) -> nn.Embedding:
+        embeddings.__class__ = Sam3ITextEmbeddings  # a tuned one shows the table of its active adapter instead
+        embeddings.extend(length)
+        table = embeddings._modules.pop("long_position_embedding")
+        embeddings.__class__ = TunedTextEmbeddings
+        return table
+
+    def _check_merge_allowed(self) -> None:
+        raise AdapterNotMergeableError
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs) -> nn.Module:
+        if merge:
+            raise AdapterNotMergeableError
+        restore_stock(self.model)
+        del self.model.peft_config
+        return self.model
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return key.replace(f".sam3i_adapter.{adapter_name}.", ".sam3i_adapter.", 1)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: InstructionAdapterConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """As in every tuner; and refuse a file that is not exactly this adapter, leaving the model without it."""
+        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        part = f".{CONTAINER}.sam3i_adapter.{adapter_name}."
+        expected = {name: tensor for name, tensor in model.state_dict().items() if part in name}
+        try:
+            AdapterMismatchError.check(state_dict, expected)
+        except AdapterMismatchError:
+            discard_adapter(model.get_base_model() if isinstance(model, PeftModel) else model, adapter_name)
+            raise
+        return state_dict
+
+
+def discard_adapter(model: Sam3Model, adapter_name: str) -> None:
+    """Take one instruction adapter off a stock model; the last one leaves the model as stock has it."""
+    for module in model.modules():
+        if isinstance(module, InstructionAdapterLayer):
+            module.delete_adapter(adapter_name)
+    model.peft_config.pop(adapter_name, None)
+    if not any(module.settings for module in model.modules() if isinstance(module, InstructionAdapterLayer)):
+        restore_stock(model)
+    if not model.peft_config:
+        del model.peft_config
+        model._hf_peft_config_loaded = False
+
+
+def register_peft_method() -> None:
+    """Make PEFT know the method; again, it changes nothing."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterConfig
+    PEFT_TYPE_TO_TUNER_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel
+    PEFT_TYPE_TO_PREFIX_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel.prefix
+
+
+register_peft_method()
+
+__all__ = ["InstructionAdapterConfig", "InstructionAdapterModel", "Sam3IPeftType", "register_peft_method"]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every SAM3-I model needs beside its forward pass: first weights, loading, and which of them train."""
+
+import os
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Sam3Model
+from transformers.utils import logging
+
+from .adapter_io.loading import load_with_base
+from .adapter_io.repository import AdapterSource, find_instruction_adapter
+from .adapters.cascade import MaskEmbedderLevels, adapter_sites
+from .configuration_sam3i import Sam3IConfig
+
+logger = logging.get_logger(__name__)
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint whose tensors are not those of the model; loading it in part would silently give wrong results."""
+
+    def __init__(self, missing: set[str], unexpected: set[str]):
+        parts = [
+            f"{len(keys)} {kind} ({', '.join(sorted(keys)[:5])}{', ...' if len(keys) > 5 else ''})"
+            for kind, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        super().__init__(
+            f"The checkpoint does not hold the tensors of this model: {' and '.join(parts)}. Check that `config.json` "
+            "belongs to the weights, and convert checkpoints of the authors with `sam3i convert`."
+        )
+
+
+class DamagedCheckpointError(ValueError):
+    """A weight file that cannot be read; nothing of it was loaded."""
+
+
+class Sam3IPreTrainedModel(Sam3Model):
+    """A stock SAM3 whose adapted layers have instruction adapters as `sam3i_adapter`; subclasses put them there."""
+
+    config_class = Sam3IConfig
+    adapter_source: AdapterSource | None = None
+    _has_fresh_adapters = False
+    supports_gradient_checkpointing = True
+    card_writer: ClassVar[Callable[..., object] | None] = None
+    """Writes the model card of a saved folder. The package provides it; code exported to the Hub has none."""
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise what was not loaded: stock's modules as stock does, then the adapters as the identity."""
+        super().initialize_weights()
+        for _, site in adapter_sites(self):
+            adapter = getattr(site, "sam3i_adapter", None)  # absent while stock's constructor runs
+            if isinstance(adapter, MaskEmbedderLevels):
+                adapter.init_weights(site)
+            elif adapter is not None:
+                adapter.init_weights()
+        embeddings = self.text_encoder.text_model.embeddings
+        if hasattr(embeddings, "long_position_embedding"):
+            embeddings.init_long_positions()
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        """Called while loading: a checkpoint of SAM3 without any adapter, as stock's, is not said to miss them."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        adapters = set(self.adapter_parameters())
+        has_adapters = not adapters <= loading_info.missing_keys or any(
+            ".sam3i_adapter." in name for name in loading_info.unexpected_keys
+        )
+        if not has_adapters and not {name for name, _ in self.named_parameters()} <= loading_info.missing_keys:
+            loading_info.missing_keys = loading_info.missing_keys - adapters
+            self._has_fresh_adapters = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        *args,
+        base_model_name_or_path: str | None = None,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """Load stock SAM3 or SAM3-I weights, as every Transformers model does, but never a part of them.
+
+        Args:
+            pretrained_model_name_or_path: A SAM3-I repository (a whole model, or adapters alone: their base model is
+                then loaded as well), or a stock SAM3 repository.
+            base_model_name_or_path (`str`, *optional*): For adapters alone: where SAM3 is, instead of where the
+                adapters say.
+            output_loading_info (`bool`): Return the model and the report on the weights of SAM3.
+            kwargs: As for every Transformers model.
+
+        Raises:
+            CheckpointMismatchError: when tensors are missing or left over. With `output_loading_info=True` the caller
+                gets the two lists instead and decides.
+            DamagedCheckpointError: when the weights cannot be read.
+            AdapterFileError: when the adapters cannot be read or are not those of the model.
+            BaseModelNotFoundError: when the adapters' base model cannot be loaded.
+        """
+        adapter = find_instruction_adapter(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            base = base_model_name_or_path or adapter.base_in_use
+            model, info = load_with_base(cls, adapter, base, *args, **kwargs)
+        elif base_model_name_or_path is not None:
+            raise ValueError(
+                f"`base_model_name_or_path` is for repositories of instruction adapters, and "
+                f"{pretrained_model_name_or_path} is none."
+            )
+        else:
+            model, info = cls._load(pretrained_model_name_or_path, *args, **kwargs)
+            if model._has_fresh_adapters:
+                logger.warning_once(
+                    "The checkpoint holds no instruction adapters: simple and complex instructions run as concepts "
+                    "until adapters are trained or loaded."
+                )
+        if output_loading_info:
+            return model, info
+        if info["missing_keys"] or info["unexpected_keys"]:
+            raise CheckpointMismatchError(info["missing_keys"], info["unexpected_keys"])
+        return model
+
+    @classmethod
+    def _load(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load a whole model, and report on it; pickled weights are not read."""
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise DamagedCheckpointError(
+                f"The weights in {pretrained_model_name_or_path} are damaged or cut off ({error}). Fetch them again."
+            ) from error
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args, **kwargs):
+        """Called by `push_to_hub` when all is saved: the card that stock has put there becomes the model's own."""
+        if self.card_writer is not None and not self._hf_peft_config_loaded:  # a domain's adapters are not the model
+            base = self.name_or_path if self.adapter_source is None else None  # adapters in a file name their own
+            self.card_writer(working_dir, repo_id=repo_id, base_model=base or None)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that SAM3-I adds to SAM3, by name; all others are stock's and stay frozen in training."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if ".sam3i_adapter." in name or ".long_position_embedding." in name
+        }
+
+    def freeze_stock(self) -> None:
+        """Let only the instruction adapters train.
+
+        The level router stays frozen: the loss of the model says nothing about it. `Sam3ITrainer` trains it.
+        """
+        adapters = {
+            id(parameter)
+            for name, parameter in self.adapter_parameters().items()
+            if not name.startswith("text_encoder.sam3i_adapter.")
+        }
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in adapters)
+
+    def start_complex_from_simple(self) -> None:
+        """Hand-over between the first two stages: the complex path computes what the simple path has learned.
+
+        With `decoder_c_adapter_skip=False` (converted checkpoints) the decoder's complex path starts without update,
+        as in the authors' code.
+        """
+        for _, site in adapter_sites(self):
+            site.sam3i_adapter.start_complex_from_simple()
+
+
+__all__ = ["CheckpointMismatchError", "Sam3IPreTrainedModel"]

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sam3i data build | status | merge | review | export | review-export | review-import`: the data engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..cli import Roots, read_image_roots
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
+
+
+def build(
+    run: RunFolder,
+    coco: Annotated[Path | None, typer.Option(help="COCO, LVIS or PACO instances file.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Instruction data to write anew.")] = None,
+    shapes: Annotated[int | None, typer.Option(min=1, help="So many scenes of the shapes world.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures alone; needs --concept and --sam3.")] = None,
+    concept: Annotated[list[str] | None, typer.Option(help="A noun to look for in --images; may be repeated.")] = None,
+    sam3: Annotated[str | None, typer.Option(help="SAM3 repository or folder that proposes masks.")] = None,
+    grounder: Annotated[str | None, typer.Option(help="SAM3-I repository or folder for the grounding check.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where SAM3 runs; the first accelerator if not given.")] = None,
+    image_root: Roots = None,
+    split: Annotated[str, typer.Option(help="Split of the rows, and of the shapes world.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of every choice.")] = 0,
+    targets: Annotated[int, typer.Option(min=1, help="Targets tried per picture.")] = 6,
+    kind: Annotated[list[str] | None, typer.Option(help="1-to-1, 1-to-N, 1-to-all or none; all if not given.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="concept, simple or complex; all if not given.")] = None,
+    simple: Annotated[int, typer.Option(min=0, help="Simple texts per target (chat writer).")] = 2,
+    complex_: Annotated[int, typer.Option("--complex", min=0, help="Complex texts per target (chat writer).")] = 2,
+    retries: Annotated[int, typer.Option(min=0, help="How often a chat writer hears why and writes again.")] = 10,
+    writer: Annotated[str | None, typer.Option(help="URL#MODEL of the writer; templates write if not given.")] = None,
+    checker: Annotated[str | None, typer.Option(help="URL#MODEL of the checker.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Folder with prompt files of your own.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="SAM3 repository or folder to count tokens with.")] = None,
+    synonyms: Annotated[Path | None, typer.Option(help="JSON: {noun: [synonym, ...]}.")] = None,
+    shard: Annotated[str, typer.Option(help="This run's share, as NUMBER/COUNT from 0/1.")] = "0/1",
+    concurrency: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Ceiling per endpoint.")] = None,
+    max_calls: Annotated[int | None, typer.Option(help="Cap on chat calls over all sessions.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Cap on chat tokens over all sessions.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Cap on money over all sessions; needs the prices.")] = None,
+    prompt_price: Annotated[float, typer.Option(help="Per million prompt tokens.")] = 0.0,
+    completion_price: Annotated[float, typer.Option(help="Per million completion tokens.")] = 0.0,
+    max_pictures: Annotated[int | None, typer.Option(min=1, help="Stop after so many pictures.")] = None,
+) -> None:
+    """Write and check instructions; run it again to go on after a stop of any kind."""
+    from .budget import Budget
+    from .courier import Courier
+    from .engine import DataEngine, describe_prompts
+    from .run import EngineConfig, RunDirectory
+    from .scene.segmentation import PipelineGrounder, load_pipeline
+    from .writers.prompts import load_prompts
+
+    try:
+        number, count = (int(part) for part in shard.split("/"))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected NUMBER/COUNT, found {shard!r}", param_hint="--shard") from error
+    try:
+        if images is not None and not (concept and sam3):
+            raise ValueError("--images needs at least one --concept, and --sam3 to find them.")
+        proposing = None if images is None else (images, concept, sam3, device)
+        source, description = _source(coco, rows, shapes, proposing, image_root, split, seed)
+        specs = {
+            role: _endpoint(value, requests_per_minute)
+            for role, value in (("writer", writer), ("checker", checker))
+            if value is not None
+        }
+        texts = load_prompts(prompts)
+        config = EngineConfig(
+            source=description,
+            seed=seed,
+            targets_per_image=targets,
+            **({"kinds": tuple(kind)} if kind else {}),
+            **({"levels": tuple(level)} if level else {}),
+            simple_texts=simple,
+            complex_texts=complex_,
+            max_retries=retries,
+            shard=number,
+            num_shards=count,
+            writer=specs["writer"].name if "writer" in specs else "templates",
+            checker=specs["checker"].name if "checker" in specs else None,
+            grounder=grounder,
+            prompts=describe_prompts(texts) if specs else {},
+        )
+        folder = RunDirectory(run, config)
+        courier = Courier(folder.calls_path, specs, concurrency) if specs else None
+        options = {"count_tokens": _token_counter(tokenizer)} if tokenizer else {}
+        if grounder is not None:
+            options["grounder"] = PipelineGrounder(load_pipeline(grounder, device), grounder)
+        engine = DataEngine(
+            source,
+            folder,
+            writer=courier.model("writer") if "writer" in specs else None,
+            checker=courier.model("checker") if "checker" in specs else None,
+            prompts=texts,
+            synonyms=json.loads(synonyms.read_text(encoding="utf-8")) if synonyms else None,
+            budget=Budget(max_calls, max_tokens, max_cost, prompt_price, completion_price),
+            concurrency=concurrency,
+            courier=courier,
+            **options,
+        )
+        summary = engine.build(max_pictures)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise _fail(error) from error
+    rate = summary.accepted / summary.seconds if summary.seconds else 0.0
+    typer.echo(
+        f"{summary.pictures} pictures, {summary.pairs} instructions: {summary.accepted} accepted, {summary.review} to "
+        f"review ({rate:.0f} accepted per second)",
+        err=True,
+    )
+    if summary.unavailable:
+        typer.echo(f"{summary.unavailable} pictures are left for the next session: no endpoint answered", err=True)
+    if summary.stopped is not None:
+        raise _fail(summary.stopped)
+
+
+def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Count what a run has written, accepted and spent; it may be at work."""
+    from .run import RunDirectory
+    from .status import run_status
+
+    try:
+        found = run_status(RunDirectory(run))
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for name, value in found.items():
+        shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name:<16} {shown}")
+
+
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Folders of all shards of one run.")],
+    to: Annotated[Path, typer.Option(help="Folder of the merged run.")],
+) -> None:
+    """Put the shards of a run together."""
+    from .run import merge_runs
+
+    try:
+        merged = merge_runs(list(shards), to)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"merged {len(merged.finished_ids())} pictures into {to}", err=True)
+
+
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="Where to write the data and its card.")],
+    to: Annotated[str, typer.Option("--to", help="jsonl, official or parquet.")] = "jsonl",
+    name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
+    push_to: Annotated[str | None, typer.Option(help="Upload the folder to this data set of the Hub, too.")] = None,
+    private: Annotated[bool, typer.Option(help="Make an uploaded data set private.")] = False,
+) -> None:
+    """Write the accepted instructions with a dataset card, and upload them where asked."""
+    from .export import export_run, push_export
+    from .run import RunDirectory
+
+    try:
+        path = export_run(RunDirectory(run), folder, to, name or (push_to and push_to.rsplit("/", 1)[-1]))
+        typer.echo(f"wrote {path}", err=True)
+        if push_to is not None:
+            typer.echo(f"uploaded to {push_export(path, push_to, private)}", err=True)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+
+
+def review(
+    run: RunFolder,
+    reviewer: Annotated[str | None, typer.Option(help="Your name; the page asks for it if not given.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="The first free one from 7860 on, if not given.")] = None,
+    second_looks: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the pairs that two reviewers are asked about.")
+    ] = 0.1,
+    tokenizer: Annotated[str | None, typer.Option(help="SAM3 repository or folder to count tokens with.")] = None,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+) -> None:
+    """Open a page on which people decide what the checks disagree on; several may work on it at a time."""
+    try:
+        from .review.edits import EditChecks
+        from .review.page import ReviewPage
+        from .review.review import ReviewDesk
+        from .run import RunDirectory
+
+        desk = ReviewDesk(RunDirectory(run), second_looks)
+        checks = EditChecks(desk, _token_counter(tokenizer)) if tokenizer else None
+        page = ReviewPage(desk, reviewer, checks)
+        _, address, _ = page.launch(host, port, prevent_thread_lock=True, inbrowser=open_browser)
+    except (ImportError, ValueError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"{desk.progress()['left']} instructions wait. Open {address} (Ctrl+C to stop)", err=True)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        typer.echo(f"Anyone who can reach this machine can review (host {host}).", err=True)
+    page.blocks.block_thread()
+
+
+def review_export(
+    run: RunFolder,
+    file: Annotated[Path, typer.Argument(help="JSON file for Label Studio.")],
+    image_url: Annotated[str | None, typer.Option(help="Address of a picture, with {file} in it.")] = None,
+) -> None:
+    """Write the review queue as Label Studio tasks, the labelling configuration beside it."""
+    from .review.label_studio import export_tasks
+    from .review.review import ReviewDesk
+    from .run import RunDirectory
+
+    try:
+        count = export_tasks(ReviewDesk(RunDirectory(run)), file, image_url)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"wrote {count} tasks to {file} and the configuration to {file.with_suffix('.xml')}", err=True)
+
+
+def review_import(run: RunFolder, file: Annotated[Path, typer.Argument(help="Label Studio's JSON export.")]) -> None:
+    """Take the decisions made in Label Studio."""
+    from .review.label_studio import import_decisions
+    from .review.review import ReviewDesk
+    from .run import RunDirectory
+
+    try:
+        count = import_decisions(ReviewDesk(RunDirectory(run)), file)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"took {count} new decisions", err=True)
+
+
+def add_engine_commands(app: typer.Typer) -> None:
+    """Mount the commands of this module on an app."""
+    for function in (build, status, merge, review, export, review_export, review_import):
+        app.command(function.__name__.replace("_", "-"))(function)
+
+
+def _source(coco, rows, shapes, proposing, image_root, split, seed):
+    """(source, its description) of the one option given."""
+    from .scene.sources import CocoSource, RowSource, ShapesSource
+
+    given = [value for value in (coco, rows, shapes, proposing) if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"Expected one of --coco, --rows, --images and --shapes, found {len(given)} of them.")
+    if proposing is not None:
+        from .scene.segmentation import ProposalSource, load_pipeline
+
+        images, concepts, sam3, device = proposing
+        source = ProposalSource(images, concepts, load_pipeline(sam3, device), split=split)
+        return source, f"pictures of {images.name}, masks of {', '.join(source.nouns)} by {sam3}"
+    if coco is not None:
+        return CocoSource(coco, read_image_roots(image_root), split=split), f"instances {coco.name}"
+    if shapes is not None:
+        return ShapesSource(shapes, split, seed), f"shapes world, {shapes} scenes, split {split}, seed {seed}"
+    from datasets import Image
+
+    from ..datasets.loading import load_instruction_dataset
+
+    data = load_instruction_dataset(rows, image_root=read_image_roots(image_root))
+    return RowSource(data.cast_column("image", Image(decode=False))), f"rows {Path(rows).name}"
+
+
+def _endpoint(value: str, requests_per_minute: float | None):
+    from .courier import EndpointSpec
+
+    url, mark, name = value.rpartition("#")
+    if not mark or not name or not url.startswith(("http://", "https://")):
+        raise ValueError(f"A model is given as URL#MODEL, e.g. http://127.0.0.1:8000/v1#qwen; found {value!r}.")
+    return EndpointSpec(url, name, requests_per_minute=requests_per_minute)
+
+
+def _token_counter(repository: str):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(repository)
+    return lambda text: len(tokenizer(text)["input_ids"])
+
+
+def _fail(error: object) -> typer.Exit:
+    typer.echo(f"Error: {error}", err=True)
+    return typer.Exit(code=1)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAM3 and SAM3-I in the data engine: as grounding check, and as the source of masks where there are only pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...masks import encode_mask
+from .scene import Scene, SceneInstance
+from .sources import MIN_AREA, Wanted, open_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SAME_INSTANCE = 0.7  # IoU from which two proposals show one thing; the better score keeps it
+
+
+def load_pipeline(name: str, device: str | None = None) -> Any:
+    """The instruction-segmentation pipeline of a SAM3-I or stock SAM3 repository or folder."""
+    from transformers import pipeline
+
+    from ...pipeline.registration import TASK, register_pipeline
+
+    register_pipeline()
+    return pipeline(TASK, model=name, device=device)
+
+
+class PipelineGrounder:
+    """Finds the masks of instructions with an instruction-segmentation pipeline, one picture at a time.
+
+    Args:
+        pipeline: the pipeline.
+        name: for the run's configuration.
+        threshold: instances need a higher score.
+    """
+
+    def __init__(self, pipeline: Any, name: str, threshold: float = 0.5):
+        self.pipeline = pipeline
+        self.name = name
+        self.threshold = threshold
+        self._lock = threading.Lock()
+
+    def __call__(self, image: Image, texts: list[str], levels: list[str]) -> list[np.ndarray]:
+        """Bool masks [K, height, width] per instruction."""
+        with self._lock:
+            results = self.pipeline(image, text=list(texts), level=list(levels), threshold=self.threshold)
+        return [_stack([item["mask"] for item in found], image.size) for found in results]
+
+
+class ProposalSource:
+    """Scenes of pictures alone: SAM3 proposes the instances of given concepts.
+
+    A concept for which something scores between the two thresholds is neither complete nor absent, and the engine
+    counts on neither.
+
+    Args:
+        folder: pictures, sub-folders included.
+        concepts: nouns to look for.
+        pipeline: an instruction-segmentation pipeline.
+        threshold: proposals need a higher score.
+        doubt_threshold: below it a proposal counts as nothing.
+        dataset, split: for the rows.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        concepts: Sequence[str],
+        pipeline: Any,
+        threshold: float = 0.6,
+        doubt_threshold: float = 0.2,
+        dataset: str | None = None,
+        split: str | None = None,
+    ):
+        if not 0 <= doubt_threshold <= threshold <= 1:
+            raise ValueError(
+                f"Expected 0 <= doubt_threshold <= threshold <= 1, received {doubt_threshold}, {threshold}."
+            )
+        self.folder = Path(folder)
+        self.nouns = tuple(sorted({" ".join(concept.lower().split()) for concept in concepts} - {""}))
+        self.files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not self.nouns or not self.files:
+            counts = f"{len(self.files)} pictures and {len(self.nouns)} concepts"
+            raise ValueError(f"{folder}: expected pictures and concepts, found {counts}.")
+        self.pipeline = pipeline
+        self.threshold = threshold
+        self.doubt_threshold = doubt_threshold
+        self.dataset = dataset or self.folder.name
+        self.split = split
+
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]:
+        """One scene per wanted picture with at least one proposal, in order of the file names."""
+        for order, path in enumerate(self.files):
+            file_name = path.relative_to(self.folder).as_posix()
+            if wanted is None or wanted(file_name):
+                scene = self._scene(order, path, file_name)
+                if scene.instances:
+                    yield scene
+
+    def _scene(self, order: int, path: Path, file_name: str) -> Scene:
+        picture = open_picture(str(path), file_name)
+        nouns = list(self.nouns)
+        results = self.pipeline(picture, text=nouns, level=["concept"] * len(nouns), threshold=self.doubt_threshold)
+        found, doubtful, absent = [], set(), set()
+        for noun, items in zip(nouns, results, strict=True):
+            if not items:
+                absent.add(noun)
+            for item in items:
+                mask = np.asarray(item["mask"]) > 0
+                if item["score"] <= self.threshold or mask.sum() < MIN_AREA:
+                    doubtful.add(noun)
+                else:
+                    found.append((item["score"], noun, mask))
+        kept: list[tuple[str, np.ndarray]] = []
+        for _, noun, mask in sorted(found, key=lambda item: -item[0]):
+            rivals = [other for other, shape in kept if _iou(mask, shape) >= SAME_INSTANCE]
+            if not rivals:
+                kept.append((noun, mask))
+            elif noun not in rivals:  # one thing, two names: neither name can be counted on
+                doubtful |= {noun, *rivals}
+        instances = [SceneInstance(i, noun, encode_mask(mask)) for i, (noun, mask) in enumerate(kept, start=1)]
+        return Scene(
+            image_id=file_name,
+            width=picture.width,
+            height=picture.height,
+            instances=tuple(instances),
+            open_image=partial(open_picture, str(path), file_name),
+            order=order,
+            image=str(path.resolve()),
+            file_name=file_name,
+            dataset=self.dataset,
+            split=self.split,
+            absent_nouns=frozenset(absent),
+            partial_nouns=frozenset(doubtful),
+        )
+
+
+def _stack(masks: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
+    """Pictures of masks as bool [K, height, width]; K may be 0."""
+    width, height = size
+    return np.stack([np.asarray(mask) > 0 for mask in masks]) if masks else np.zeros((0, height, width), dtype=bool)
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first & second).sum() / max(1, (first | second).sum()))

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A multimodal chat model as writer: it sees the target marked among its siblings and answers in a fixed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ....modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...chat.client import ChatModel, Message, chat_message, extract_json
+from ...language.meaning import ALL, NONE, ONE
+from ..scene import marks
+from ..scene.scene import Scene
+from .prompts import Prompt
+from .template_writer import TargetPlan
+
+MAX_WORDS = 22  # 32 tokens of SAM3's context, ends and rare words allowed for
+
+
+class UnusableAnswerError(ValueError):
+    """A model's answer does not have the form that was asked for."""
+
+
+class ChatWriter:
+    """Writes the instructions of a target.
+
+    Args:
+        model: asks once per call (`max_reasks=0`).
+        prompts: see `prompts.load_prompts`.
+    """
+
+    def __init__(self, model: ChatModel, prompts: Mapping[str, Prompt]):
+        self.model = model
+        self.prompts = prompts
+
+    def request(
+        self,
+        scene: Scene,
+        plan: TargetPlan,
+        wanted: Mapping[InstructionLevel, int],
+        rejected: Sequence[tuple[str, str]],
+    ) -> tuple[list[Message], dict[str, Any]]:
+        """(messages, JSON schema) that ask for texts.
+
+        Args:
+            scene: the picture.
+            plan: the target.
+            wanted: how many texts of each level.
+            rejected: texts of earlier attempts with the reasons.
+        """
+        feedback = ""
+        if rejected:
+            lines = "\n".join(f"- {text!r}: {reason}" for text, reason in rejected)
+            feedback = self.prompts["feedback"].fill(rejected=lines)
+        siblings = [
+            item.annotation_id
+            for item in scene.nouns.get(plan.noun or "", ())
+            if item.annotation_id not in plan.targets
+        ]
+        text = self.prompts["writer"].fill(
+            target_colour=marks.TARGET_COLOUR[0],
+            sibling_colour=marks.SIBLING_COLOUR[0],
+            noun=plan.noun,
+            task=_task(plan, len(siblings)),
+            levels="\n".join(f'- "{level.value}": {count}' for level, count in wanted.items()),
+            max_words=MAX_WORDS,
+            feedback=feedback,
+        )
+        plain = marks.enlarge(scene.open_image())
+        marked = marks.mark_target(scene, plan.targets, siblings)
+        return [chat_message("user", text, plain, marked)], _schema(wanted)
+
+    @staticmethod
+    def parse(text: str, wanted: Mapping[InstructionLevel, int]) -> list[tuple[InstructionLevel, str]]:
+        """The texts of an answer, at most as many per level as were wanted.
+
+        Raises:
+            UnusableAnswerError: the answer is not of the form.
+        """
+        answer = _object(text)
+        found = []
+        for level, count in wanted.items():
+            texts = answer.get(level.value)
+            if not isinstance(texts, list) or any(not isinstance(item, str) for item in texts):
+                raise UnusableAnswerError(f"expected a list of strings under {level.value!r}")
+            found += [(level, " ".join(item.split())) for item in texts[:count]]
+        return found
+
+
+class ChatChecker:
+    """Answers instructions from the picture alone: which of the numbered instances does each ask for?"""
+
+    def __init__(self, model: ChatModel, prompts: Mapping[str, Prompt]):
+        self.model = model
+        self.prompts = prompts
+
+    def request(
+        self, scene: Scene, numbers: Mapping[int, int], texts: Sequence[str]
+    ) -> tuple[list[Message], dict[str, Any]]:
+        """(messages, JSON schema) for some instructions about one picture; `numbers` is annotation id -> number."""
+        listed = "\n".join(f"{index}. {text}" for index, text in enumerate(texts, start=1))
+        prompt = self.prompts["checker"].fill(instructions=listed)
+        plain = marks.enlarge(scene.open_image())
+        answer = {
+            "type": "object",
+            "properties": {
+                "instruction": {"type": "integer"},
+                "matches": {"type": "array", "items": {"type": "integer"}},
+            },
+            "required": ["instruction", "matches"],
+            "additionalProperties": False,
+        }
+        schema = {
+            "type": "object",
+            "properties": {"answers": {"type": "array", "items": answer}},
+            "required": ["answers"],
+            "additionalProperties": False,
+        }
+        return [chat_message("user", prompt, plain, marks.mark_numbers(scene, numbers))], schema
+
+    @staticmethod
+    def parse(text: str, count: int) -> list[set[int]]:
+        """The numbers that each of `count` instructions was found to ask for.
+
+        Raises:
+            UnusableAnswerError: the answer is not of the form, or lacks an instruction.
+        """
+        answers = _object(text).get("answers")
+        try:
+            found = {int(item["instruction"]): {int(number) for number in item["matches"]} for item in answers}
+            return [found[index] for index in range(1, count + 1)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnusableAnswerError(f"expected one answer per instruction ({error!r})") from error
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        answer = extract_json(text)
+    except ValueError as error:
+        raise UnusableAnswerError(f"expected JSON ({error})") from error
+    if not isinstance(answer, dict):
+        raise UnusableAnswerError(f"expected a JSON object, found {type(answer).__name__}")
+    return answer
+
+
+def _schema(wanted: Mapping[InstructionLevel, int]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            level.value: {"type": "array", "items": {"type": "string"}, "minItems": count, "maxItems": count}
+            for level, count in wanted.items()
+        },
+        "required": [level.value for level in wanted],
+        "additionalProperties": False,
+    }
+
+
+def _task(plan: TargetPlan, siblings: int) -> str:
+    noun, count = plan.noun, len(plan.targets)
+    if plan.kind == NONE:
+        return (
+            f'write instructions about "{noun}" that nothing in the picture answers, though they sound as if '
+            "something did. No instance is marked as the target."
+        )
+    if plan.kind == ONE:
+        return f'write instructions that denote the one marked "{noun}" and none of its {siblings} siblings.'
+    if plan.kind == ALL:
+        return f'write instructions that denote all {count} instances of "{noun}" in the picture.'
+    return f'write instructions that denote the {count} marked instances of "{noun}" and none of the other {siblings}.'

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MMR, multi-target and multi-granularity reasoning segmentation (`MMR_train.json`, `MMR_test_part_only.json`, ...).
+
+Source: the section "Json Format" of the README of github.com/jdg900/MMR and `utils/multi_part_reason_seg_dataset.py`
+there: a list of pictures {file_name, height, width, image_id, questions, answers, annotations, ...}; `answers[k]` is
+the list of annotations {bbox, segmentation: compressed RLE, category_name, ...} that answer `questions[k]`. Questions
+never name their target, so they are complex instructions; one question becomes one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..faults import RecordFault, RecordReader
+from ..image_roots import ImageRoot, ImageRoots
+from ..json_stream import JsonSyntaxError, iterate_elements, line_of, read_element, sample
+from ..schema import InstructionRow, shown
+from .instances import Instances, count_kind, finish_row
+
+
+def matches(path: Path) -> bool:
+    """Whether a path looks like this format."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    content = sample(path)
+    return content.lstrip()[:1] == b"[" and b'"questions"' in content and b'"answers"' in content
+
+
+def read(
+    path: str | Path, image_root: ImageRoot = None, split: str | None = None, progress: bool = False
+) -> Iterator[InstructionRow | RecordFault]:
+    """Rows and faults of a file; the split is what the file's name says after "MMR_"."""
+    path = Path(path)
+    file_split = path.stem.partition("_")[2] or None
+    if split is not None and split != file_split:
+        return
+    roots = ImageRoots(image_root, (path.parent, path.parent / "images", path.parent.parent / "coco"))
+    with open(path, "rb") as file:
+        try:
+            for element in iterate_elements(path, progress):
+                data = read_element(file, element.start, element.end)
+                record = RecordReader(str(path), f"[{element.position}]", data)
+                yield from _rows(record, roots, file_split)
+        except JsonSyntaxError as error:
+            where = f"line {line_of(path, error.offset)}, byte {error.offset}"
+            yield RecordFault(str(path), where, "(syntax)", error.reason, "JSON", "mend the syntax")
+
+
+def _rows(record: RecordReader, roots: ImageRoots, split: str | None) -> Iterator[InstructionRow | RecordFault]:
+    width, height, file_name = record.side("width"), record.side("height"), record.text("file_name")
+    image_id = record.whole("image_id")
+    questions, answers = record.items("questions"), record.items("answers")
+    if not record.faults and len(questions) != len(answers):
+        found = f"{len(questions)} questions, {len(answers)} answers"
+        record.fault("answers", found, "one list of annotations per question", "add or remove the odd one")
+    if record.faults:
+        yield from record.faults
+        return
+    for position, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        part = RecordReader(record.file, f"{record.record} (image_id {image_id})", record.data)
+        if not isinstance(question, str) or not question.strip():
+            part.fault(f"questions[{position}]", shown(question), "a non-empty string", "write the question")
+        if not isinstance(answer, list):
+            part.fault(f"answers[{position}]", shown(answer), "a list of annotations", "write [] for no target")
+            answer = []
+        instances, names = Instances(), {}
+        for place, annotation in enumerate(answer):
+            label = f"{part.record}: answers[{position}][{place}]"
+            instances.add(part, label, annotation, height, width)
+            names.update(_concept(annotation))
+        row = finish_row(
+            part,
+            instances,
+            image=roots.path(file_name, "MMR"),
+            file_name=file_name,
+            width=width,
+            height=height,
+            concept=list(names) if len(names) == 1 else [],
+            complex=[question],
+            target_kind=count_kind(len(instances)),
+            row_id=f"{image_id}-{position}",
+            image_id=image_id,
+            dataset="MMR",
+            split=split,
+        )
+        yield from part.faults
+        if row is not None:
+            yield row
+
+
+def _concept(annotation: Any) -> dict[str, None]:
+    """The category as words: PACO writes "trash_can" and, for a part of it, "trash_can:rim"."""
+    name = annotation.get("category_name") if isinstance(annotation, dict) else None
+    return {name.replace(":", " ").replace("_", " "): None} if isinstance(name, str) and name else {}

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shapes world as data: samples for training, fixed evaluation sets, rows of the common schema, official files."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..datasets.conversion import write_official
+from ..datasets.schema import InstructionRow, make_row
+from ..masks import encode_mask
+from .meaning import NONE, families_of
+from .world import Scene, ShapesWorld
+from .writer import InstructionWriter, WrittenTarget, kinds_of
+
+DATASET_NAME = "shapes"
+CONCEPT, SIMPLE, COMPLEX = InstructionLevel
+_SCENES_KEPT = 512
+
+
+@dataclass(frozen=True)
+class ShapesCase:
+    """One instruction about one scene: which scene, what was written about it, and the level it is said at."""
+
+    scene_index: int
+    target: WrittenTarget
+    level: InstructionLevel
+
+    @property
+    def text(self) -> str:
+        return self.target.phrasings[self.level].text
+
+    @property
+    def pair_text(self) -> str | None:
+        """The same question at the other instruction level, where it can be said there."""
+        other = {SIMPLE: COMPLEX, COMPLEX: SIMPLE}.get(self.level)
+        phrasing = self.target.phrasings.get(other) if other else None
+        return phrasing.text if phrasing else None
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether training has neither seen this phrasing nor this pair of colour and noun (either suffices)."""
+        return self.target.held_out_pair or self.target.phrasings[self.level].held_out
+
+
+def write_targets(
+    world: ShapesWorld, scenes: Sequence[int], targets_per_scene: int = 4, concepts_per_scene: int = 2
+) -> list[tuple[int, WrittenTarget]]:
+    """Targets for a set of scenes, balanced over the whole set; (scene index, target) in order of the scenes.
+
+    Args:
+        world: where the scenes come from.
+        scenes: their indices.
+        targets_per_scene: at most so many with simple and complex phrasings per scene.
+        concepts_per_scene: at most so many concepts per scene.
+    """
+    follow = InstructionWriter(world.split)
+    name = InstructionWriter(world.split, families_of(CONCEPT), (CONCEPT,))
+    written = []
+    for index in scenes:
+        objects = world.layout(index)
+        for writer, stream, count in ((name, 2, concepts_per_scene), (follow, 3, targets_per_scene)):
+            rng = world.rng(index, stream)
+            drawn = [writer.write(objects, rng) for _ in range(count)]
+            seen = set()
+            for target in drawn:
+                if target is not None and (target.meaning, target.number) not in seen:
+                    seen.add((target.meaning, target.number))
+                    written.append((index, target))
+    return written
+
+
+class ShapesInstructionDataset(Dataset):
+    """Instructions of the shapes world as samples, one per (target, level).
+
+    A sample is a dict: `image` (uint8 [H, W, 3]), `text`, `level` ("concept" | "simple" | "complex"), `kind`,
+    `masks` (bool [N, H, W]), `boxes` (float32 [N, 4], cxcywh in [0, 1]), `concept` (the category's noun), `pair_text`
+    (the same question at the other instruction level, or None), `template`, `is_held_out`, `row_id`, `image_id`.
+
+    Args:
+        split: "train", "validation" or "test".
+        num_scenes: how many scenes to write about.
+        seed: the world.
+        levels: the levels wanted.
+        targets_per_scene, concepts_per_scene: see [`write_targets`].
+        cases: use these instead of writing new ones.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        num_scenes: int = 1000,
+        seed: int = 0,
+        levels: Sequence[str | InstructionLevel] = tuple(InstructionLevel),
+        targets_per_scene: int = 4,
+        concepts_per_scene: int = 2,
+        cases: Sequence[ShapesCase] | None = None,
+    ):
+        self.world = ShapesWorld(seed, split)
+        wanted = [InstructionLevel.from_any(level) for level in levels]
+        if cases is None:
+            written = write_targets(
+                self.world,
+                range(num_scenes),
+                targets_per_scene if set(wanted) - {CONCEPT} else 0,
+                concepts_per_scene if CONCEPT in wanted else 0,
+            )
+            cases = [
+                ShapesCase(index, target, level)
+                for index, target in written
+                for level in wanted
+                if level in target.phrasings
+            ]
+        self.cases = list(cases)
+        self._scenes: OrderedDict[int, Scene] = OrderedDict()
+
+    @classmethod
+    def evaluation(
+        cls,
+        split: str = "test",
+        cases_per_cell: int = 125,
+        seed: int = 0,
+        levels: Sequence[str | InstructionLevel] = tuple(InstructionLevel),
+    ) -> ShapesInstructionDataset:
+        """The fixed evaluation set of a split: `cases_per_cell` instructions for every (level, target kind).
+
+        Simple and complex cases of a kind ask the same questions as far as both can say them. A concept names all
+        instances, so it has no 1-to-N; its other two positive kinds get twice the cases, which leaves a fifth without
+        a target. Held-out compositions: about half of the phrasings, and every colour-noun pair in proportion to the
+        pictures.
+        """
+        world = ShapesWorld(seed, split)
+        wanted = {}
+        for level in map(InstructionLevel.from_any, levels):
+            for kind in kinds_of(level):
+                wanted[level, kind] = cases_per_cell * (2 if level is CONCEPT and kind != NONE else 1)
+        targets = 1 if any(level is not CONCEPT for level, _ in wanted) else 0
+        concepts = 1 if any(level is CONCEPT for level, _ in wanted) else 0
+        cases: list[ShapesCase] = []
+        filled: Counter = Counter()
+        start, step = 0, 200
+        while any(filled[cell] < count for cell, count in wanted.items()):
+            for index, target in write_targets(world, range(start, start + step), targets, concepts):
+                for level in target.phrasings:
+                    if filled[level, target.kind] < wanted.get((level, target.kind), 0):
+                        filled[level, target.kind] += 1
+                        cases.append(ShapesCase(index, target, level))
+            start += step
+        return cls(split, 0, seed, cases=cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def scene(self, index: int) -> Scene:
+        """Scene `index` of the world; the most recent ones are kept."""
+        if index not in self._scenes:
+            self._scenes[index] = self.world.scene(index)
+            if len(self._scenes) > _SCENES_KEPT:
+                self._scenes.popitem(last=False)
+        return self._scenes[index]
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.sample(self.cases[position])
+
+    def sample(self, case: ShapesCase, mirrored: bool = False) -> dict[str, Any]:
+        """The sample of a case; `mirrored` exchanges left and right in picture and words (an augmentation)."""
+        scene = self.scene(case.scene_index)
+        if mirrored:
+            scene = scene.mirror()
+            case = ShapesCase(case.scene_index, case.target.mirror(), case.level)
+        chosen = list(case.target.targets)
+        return {
+            "image": scene.image,
+            "text": case.text,
+            "level": case.level.value,
+            "kind": case.target.kind,
+            "masks": scene.masks[chosen],
+            "boxes": scene.boxes[chosen],
+            "concept": case.target.concept,
+            "pair_text": case.pair_text,
+            "template": case.target.phrasings[case.level].template,
+            "is_held_out": case.is_held_out,
+            "row_id": _row_id(self.world, case.scene_index, case.target),
+            "image_id": _image_id(self.world, case.scene_index),
+        }
+
+
+def shapes_rows(
+    split: str, scenes: int | Sequence[int], seed: int = 0, targets_per_scene: int = 4
+) -> Iterator[InstructionRow]:
+    """Rows of the common schema, one per target, with PIL images, of the first so many scenes or of the ones given.
+
+    `concept` holds the category's noun as the official files do: it anchors the row, and denotes the row's target only
+    where `target_kind` is not "1-to-N" and the row asks for the whole category (its id contains "-category-").
+    Questions that only the complex level can ask have no simple instruction.
+    """
+    world = ShapesWorld(seed, split)
+    numbers = range(scenes) if isinstance(scenes, int) else scenes
+    number, scene = None, None
+    for index, target in write_targets(world, numbers, targets_per_scene, concepts_per_scene=0):
+        if index != number:
+            number, scene = index, world.scene(index)
+        chosen = list(target.targets)
+        height, width = scene.image.shape[:2]
+        texts = {level.value: [phrasing.text] for level, phrasing in target.phrasings.items()}
+        yield make_row(
+            image=Image.fromarray(scene.image),
+            width=width,
+            height=height,
+            row_id=_row_id(world, index, target),
+            image_id=_image_id(world, index),
+            masks=[encode_mask(scene.masks[i]) for i in chosen],
+            boxes=[pixel_box(scene.boxes[i], height, width) for i in chosen],
+            concept=[target.concept],
+            simple=texts.get("simple"),
+            complex=texts.get("complex"),
+            target_kind=target.kind,
+            annotation_ids=[index * 10 + i for i in chosen],
+            dataset=DATASET_NAME,
+            split=split,
+        )
+
+
+def write_official_json(directory: str | Path, split: str, num_scenes: int, seed: int = 0) -> Path:
+    """Write scenes as PNG files and their rows in the authors' format; returns the JSON's path.
+
+    The authors' loader needs all three instruction lists, so only targets that every level can ask for are written.
+    A picture appears under several record ids, one per target.
+    """
+    path = Path(directory) / f"sam3i_{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_official((row for row in shapes_rows(split, num_scenes, seed) if row["simple"]), path)
+    return path
+
+
+def pixel_box(box: np.ndarray, height: int, width: int) -> list[float]:
+    """[x, y, width, height] in pixels of a tight box (cx, cy, w, h) in [0, 1]; tight boxes are whole pixels."""
+    cx, cy, w, h = (float(value) for value in box)
+    return [float(round(value)) for value in ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)]
+
+
+def _row_id(world: ShapesWorld, index: int, target: WrittenTarget) -> str:
+    meaning = target.meaning
+    details = (meaning.noun, meaning.value, meaning.second, meaning.reference, target.number)
+    return f"{_image_id(world, index)}-{meaning.family}-" + "-".join(part for part in details if part)
+
+
+def _image_id(world: ShapesWorld, index: int) -> str:
+    return f"{DATASET_NAME}-{world.seed}-{world.split}-{index}"

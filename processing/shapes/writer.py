@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes instructions for scenes of the shapes world so that no phrasing gives its target kind away.
+
+A cell is (family, grammatical number, target kind). Each positive kind's share is split evenly over the families that
+can have it, and in every (family, number) a quarter of the sentences denote nothing; so a reader of the text alone
+learns nothing about whether there is a target.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from .meaning import (
+    ALL,
+    FAMILIES,
+    NONE,
+    ONE,
+    SOME,
+    Meaning,
+    denotation,
+    draw_meaning,
+    families_of,
+    names_held_out_pair,
+    place_shortcuts,
+    target_kind,
+)
+from .phrasing import Phrasing, mirror_text, say
+from .rendering import NOUNS, ShapeObject
+
+NONE_SHARE = 0.25
+HELD_OUT_PHRASING_SHARE = 0.5  # of the validation and test instructions
+ABSENT_SHARE = 0.12  # of the sentences without a target: the noun asked about is not in the picture at all
+SINGLE_SHARE = 0.12  # of the draws: a 1-to-1 target may be the only object of its noun, so that nothing is to choose
+_TRIES = 12  # random meanings per cell before the next cell is tried
+_CELLS_PER_DRAW = 10
+_SLACK = 3  # sentences by which a cell may run ahead of the slowest cell of its family and number
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is kept in balance; `shortcut` (only for the family "beside"): a rule of place alone gives the answer."""
+
+    family: str
+    number: str
+    kind: str
+    shortcut: bool | None = None
+
+
+@dataclass(frozen=True)
+class WrittenTarget:
+    """One target of one scene with what is said about it.
+
+    Attributes:
+        meaning, number, kind: the question, its grammatical number, its target kind.
+        targets: indices of the denoted objects, ascending.
+        phrasings: by level; simple and complex, where both exist, have the same meaning.
+        held_out_pair: the words combine a colour and a noun that training keeps apart.
+    """
+
+    meaning: Meaning
+    number: str
+    kind: str
+    targets: tuple[int, ...]
+    phrasings: dict[InstructionLevel, Phrasing]
+    held_out_pair: bool
+
+    @property
+    def concept(self) -> str:
+        """The category as a noun phrase ("object" where any object may answer)."""
+        return self.meaning.noun or "object"
+
+    def mirror(self) -> WrittenTarget:
+        """The same target in the mirrored scene: left and right exchanged in meaning and words."""
+        phrasings = {
+            level: replace(phrasing, text=mirror_text(phrasing.text)) for level, phrasing in self.phrasings.items()
+        }
+        return replace(self, meaning=self.meaning.mirror(), phrasings=phrasings)
+
+
+def cell_weights(families: Sequence[str]) -> dict[Cell, float]:
+    """The wanted share of every cell; sums to 1, and to a quarter for each target kind that occurs."""
+    weights: dict[Cell, float] = {}
+    kinds = sorted({kind for name in families for kinds in FAMILIES[name].kinds.values() for kind in kinds} - {NONE})
+    for kind in kinds:
+        places = [(name, number) for name in families for number, own in FAMILIES[name].kinds.items() if kind in own]
+        for name, number in places:
+            share = (1 - NONE_SHARE) / len(kinds) / len(places)
+            flags = (False, True) if name == "beside" else (None,)
+            for flag in flags:
+                weights[Cell(name, number, kind, flag)] = share / len(flags)
+            nothing = Cell(name, number, NONE)
+            weights[nothing] = weights.get(nothing, 0.0) + share * NONE_SHARE / (1 - NONE_SHARE)
+    return weights
+
+
+@dataclass
+class InstructionWriter:
+    """Draws targets for scene after scene, keeping all cells in balance.
+
+    Args:
+        split: "train" says neither held-out pairs nor held-out phrasings.
+        families: what may be asked.
+        levels: the levels to put each meaning into words for (those that can say it).
+    """
+
+    split: str
+    families: tuple[str, ...] = families_of(InstructionLevel.COMPLEX)
+    levels: tuple[InstructionLevel, ...] = (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
+    counts: Counter = field(default_factory=Counter)
+
+    def __post_init__(self):
+        self.weights = cell_weights(self.families)
+        self._siblings = defaultdict(list)
+        for cell in self.weights:
+            self._siblings[cell.family, cell.number].append(cell)
+
+    def write(
+        self, objects: Sequence[ShapeObject], rng: np.random.Generator, kinds: Sequence[str] | None = None
+    ) -> WrittenTarget | None:
+        """One target of this scene from the cells that need it most, or None if the scene has none to give.
+
+        Args:
+            objects: the scene.
+            rng: all randomness.
+            kinds: the target kinds wanted; all if not given.
+        """
+        cells = [cell for cell in self.weights if self._is_open(cell) and (kinds is None or cell.kind in kinds)]
+        noise = rng.random(len(cells))
+        order = sorted(range(len(cells)), key=lambda i: (self._progress(cells[i]), noise[i]))
+        single = rng.random() < SINGLE_SHARE
+        for i in order[:_CELLS_PER_DRAW]:
+            for _ in range(_TRIES):
+                found = self._attempt(cells[i], objects, rng, single)
+                if found is not None:
+                    self.counts[cells[i]] += 1
+                    return found
+        return None
+
+    def _progress(self, cell: Cell) -> float:
+        return self.counts[cell] / self.weights[cell]
+
+    def _is_open(self, cell: Cell) -> bool:
+        """Whether a cell may go on: the slowest cell of its family and number sets the pace."""
+        slowest = min(self._progress(other) for other in self._siblings[cell.family, cell.number])
+        return self.counts[cell] <= slowest * self.weights[cell] + _SLACK
+
+    def _attempt(
+        self, cell: Cell, objects: Sequence[ShapeObject], rng: np.random.Generator, single: bool
+    ) -> WrittenTarget | None:
+        nouns, references = self._nouns(cell, objects, rng, single)
+        if not nouns:
+            return None
+        meaning = draw_meaning(cell.family, rng, nouns, references)
+        if self.split == "train" and names_held_out_pair(meaning):
+            return None
+        targets = denotation(meaning, objects)
+        if targets is None or target_kind(meaning, targets, objects) != cell.kind:
+            return None
+        if meaning.family in ("side", "beside") and cell.kind != NONE:
+            shortcut = targets in place_shortcuts(meaning, objects)
+            if shortcut is not bool(cell.shortcut):
+                return None
+        return WrittenTarget(
+            meaning=meaning,
+            number=cell.number,
+            kind=cell.kind,
+            targets=tuple(sorted(targets)),
+            phrasings=self._phrasings(meaning, cell.number, rng),
+            held_out_pair=names_held_out_pair(meaning),
+        )
+
+    @staticmethod
+    def _nouns(
+        cell: Cell, objects: Sequence[ShapeObject], rng: np.random.Generator, single: bool
+    ) -> tuple[Sequence[str], Sequence[str]]:
+        """Nouns to ask about and to refer to, chosen so that hard cases are as common as easy ones."""
+        counts = Counter(item.noun for item in objects)
+        present = sorted(counts)
+        absent = [noun for noun in NOUNS if noun not in counts] or present
+        repeated = [noun for noun in present if counts[noun] > 1]
+        if cell.family == "except":  # "everything except X" is everything where there is no X
+            return (absent if cell.kind == ALL else present), present
+        if cell.kind != NONE:
+            chooses = cell.kind == ONE and cell.family != "category" and not single
+            return (repeated if chooses else present), present
+        nouns = absent if cell.family == "category" or rng.random() < ABSENT_SHARE else present
+        return nouns, absent if rng.random() < ABSENT_SHARE else present
+
+    def _phrasings(self, meaning: Meaning, number: str, rng: np.random.Generator) -> dict[InstructionLevel, Phrasing]:
+        phrasings = {}
+        for level in self.levels:
+            held_out = self.split != "train" and rng.random() < HELD_OUT_PHRASING_SHARE
+            if meaning.family in families_of(level):
+                phrasings[level] = say(meaning, number, level, rng, held_out)
+        return phrasings
+
+
+def kinds_of(level: InstructionLevel) -> tuple[str, ...]:
+    """The target kinds of a level in table order; a concept names all its instances, so it has no 1-to-N."""
+    cells = cell_weights(families_of(level))
+    order = [kind for kind in (ONE, SOME, ALL, NONE) if any(cell.kind == kind for cell in cells)]
+    return tuple(order)

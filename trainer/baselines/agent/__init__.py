@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAM3 with a chat model as agent, the paper's comparison."""

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAM3 + Agent: a multimodal chat model searches noun phrases with SAM3 and chooses among the masks.
+
+The protocol is that of the agent published with SAM3: one tool call per turn, masks without overlaps ordered by
+score and numbered anew on the image each turn, a history pruned to the request and the turns since the last search,
+and at most 100 generations. The prompts are this package's own (`prompts/`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging
+
+from ....processing.chat.client import ChatModel, ChatModelError, ChatRequestError, ChatUsage, Message
+from ...evaluation.segmenter import SegmentationCost, SegmentationResult, Segmenter
+from ..phrase_detector import EncodedImages, PhraseDetector
+from .conversation import AgentConversation
+from .mask_candidates import MaskCandidates
+from .prompts import AgentPrompts
+from .tools import AgentTool, ToolCall, UnusableReplyError, check_call, parse_tool_call, parse_verdict
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class AgentStep:
+    """One turn of the agent: the call and how many masks were available after it, or why it was not carried out."""
+
+    tool: str | None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    num_masks: int = 0
+    fault: str | None = None
+    dropped_calls: int = 0
+
+
+class AgentFailureError(RuntimeError):
+    """The agent ended without an answer."""
+
+
+class AgentSegmenter(Segmenter):
+    """Segments what an instruction denotes by letting a chat model use SAM3.
+
+    Args:
+        detector: SAM3, as a [`PhraseDetector`].
+        chat: the chat model.
+        prompts: defaults to the files of this package.
+        max_generations: most answers of the chat model per instruction, examinations of single masks included.
+        max_tokens: most tokens (prompt and completion) per instruction; None for no limit.
+        max_unusable: answers in a row that cannot be carried out, or verdicts that cannot be read, before the
+            instruction counts as failed. A repeated phrase has its own answer in the protocol and does not count here.
+        workers: instructions under way at a time; the chat model must accept concurrent requests.
+
+    An instruction without an answer (no usable reply, budget used up, endpoint out of reach) gets an empty result
+    whose `error` says why. In its cost, `failures` counts replies that could not be used and requests that had to be
+    sent again; `seconds` includes waiting for others when `workers` > 1.
+    """
+
+    name = "agent"
+
+    def __init__(
+        self,
+        detector: PhraseDetector,
+        chat: ChatModel,
+        *,
+        prompts: AgentPrompts | None = None,
+        max_generations: int = 100,
+        max_tokens: int | None = None,
+        max_unusable: int = 3,
+        workers: int = 1,
+    ):
+        if min(max_generations, max_unusable, workers) < 1 or (max_tokens is not None and max_tokens < 1):
+            raise ValueError(
+                "AgentSegmenter needs `max_generations`, `max_unusable`, `workers` and `max_tokens` of at least 1; "
+                f"received {max_generations}, {max_unusable}, {workers} and {max_tokens}."
+            )
+        self.detector = detector
+        self.chat = chat
+        self.prompts = prompts or AgentPrompts.load()
+        self.max_generations = max_generations
+        self.max_tokens = max_tokens
+        self.max_unusable = max_unusable
+        self.workers = workers
+        self.detector_lock = threading.Lock()
+
+    @property
+    def num_parameters(self) -> int | None:
+        chat = self.chat.num_parameters
+        return None if chat is None else self.detector.num_parameters + chat
+
+    def segment(self, image: Image, instructions: list[str], levels: list[str | None]) -> list[SegmentationResult]:
+        return self.segment_images([image], [instructions], [levels])[0]
+
+    def segment_images(
+        self,
+        images: Sequence[Image],
+        instructions: Sequence[list[str]],
+        levels: Sequence[list[str | None]],
+    ) -> list[list[SegmentationResult]]:
+        """Answers the instructions of several images, up to `workers` at a time; levels do not matter to the agent."""
+        runs = []
+        with ThreadPoolExecutor(self.workers) as pool:
+            for image, group in zip(images, instructions, strict=True):
+                with self.detector_lock:
+                    encoded = self.detector.encode([image])
+                share = 1 / max(1, len(group))
+                runs.append([pool.submit(self.run, image, text, encoded, share) for text in group])
+            return [[run.result()[0] for run in group] for group in runs]
+
+    def run(
+        self, image: Image, instruction: str, encoded: EncodedImages | None = None, share: float = 1.0
+    ) -> tuple[SegmentationResult, list[AgentStep]]:
+        """Answers one instruction and tells how.
+
+        Args:
+            encoded: vision features of the image, where they exist already.
+            share: the part of their cost this instruction bears.
+
+        Raises:
+            ChatRequestError: when the endpoint knows neither the key nor the model (HTTP 401, 403, 404), since no
+                instruction could be answered.
+        """
+        if encoded is None:
+            with self.detector_lock:
+                encoded = self.detector.encode([image])
+        episode = _Episode(self, image.convert("RGB"), instruction, encoded)
+        started, error = time.monotonic(), None
+        try:
+            answer = episode.play()
+        except (AgentFailureError, ChatModelError) as failure:
+            if isinstance(failure, ChatRequestError) and failure.status in (401, 403, 404):
+                raise
+            error, answer = str(failure), None
+            logger.warning("The agent has no answer to %r: %s", instruction, error)
+        cost = replace(
+            episode.cost(),
+            seconds=time.monotonic() - started + share * encoded.seconds,
+            vision_passes=share,
+        )
+        if answer is None:
+            return SegmentationResult.empty(image.height, image.width, cost=cost, error=error), episode.steps
+        return SegmentationResult(answer.masks, answer.scores, answer.boxes, cost=cost), episode.steps
+
+
+class _Episode:
+    """The state of one instruction: conversation, available masks, what was used."""
+
+    def __init__(self, agent: AgentSegmenter, image: Image, instruction: str, encoded: EncodedImages):
+        self.agent = agent
+        self.image = image
+        self.encoded = encoded
+        self.conversation = AgentConversation(agent.prompts, image, instruction)
+        self.candidates: MaskCandidates | None = None  # None until the first search
+        self.steps: list[AgentStep] = []
+        self.usage = ChatUsage()
+        self.passes = 0
+        self.unusable = 0
+
+    def cost(self) -> SegmentationCost:
+        return SegmentationCost(
+            passes=self.passes,
+            calls=self.usage.calls,
+            tokens=self.usage.tokens,
+            failures=self.unusable + self.usage.retries,
+        )
+
+    def play(self) -> MaskCandidates | None:
+        """Takes turns until the agent answers; None stands for "no mask"."""
+        unusable_in_a_row = 0
+        while True:
+            reply = self.ask(self.conversation.messages())
+            try:
+                call = parse_tool_call(reply)
+                check_call(call, self.num_masks, self.candidates is not None)
+            except UnusableReplyError as fault:
+                unusable_in_a_row += 1
+                self.unusable += 1
+                self.steps.append(AgentStep(None, num_masks=self.num_masks, fault=str(fault)))
+                if unusable_in_a_row >= self.agent.max_unusable:
+                    raise AgentFailureError(
+                        f"{unusable_in_a_row} answers in a row could not be carried out; the last one: {fault}"
+                    ) from fault
+                self.conversation.unusable(reply, str(fault))
+                continue
+            unusable_in_a_row = 0
+            if call.tool is AgentTool.REPORT_NO_MASK:
+                self.record(call)
+                return None
+            if call.tool is AgentTool.SELECT_MASKS_AND_RETURN:
+                self.record(call)
+                return self.candidates.take([n - 1 for n in sorted(set(call.parameters["final_answer_masks"]))])
+            if call.tool is AgentTool.SEGMENT_PHRASE:
+                self.segment_phrase(call)
+            else:
+                self.examine_each_mask(call)
+
+    @property
+    def num_masks(self) -> int:
+        return 0 if self.candidates is None else len(self.candidates)
+
+    def record(self, call: ToolCall, fault: str | None = None) -> None:
+        self.steps.append(AgentStep(call.tool.value, call.parameters, self.num_masks, fault, call.dropped))
+
+    def ask(self, messages: list[Message]) -> str:
+        """Has the chat model answer, within the budget."""
+        agent = self.agent
+        if self.usage.calls >= agent.max_generations:
+            raise AgentFailureError(f"the budget of {agent.max_generations} generations is used up.")
+        if agent.max_tokens is not None and self.usage.tokens >= agent.max_tokens:
+            raise AgentFailureError(f"the budget of {agent.max_tokens} tokens is used up ({self.usage.tokens}).")
+        try:
+            reply = agent.chat.complete(messages)
+        except ChatModelError as error:
+            self.usage += error.usage
+            raise
+        self.usage += reply.usage
+        return reply.text
+
+    def segment_phrase(self, call: ToolCall) -> None:
+        phrase = " ".join(call.parameters["text_prompt"].split())
+        if self.conversation.is_used(phrase):
+            self.unusable += 1
+            self.record(call, fault="the phrase was searched before")
+            self.conversation.repeated(call.text, phrase)
+            return
+        with self.agent.detector_lock:
+            (found,) = self.agent.detector.detect(self.encoded, [phrase], [0])
+        self.passes += 1
+        self.candidates = MaskCandidates(found.masks, found.scores, found.boxes).without_overlaps()
+        self.record(call)
+        self.conversation.segmented(call.text, phrase, len(self.candidates), self.drawing())
+
+    def examine_each_mask(self, call: ToolCall) -> None:
+        kept = [index for index in range(len(self.candidates)) if self.accepts(index)]
+        self.candidates = self.candidates.take(kept)
+        self.record(call)
+        self.conversation.examined(call.text, len(kept), self.drawing())
+
+    def accepts(self, index: int) -> bool:
+        """Has the chat model judge one mask, shown alone and close up."""
+        messages = self.conversation.examination(*self.candidates.draw_alone(self.image, index))
+        for _ in range(self.agent.max_unusable):
+            reply = self.ask(messages)
+            try:
+                return parse_verdict(reply)
+            except UnusableReplyError as error:
+                fault = error
+                self.unusable += 1
+                messages = self.conversation.examination_again(messages, reply)
+        raise AgentFailureError(
+            f"{self.agent.max_unusable} verdicts in a row on mask {index + 1} could not be read; the last one: {fault}"
+        )
+
+    def drawing(self) -> Image | None:
+        return self.candidates.draw(self.image) if len(self.candidates) else None
+
+
+__all__ = ["AgentFailureError", "AgentSegmenter", "AgentStep"]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions held against targets: protocols, metrics, results."""

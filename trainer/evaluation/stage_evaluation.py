@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is looked at while training: figures by level and kind of target, and whether the concept path is untouched."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..predictions.log import read_records
+from .evaluate import evaluate_model
+from .protocols import get_protocol
+from .result import score_records
+
+FIGURES = ("gIoU", "cIoU", "P@0.5", "N-acc")
+KIND_FIGURES = ("gIoU", "P@0.5")
+KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
+
+
+def evaluate_levels(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    trained: Sequence[InstructionLevel],
+    *,
+    batch_size: int,
+    threshold: float,
+    folder: Path,
+) -> dict[str, float]:
+    """Figures of the default protocol, in percent, for every level and every kind of target that the data has.
+
+    Args:
+        trained: Levels that count for `stage_gIoU`, the mean over their instructions.
+        folder: Where predictions lie while they are scored; shared by all processes, removed at the end.
+
+    Returns:
+        `dict[str, float]`: `{level}_{figure}`, `{level}_{kind}_{figure}` and `stage_gIoU`.
+
+    Raises:
+        ValueError: when the data has no instruction of the trained levels.
+    """
+    from ..processes import process_state
+
+    state = process_state()
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)  # of an evaluation that was cut off
+    state.wait_for_everyone()
+    result = evaluate_model(
+        model,
+        processor,
+        dataset,
+        batch_size=batch_size,
+        threshold=threshold,
+        output_dir=folder,
+        progress=False,
+    )
+    protocol = get_protocol("default")
+    scores, _ = score_records(list(read_records(result.predictions)), protocol)
+    levels, kinds = np.array(scores.levels, dtype=object), np.array(scores.kinds, dtype=object)
+    figures: dict[str, float] = {}
+
+    def add(prefix: str, chosen: np.ndarray, names: Sequence[str]) -> None:
+        if chosen.any():
+            computed = protocol.compute(scores.take(chosen))
+            figures.update({f"{prefix}_{name}": computed[name] for name in names if computed[name] is not None})
+
+    for level in (each.value for each in InstructionLevel):
+        add(level, levels == level, FIGURES)
+        for kind in KINDS:
+            add(f"{level}_{kind}", (levels == level) & (kinds == kind), KIND_FIGURES)
+    add("stage", np.isin(levels, [level.value for level in trained]), ("gIoU",))
+    if "stage_gIoU" not in figures:
+        wanted = " or ".join(level.value for level in trained)
+        raise ValueError(f"Expected evaluation data with instructions of the level {wanted}, found none.")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(folder)
+    return figures
+
+
+class ConceptCheck:
+    """Tells whether the model still answers concepts bit for bit as it did when the check was made.
+
+    Args:
+        model: The model before training.
+        inputs: A fixed batch; its rows are asked at the concept level.
+    """
+
+    _COMPARED = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg", "text_features")
+
+    def __init__(self, model: Any, inputs: dict[str, torch.Tensor]):
+        self.inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        self.before = self._outputs(model)
+
+    @classmethod
+    def on_rows(cls, model: Any, processor: Any, rows: Sequence[Any]) -> "ConceptCheck":
+        """Check the pictures of some rows with their concept, or with "object" where they have none."""
+        concepts = [row["concept"][0] if row["concept"] else "object" for row in rows]
+        pictures = [row["image"].convert("RGB") for row in rows]
+        encoded = processor(images=pictures, text=concepts, instruction_levels="concept", return_tensors="pt")
+        names = ("pixel_values", "input_ids", "attention_mask", "instruction_levels")
+        return cls(model, {name: encoded[name] for name in names})
+
+    def _outputs(self, model: Any) -> dict[str, torch.Tensor]:
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            outputs = model(**self.inputs)
+        model.train(training)
+        return {name: getattr(outputs, name).clone() for name in self._COMPARED}
+
+    def is_unchanged(self, model: Any) -> bool:
+        """Whether every output equals the recorded one (`torch.equal`)."""
+        after = self._outputs(model)
+        return all(torch.equal(after[name], before) for name, before in self.before.items())
+
+
+__all__ = ["ConceptCheck", "evaluate_levels"]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions as files, logs and pairs to compare."""

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prediction and annotation files in the authors' JSON layout, checked record by record.
+
+A prediction file is a list of {"annotation_id", "image_id", "predictions": [{"rle": {"size", "counts"}, "score"}]}
+(further fields, such as "prompt_type", are allowed); an annotation file is COCO-style with "images" and "annotations".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...processing.datasets.faults import RecordFault, RecordReader
+from ...processing.datasets.schema import shown
+from ...processing.masks import rle_fault, segmentation_to_rle
+
+SHOWN_FAULTS = 20
+
+
+class PredictionFileError(ValueError):
+    """A prediction or annotation file that cannot be scored; the message names file, record and field of each fault.
+
+    Attributes:
+        faults: all of them; the message shows the first twenty.
+    """
+
+    def __init__(self, faults: Iterable[RecordFault]):
+        self.faults = list(faults)
+        lines = [str(fault) for fault in self.faults[:SHOWN_FAULTS]]
+        if len(self.faults) > SHOWN_FAULTS:
+            lines.append(f"... and {len(self.faults) - SHOWN_FAULTS} more")
+        super().__init__("\n".join(lines))
+
+
+@dataclass
+class PredictionRecord:
+    """One answer: masks as RLE counts of an image of [height, width] = size, and where in the file it stands."""
+
+    label: str
+    annotation_id: int | None
+    image_id: int
+    level: str
+    size: tuple[int, int] | None
+    masks: list[str]
+    scores: list[float]
+
+
+@dataclass
+class AnnotationRecord:
+    """One annotated instance as RLE counts; `ignored` regions are targets of nothing."""
+
+    annotation_id: int
+    image_id: int
+    counts: str
+    is_crowd: bool
+    ignored: bool
+
+
+@dataclass
+class AnnotationFile:
+    """The images (id -> (height, width)) and annotations of a file, each in file order.
+
+    `kinds` and `ignore_masks` (RLE counts) are given by image id where the file has them, `datasets` are the names of
+    the data in it (its own where it names none).
+    """
+
+    images: dict[int, tuple[int, int]] = field(default_factory=dict)
+    annotations: dict[int, AnnotationRecord] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)
+    ignore_masks: dict[int, list[str]] = field(default_factory=dict)
+    datasets: set[str] = field(default_factory=set)
+
+    def of_image(self) -> dict[int, list[AnnotationRecord]]:
+        """The annotations of every image that has some."""
+        grouped: dict[int, list[AnnotationRecord]] = defaultdict(list)
+        for annotation in self.annotations.values():
+            grouped[annotation.image_id].append(annotation)
+        return grouped
+
+
+def read_predictions(path: str | Path) -> list[PredictionRecord]:
+    """The records of a prediction file.
+
+    Raises:
+        PredictionFileError: names every record and field that cannot be used.
+    """
+    content = _load_json(path)
+    if not isinstance(content, list):
+        expected, fix = "a list of prediction records", "write one list; annotations go to --references"
+        raise PredictionFileError([RecordFault(str(path), "(file)", "(file)", shown(content), expected, fix)])
+    records, faults = [], []
+    first_use: dict[int, str] = {}
+    for index, data in enumerate(content):
+        reader = RecordReader(str(path), f"record [{index}]", data)
+        record = _prediction_record(reader)
+        if record.annotation_id is not None:
+            reader.record = record.label = f"record [{index}] (annotation_id {record.annotation_id})"
+            other = first_use.setdefault(record.annotation_id, f"record [{index}]")
+            if other != f"record [{index}]":
+                reader.fault(
+                    "annotation_id",
+                    f"{record.annotation_id}, used by {other} too",
+                    "one record per annotation",
+                    "keep one of them",
+                )
+        faults += reader.faults
+        records.append(record)
+    if faults:
+        raise PredictionFileError(faults)
+    return records
+
+
+def _prediction_record(reader: RecordReader) -> PredictionRecord:
+    annotation_id = reader.whole("annotation_id") if reader.data.get("annotation_id") is not None else None
+    image_id = reader.whole("image_id")
+    size, masks, scores = None, [], []
+    for index, entry in enumerate(reader.items("predictions")):
+        name = f"predictions[{index}]"
+        if not isinstance(entry, dict):
+            reader.fault(name, shown(entry), 'an object {"rle", "score"}', "write one object per mask")
+            continue
+        score = entry.get("score")
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            found = shown(score) if "score" in entry else "missing"
+            reader.fault(f"{name}.score", found, "a finite number", "write the score of the mask")
+            continue
+        rle = entry.get("rle")
+        own = rle.get("size") if isinstance(rle, dict) else None
+        if not isinstance(own, list) or len(own) != 2 or not all(type(side) is int and side > 0 for side in own):
+            found = shown(rle) if "rle" in entry else "missing"
+            reader.fault(
+                f"{name}.rle",
+                found,
+                'an object {"size": [height, width], "counts": str}',
+                "encode the mask as compressed RLE",
+            )
+            continue
+        fault = rle_fault(rle, *own)
+        if fault is None and size not in (None, tuple(own)):
+            fault = f"size {own} differs from the {list(size)} of the masks before it"
+        if fault:
+            reader.fault(f"{name}.rle", fault, "a compressed RLE of the image's size", "encode the mask anew")
+            continue
+        size = tuple(own)
+        masks.append(rle["counts"])
+        scores.append(float(score))
+    level = _level_of(reader.data.get("prompt_type"))
+    return PredictionRecord(reader.record, annotation_id, image_id, level, size, masks, scores)
+
+
+def read_annotations(path: str | Path) -> AnnotationFile:
+    """The images and annotations of a COCO-style file; polygons and both kinds of RLE are read.
+
+    An annotation with a truthy "ignore" is an ignore region, and so are the "ignore_masks" of an image's "sam3i"
+    object (where the authors' layout has no place for them).
+
+    Raises:
+        PredictionFileError: names every record and field that cannot be used.
+    """
+    content = _load_json(path)
+    file, faults = AnnotationFile(), []
+    if not isinstance(content, dict):
+        expected, fix = "an object with the lists images and annotations", "convert it with `sam3i data convert`"
+        raise PredictionFileError([RecordFault(str(path), "(file)", "(file)", shown(content), expected, fix)])
+    top = RecordReader(str(path), "(file)", content)
+    for index, data in enumerate(top.items("images")):
+        reader = RecordReader(str(path), f"images[{index}]", data)
+        number, height, width = reader.whole("id"), reader.whole("height", 1), reader.whole("width", 1)
+        if number in file.images:
+            reader.fault("id", str(number), "an id used once", "give it an id of its own")
+        if not reader.faults:
+            _read_extension(file, reader, number, height, width)
+            file.images[number] = (height, width)
+        faults += reader.faults
+    for index, data in enumerate(top.items("annotations")):
+        reader = RecordReader(str(path), f"annotations[{index}]", data)
+        _add_annotation(file, reader)
+        faults += reader.faults
+    if faults or top.faults:
+        raise PredictionFileError(top.faults + faults)
+    return file
+
+
+def _read_extension(file: AnnotationFile, reader: RecordReader, number: int, height: int, width: int) -> None:
+    extension = reader.data.get("sam3i")
+    extension = extension if isinstance(extension, dict) else {}
+    name = extension.get("dataset")
+    file.datasets.add(name if isinstance(name, str) else Path(reader.file).stem)
+    if isinstance(extension.get("target_kind"), str):
+        file.kinds[number] = extension["target_kind"]
+    for index, rle in enumerate(extension.get("ignore_masks") or []):
+        fault = rle_fault(rle, height, width)
+        if fault:
+            expected = f"compressed RLE of [{height}, {width}]"
+            reader.fault(f"sam3i.ignore_masks[{index}]", fault, expected, "encode the mask at the size of the image")
+        else:
+            file.ignore_masks.setdefault(number, []).append(rle["counts"])
+
+
+def _add_annotation(file: AnnotationFile, reader: RecordReader) -> None:
+    number, image_id = reader.whole("id"), reader.whole("image_id")
+    if reader.faults:
+        return
+    reader.record = f"{reader.record} (id {number})"
+    if number in file.annotations:
+        reader.fault("id", str(number), "an id used once", "give it an id of its own")
+    if image_id not in file.images:
+        reader.fault("image_id", str(image_id), "the id of a good image record", "add the image")
+        return
+    segmentation = reader.data.get("segmentation")
+    try:
+        if isinstance(segmentation, dict) and segmentation.get("counts") == "":
+            counts = ""
+        else:
+            rle = segmentation_to_rle(segmentation, *file.images[image_id])
+            counts = "" if rle is None else rle["counts"]
+    except (ValueError, TypeError, OverflowError) as error:
+        reader.fault("segmentation", str(error), "polygons or an RLE that fits the image", "encode the mask anew")
+    if not reader.faults:
+        flags = bool(reader.data.get("iscrowd")), bool(reader.data.get("ignore"))
+        file.annotations[number] = AnnotationRecord(number, image_id, counts, *flags)
+
+
+def _level_of(prompt_type: Any) -> str:
+    """The level behind the authors' prompt types ("simple_query_0" and the like), "" where there is none."""
+    name = str(prompt_type).split("_")[0]
+    return name if name in [level.value for level in InstructionLevel] else ""
+
+
+def _load_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise PredictionFileError(
+            [RecordFault(str(path), where, "(syntax)", error.msg, "JSON", "mend the syntax")]
+        ) from None
+    except UnicodeDecodeError as error:
+        fault = RecordFault(
+            str(path), f"byte {error.start}", "(encoding)", error.reason, "UTF-8", "write the file as UTF-8"
+        )
+        raise PredictionFileError([fault]) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PredictionFileError(
+            [RecordFault(str(path), "(file)", "(file)", reason, "a readable file", "check the path")]
+        ) from None
+    except RecursionError:
+        raise PredictionFileError(
+            [RecordFault(str(path), "(file)", "(syntax)", "brackets nested too deeply", "JSON", "mend the syntax")]
+        ) from None

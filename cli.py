@@ -1,23 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `sam3i` command."""
+"""The `sam3i` command: mounts each folder's commands, and is the one place where errors become a line."""
 
 import logging
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
+from . import __version__
 from .hub.conversion.cli import convert
 from .hub.demo.cli import demo
-from .hub.publish.export_cli import export
-from .hub.publish.push_cli import card, push
+from .hub.publish.cli import card, export, push
 from .processing.cli import data_app
 from .processing.data_engine.cli import add_engine_commands
 from .trainer.cli import train
 from .trainer.evaluation.cli import evaluate
 
+_TRACEBACK = "SAM3I_TRACEBACK"
+_SPEAK_FOR_THEMSELVES = (OSError, ValueError, TypeError, ImportError)
+"""Errors whose message is a sentence; others are told with their kind."""
+
+
+class _ErrorsInOneLine(TyperGroup):
+    """Whatever goes wrong in a command becomes `Error: ...` and exit status 1; SAM3I_TRACEBACK=1 shows where."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except Exception as error:
+            if os.environ.get(_TRACEBACK):
+                raise
+            typer.echo(f"Error: {describe_error(error)}", err=True)
+            raise typer.Exit(code=1) from error
+
+
+def describe_error(error: Exception) -> str:
+    """An error as a person reads it: its message, with its kind where that says more."""
+    if isinstance(error, KeyError):  # its text is the repr of the key
+        return f"{type(error).__name__}: {error}. {_TRACEBACK}=1 shows where."
+    text = str(error).strip()
+    if text and isinstance(error, _SPEAK_FOR_THEMSELVES):
+        return text
+    first = text.splitlines()[0] if text else "no message"
+    return f"{type(error).__name__}: {first}. {_TRACEBACK}=1 shows where."
+
+
 app = typer.Typer(
     name="sam3i",
+    cls=_ErrorsInOneLine,
     help="Segment images by instruction with SAM3-I: predict, train, evaluate, convert, build data.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,9 +60,19 @@ app = typer.Typer(
 )
 
 
-def _fail(error: Exception) -> typer.Exit:
-    typer.echo(f"Error: {error}", err=True)
-    return typer.Exit(code=1)
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sam3i {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -43,10 +88,7 @@ def predict(
     """Segment an image by instructions; write the masks over the picture, and as JSON."""
     from .processing.predict import predict as run
 
-    try:
-        prediction = run(model, image, text, level, output, threshold, device=device)
-    except (OSError, ValueError, TypeError) as error:
-        raise _fail(error) from error
+    prediction = run(model, image, text, level, output, threshold, device=device)
     for instruction, followed, count in prediction.found:
         typer.echo(f"{count} instance{'' if count == 1 else 's'} ({followed}): {instruction}")
     typer.echo(f"{prediction.overlay}\n{prediction.results}")
@@ -57,10 +99,7 @@ def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) ->
     """Say what a repository holds: levels, adapters, sizes, base. No weights are loaded."""
     from .hub.repo_info import repo_info
 
-    try:
-        typer.echo(str(repo_info(model)))
-    except (OSError, ValueError) as error:
-        raise _fail(error) from error
+    typer.echo(str(repo_info(model)))
 
 
 for command in (train, evaluate, convert, export, push, card, demo):

@@ -22,12 +22,6 @@ def convert(
     """Convert an official SAM3-I checkpoint into a repository for from_pretrained, and report on every tensor."""
     from .official import convert_official_checkpoint
 
-    try:
-        report = convert_official_checkpoint(
-            checkpoint, output_dir, config=config, base=base, adapter_heads=adapter_heads
-        )
-    except (OSError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(code=1) from error
+    report = convert_official_checkpoint(checkpoint, output_dir, config=config, base=base, adapter_heads=adapter_heads)
     typer.echo(report.summary())
     typer.echo(f"Written to {output_dir}")

@@ -33,27 +33,23 @@ def demo(
     ] = None,
 ) -> None:
     """Open a page on which to try a model: instructions, levels, thresholds, boxes."""
+    if export_space is not None:
+        from .space import export_demo_space
+
+        typer.echo(f"Written to {export_demo_space(model, export_space)}")
+        return
+    from .model import DemoModel
+    from .page import DemoPage
+
+    _check_address(host, port)
+    typer.echo(f"Loading {model} ...")
     try:
-        if export_space is not None:
-            from .space import export_demo_space
-
-            typer.echo(f"Written to {export_demo_space(model, export_space)}")
-            return
-        from .model import DemoModel
-        from .page import DemoPage
-
-        _check_address(host, port)
-        typer.echo(f"Loading {model} ...")
-        try:
-            loaded = DemoModel.load(model, device)
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"cannot load {model}: {error}") from error
-        typer.echo(f"{loaded.parameters / 1e6:.1f} M parameters on {loaded.device}")
-        page = DemoPage(loaded, threshold)
-        _, address, _ = page.launch(host, port, prevent_thread_lock=True)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(code=1) from error
+        loaded = DemoModel.load(model, device)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot load {model}: {error}") from error
+    typer.echo(f"{loaded.parameters / 1e6:.1f} M parameters on {loaded.device}")
+    page = DemoPage(loaded, threshold)
+    _, address, _ = page.launch(host, port, prevent_thread_lock=True)
     if host not in _LOOPBACK:
         typer.echo(f"Anyone who can reach this machine can use the page (host {host}).")
     typer.echo(f"Open {address} (Ctrl+C to stop)")

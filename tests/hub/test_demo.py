@@ -357,7 +357,7 @@ def test_space_names_a_model_of_the_hub(tmp_path):
     assert "MODEL = 'org/sam3-i'" in app and "pathlib" not in app
     names = {re.split(r"[<>=!~ ]", line)[0] for line in (folder / "requirements.txt").read_text().split("\n")}
     assert {"torch", "transformers", "peft", "pillow"} <= names and not names & {"pytest", "ruff", "gradio"}
-    assert (folder / "sam3i" / "processing" / "data_engine" / "prompts" / "writer.md").is_file()
+    assert (folder / "sam3i" / "processing" / "data_engine" / "writers" / "prompts" / "writer.md").is_file()
     assert not list(folder.rglob("__pycache__")) and not (folder / "sam3i" / "tests").exists()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sam3i push` and `sam3i card`: a model on the Hub, and its card, on the command line."""
+"""`sam3i export`, `push` and `card`: a model for others, on the command line."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +9,15 @@ import typer
 FORMS = ("full", "adapter", "remote-code")
 
 
-def _fail(error: Exception) -> typer.Exit:
-    typer.echo(f"Error: {error}", err=True)
-    return typer.Exit(code=1)
+def export(
+    model: Annotated[str, typer.Argument(help="SAM3-I or stock SAM3 repository or folder.")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder to create.")],
+) -> None:
+    """Write weights, processor and code to a folder that works with trust_remote_code=True."""
+    from .remote_code import export_repository
+
+    folder = export_repository(model, output_dir)
+    typer.echo(f"Written to {folder}")
 
 
 def push(
@@ -34,20 +40,17 @@ def push(
         raise typer.BadParameter(f"--as takes {', '.join(FORMS)}, found {form!r}.")
     from .push import push_folder
 
-    try:
-        commit = push_folder(
-            folder,
-            repo_id,
-            form=form,
-            base_model=base,
-            license=license,
-            results=results or (),
-            private=True if private else None,
-            revision=revision,
-            message=message,
-        )
-    except (OSError, ValueError) as error:
-        raise _fail(error) from error
+    commit = push_folder(
+        folder,
+        repo_id,
+        form=form,
+        base_model=base,
+        license=license,
+        results=results or (),
+        private=True if private else None,
+        revision=revision,
+        message=message,
+    )
     typer.echo(f"Pushed to {commit.repo_url}\n{commit.commit_url}")
 
 
@@ -66,9 +69,6 @@ def card(
     """Write the model card of a folder from what lies in it, or bring it up to date; edited text stays."""
     from ..cards.model_card import keep_records, write_model_card
 
-    try:
-        keep_records(folder, results or (), training)
-        path = write_model_card(folder, base_model=base, license=license, model_name=name)
-    except (OSError, ValueError) as error:
-        raise _fail(error) from error
+    keep_records(folder, results or (), training)
+    path = write_model_card(folder, base_model=base, license=license, model_name=name)
     typer.echo(f"Written to {path}")

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -27,13 +26,12 @@ _SPEAK_FOR_THEMSELVES = (OSError, ValueError, TypeError, ImportError)
 class _ErrorsInOneLine(TyperGroup):
     """Whatever goes wrong in a command becomes `Error: ...` and exit status 1; SAM3I_TRACEBACK=1 shows where."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort, click.ClickException):
-            raise
         except Exception as error:
-            if os.environ.get(_TRACEBACK):
+            for_typer = isinstance(error, typer.Abort) or hasattr(error, "exit_code")  # usage errors and early exits
+            if for_typer or os.environ.get(_TRACEBACK):
                 raise
             typer.echo(f"Error: {describe_error(error)}", err=True)
             raise typer.Exit(code=1) from error

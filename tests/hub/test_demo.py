@@ -335,8 +335,8 @@ def test_without_gradio_the_command_says_how_to_get_it(monkeypatch):
     from sam3i.cli import app
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in ("demo_layout", "demo_page"):
-        monkeypatch.delitem(sys.modules, f"sam3i.hub.{name}", raising=False)
+    for name in ("layout", "page"):
+        monkeypatch.delitem(sys.modules, f"sam3i.hub.demo.{name}", raising=False)
     result = CliRunner().invoke(app, ["demo", "--model", str(SHAPES_TINY)])
     assert result.exit_code == 1 and 'pip install "sam3i[demo]"' in result.stderr
 

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a whole: every error is one line, and starting is quick."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from sam3i import __version__
+from sam3i.cli import app, describe_error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Expected a, found b."), "Expected a, found b."),
+        (KeyError("levels"), "KeyError: 'levels'"),
+        (RuntimeError("shape mismatch\nmore lines"), "RuntimeError: shape mismatch."),
+        (RecursionError(), "RecursionError: no message."),
+    ],
+)
+def test_an_error_is_one_line(error, said, monkeypatch):
+    def fails(model):
+        raise error
+
+    monkeypatch.setattr("sam3i.hub.repo_info.repo_info", fails)
+    done = CliRunner().invoke(app, ["info", "anything"])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: {said}") and len(done.output.strip().splitlines()) == 1
+    assert describe_error(error) in done.output
+
+
+def test_usage_errors_keep_their_status():
+    assert CliRunner().invoke(app, ["info"]).exit_code == 2
+    assert CliRunner().invoke(app, ["--version"]).output == f"sam3i {__version__}\n"
+
+
+def test_a_traceback_is_shown_when_asked_for(monkeypatch):
+    monkeypatch.setenv("SAM3I_TRACEBACK", "1")
+    monkeypatch.setattr("sam3i.hub.repo_info.repo_info", lambda model: 1 / 0)
+    assert isinstance(CliRunner().invoke(app, ["info", "anything"]).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["data", "status", "--help"]])
+def test_help_does_not_wait_for_torch(arguments):
+    code = "import runpy, sys; sys.argv = ['-m', *{!r}]\ntry:\n    from sam3i.cli import main; main()\n"
+    code += "finally:\n    sys.stderr.write(str('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, text=True)
+    assert "Usage" in done.stdout and done.stderr.endswith("False")
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "sam3i", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"sam3i {__version__}\n"

@@ -41,9 +41,10 @@ bench: install  ## print the ratios of benchmarks/ at tiny and middle size (minu
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/post_processing.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_data.py
 
-quality: install  ## check style and formatting
+quality: install  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p sam3i
 
 style: install  ## fix style and formatting
 	$(BIN)/ruff check --fix .

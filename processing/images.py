@@ -183,15 +183,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _channels_last(array: np.ndarray, prefer_first: bool) -> np.ndarray:
     """(height, width) or (height, width, channels) with 3 or 4 channels."""
     if array.size == 0:
-        raise ValueError(f"it has no pixels (shape {array.shape})")
+        raise ValueError(f"it has no pixels, found shape {array.shape}")
     if array.ndim == 3:
-        first, last = array.shape[0] in (1, 3, 4), array.shape[2] in (1, 3, 4)
+        first, last = array.shape[0] in (1, 3), array.shape[2] in (1, 3, 4)
         if first and (prefer_first or not last):
             array = array.transpose(1, 2, 0)
         if array.shape[2] == 1:
             array = array[..., 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
-        raise ValueError(f"expected the shape (height, width) or (height, width, 1, 3 or 4), found {array.shape}")
+        raise ValueError(f"expected (height, width) or (height, width, 1, 3 or 4), found shape {array.shape}")
     return array
 
 

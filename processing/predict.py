@@ -68,7 +68,7 @@ def predict(
 
     from ..modeling_sam3i.configuration_sam3i import InstructionLevel
     from .drawing.overlay import draw_instances, results_to_json
-    from .pipeline.inputs import read_image
+    from .images import read_image
     from .post_processing import check_probability
 
     output = Path(output)
@@ -85,7 +85,7 @@ def predict(
             raise ValueError(f"Expected `device` as cpu, cuda, mps or their like, found {device!r}.") from error
     texts = [text] if isinstance(text, str) else list(text)
     levels = [level] * len(texts) if isinstance(level, str) else list(level)
-    picture = read_image(image)
+    picture = read_image(image, allow_remote=True)
     if isinstance(model, str | Path):
         from transformers import pipeline
 

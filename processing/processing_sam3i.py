@@ -3,10 +3,10 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import HFValidationError
 from transformers import BatchEncoding, Sam3Processor
-from transformers.image_utils import is_valid_image
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
 from ..modeling_sam3i.adapter_io.repository import (
@@ -15,8 +15,8 @@ from ..modeling_sam3i.adapter_io.repository import (
     find_instruction_adapter,
     read_adapter_config,
 )
+from .images import ImageError, read_image
 from .instruction_rows import VISUAL_PROMPT, read_boxes, read_levels, read_texts
-from .pipeline.inputs import read_image
 from .post_processing import check_probability, row_target_sizes, segment_rows
 
 logger = logging.get_logger(__name__)
@@ -25,28 +25,25 @@ STOCK_INSTRUCTION_LENGTH = 32
 """Tokens to which stock SAM3 pads every prompt; batches of short instructions keep it."""
 
 
-def _list_images(images: Any) -> list:
-    """The images as a list, whatever they came in; files and URLs are read, gray arrays get three channels."""
+def _read_images(images: Any, is_scaled: bool) -> list:
+    """The images as a list, whatever they came in; arrays and tensors that the image processor reads right stay."""
     if isinstance(images, list | tuple):
         if len(images) == 0:
             raise ValueError("Expected at least one image, found an empty list.")
-        return [image for item in images for image in _list_images(item)]
-    if isinstance(images, str) or hasattr(images, "__fspath__"):
-        return [read_image(images)]
-    if not is_valid_image(images):
-        raise TypeError(
-            f"Expected images as PIL images, numpy arrays, tensors, paths or URLs, found {type(images).__name__}."
-        )
-    shape = getattr(images, "shape", None)
-    if shape is None:
-        return [images]
-    if len(shape) not in (2, 3, 4) or 0 in shape:
-        raise ValueError(
-            f"Expected an image (height, width, channels) or a batch of them, found shape {tuple(shape)}."
-        )
-    if len(shape) == 4:
-        return list(images)
-    return [torch.as_tensor(images).expand(3, *shape)] if len(shape) == 2 else [images]
+        read = []
+        for index, image in enumerate(images):
+            try:
+                read += _read_images(image, is_scaled)
+            except ImageError as error:
+                raise ImageError(f"Image {index}: {error}") from error
+        return read
+    if torch.is_tensor(images) or isinstance(images, np.ndarray):
+        if images.ndim == 4:
+            return _read_images(list(images), is_scaled)
+        has_colors = images.ndim == 3 and 3 in (images.shape[0], images.shape[-1]) and 0 not in images.shape
+        if has_colors and (is_scaled or images.dtype in (torch.uint8, np.uint8)):
+            return [images]
+    return [read_image(images, allow_remote=True)]
 
 
 class Sam3IProcessor(Sam3Processor):
@@ -152,7 +149,8 @@ class Sam3IProcessor(Sam3Processor):
         Prepare `I` images and `R` instructions ("rows").
 
         Args:
-            images: One image or a list: PIL image, array, tensor, path or URL.
+            images: One image or a list, in any form that [`read_image`] reads. Integers of more than 8 bits and floats
+                are scaled to 8 bits by its rule, unless `do_rescale=False` says that they are scaled already.
             text: `str`: the same instruction for every image. `list[str]`: one per image, or all for the only image.
                 `list[list[str]]`: the instructions of each image. `None` in place of a text means "by boxes alone".
             instruction_levels: `None` or `"auto"`, a level for all rows, or a list with one level per row, flat or
@@ -226,7 +224,10 @@ class Sam3IProcessor(Sam3Processor):
         if original_sizes is not None:
             raise ValueError("Give `images` or `original_sizes`, not both: images bring their sizes.")
         encoding = self.image_processor(
-            _list_images(images), segmentation_maps=segmentation_maps, return_tensors=return_tensors, **kwargs
+            _read_images(images, is_scaled=not kwargs.get("do_rescale", True)),
+            segmentation_maps=segmentation_maps,
+            return_tensors=return_tensors,
+            **kwargs,
         )
         for index, pixels in enumerate(encoding["pixel_values"]):
             if not bool(torch.isfinite(torch.as_tensor(pixels)).all()):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..processing.datasets.schema import LEVEL_FIELDS, InstructionRow
+from ..processing.images import read_image
 from ..processing.masks import decode_mask
 from .transforms import InstructionTransform, Placement, keyed_random
 
@@ -152,14 +153,13 @@ class InstructionCollator:
         picture = row["image"]
         if picture is None:
             raise ValueError(f"row {row['row_id']!r} has no picture; load the data with image_root=")
-        if not isinstance(picture, Image.Image):
-            raise TypeError(f"row {row['row_id']!r}: expected a decoded picture, found {type(picture).__name__}")
+        picture = read_image(picture)
         if picture.size != (row["width"], row["height"]):
             raise ValueError(
                 f"row {row['row_id']!r}: the picture has {picture.width} x {picture.height} pixels, the row says "
                 f"{row['width']} x {row['height']}; `sam3i data validate` finds such rows"
             )
-        return picture.convert("RGB") if self.transform is None else placement.place_image(picture)
+        return picture if self.transform is None else placement.place_image(picture)
 
     def _label(self, row: InstructionRow, placement: Placement) -> dict[str, torch.Tensor]:
         kept = [index for index in range(len(row["masks"])) if _is_target(row, index)]

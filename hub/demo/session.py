@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ...processing.pipeline.inputs import read_image
+from ...processing.images import read_image
 from .model import DemoModel, read_instructions
 from .segmentation import BoxExemplar, Segmentation, View, canvas_factor, draw_boxes
 

@@ -1,43 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pipeline reads: one image in any form, and streams of inputs in batches."""
+"""Streams of inputs in batches, and the results one by one."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
-
-import numpy as np
-import torch
-from PIL import Image
-from transformers.image_transforms import to_pil_image
-from transformers.image_utils import load_image
-
-
-def read_image(source: Any, timeout: float | None = None) -> Image.Image:
-    """An RGB image from a path, a URL, base64 text, a PIL image, an array or a tensor.
-
-    Raises:
-        TypeError: when `source` is of another type.
-        ValueError: when it cannot be read as an image; the message names it.
-    """
-    if torch.is_tensor(source):
-        source = source.detach().cpu().numpy()
-    elif hasattr(source, "__fspath__"):
-        source = str(source)
-    if not isinstance(source, str | Image.Image | np.ndarray):
-        raise TypeError(f"Expected an image as path, URL, PIL image, array or tensor, found {type(source).__name__}.")
-    try:
-        if isinstance(source, np.ndarray):
-            if source.size == 0:
-                raise ValueError(f"it has no pixels (shape {source.shape})")
-            if np.issubdtype(source.dtype, np.floating) and not np.isfinite(source).all():
-                raise ValueError("it holds pixels that are NaN or infinite")
-            image = to_pil_image(source[..., None] if source.ndim == 2 else source).convert("RGB")
-        else:
-            image = load_image(source, timeout=timeout).convert("RGB")
-    except Exception as error:  # files, decoders and network libraries each raise their own
-        name = repr(source)[:200] if isinstance(source, str) else f"<{type(source).__name__}>"
-        raise ValueError(f"Cannot read image {name}: {error}") from error
-    return image
 
 
 class Batches:
@@ -79,4 +45,4 @@ class Results:
             yield from batch
 
 
-__all__ = ["Batches", "Results", "SizedBatches", "read_image"]
+__all__ = ["Batches", "Results", "SizedBatches"]

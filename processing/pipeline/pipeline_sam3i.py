@@ -10,9 +10,10 @@ from PIL import Image
 from transformers import Pipeline
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..images import TIMEOUT, read_image
 from ..post_processing import check_probability
 from ..processing_sam3i import Sam3IProcessor
-from .inputs import Batches, Results, SizedBatches, read_image
+from .inputs import Batches, Results, SizedBatches
 
 _ITEM_KEYS = ("text", "level", "boxes", "box_labels")
 
@@ -110,7 +111,7 @@ class InstructionSegmentationPipeline(Pipeline):
             threshold (`float`, *optional*, defaults to 0.5): Instances need a higher score.
             mask_threshold (`float`, *optional*, defaults to 0.5): Mask pixels need a higher probability.
             row_chunk_size (`int`, *optional*): Instructions to run at once; chosen from memory if not given.
-            timeout (`float`, *optional*): Seconds to wait for a URL.
+            timeout (`float`, *optional*, defaults to 30): Seconds to wait for a URL.
             batch_size (`int`, *optional*, defaults to 1): Images in one forward pass; each is encoded once, however
                 many instructions it has.
 
@@ -173,7 +174,7 @@ class InstructionSegmentationPipeline(Pipeline):
         model_inputs = self.preprocess([inputs], **preprocess_params)
         return self.postprocess(self.forward(model_inputs, **forward_params), **postprocess_params)[0]
 
-    def preprocess(self, batch: list, timeout: float | None = None, **shared) -> dict[str, Any]:
+    def preprocess(self, batch: list, timeout: float = TIMEOUT, **shared) -> dict[str, Any]:
         """Read the images of a batch and lay out their instructions."""
         images, texts, levels, boxes, box_labels, several = [], [], [], [], [], []
         for item in batch:
@@ -183,7 +184,7 @@ class InstructionSegmentationPipeline(Pipeline):
             text, level, item_boxes, item_labels = (own.get(name, shared.get(name)) for name in _ITEM_KEYS)
             if text is None and item_boxes is None:
                 raise ValueError("Give an instruction: pipe(image, text='the dog on the left').")
-            images.append(read_image(own["image"], timeout))
+            images.append(read_image(own["image"], allow_remote=True, timeout=timeout))
             several.append(isinstance(text, list | tuple))
             rows = list(text) if several[-1] else [text]
             texts.append(rows)

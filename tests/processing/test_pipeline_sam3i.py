@@ -249,7 +249,7 @@ def test_boxes(pipe):
 
 
 BROKEN = [
-    ({"image": b"bytes"}, TypeError, "found bytes"),
+    ({"image": b"\x00"}, ValueError, "Cannot read image <bytes>"),
     ({"image": np.zeros((0, 5, 3), np.uint8)}, ValueError, "no pixels"),
     ({"image": [_image()], "batch_size": 0}, ValueError, "`batch_size` of at least 1, found 0"),
     ({"image": [_image()], "batch_size": -1}, ValueError, "`batch_size` of at least 1, found -1"),

@@ -321,7 +321,7 @@ NAN = np.full((3, 20, 20), np.nan, dtype=np.float32)
         ({"images": 3}, TypeError, "found int"),
         ({"images": {"image": _image()}}, TypeError, "found dict"),
         ({"images": NAN}, ValueError, "NaN"),
-        ({"images": [_image(), NAN * np.inf], "text": "dog"}, ValueError, "Image 1 holds"),
+        ({"images": [_image(), NAN * np.inf], "text": "dog"}, ValueError, "Image 1: .* NaN or infinite"),
         ({"original_sizes": [(3, 3)]}, ValueError, "not both"),
         ({"images": None, "original_sizes": [(0, 3)]}, ValueError, "height, width"),
         ({"instruction_levels": "easy"}, ValueError, "Unknown instruction level 'easy'"),

@@ -7,13 +7,13 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...processing.images import read_image
 from ..predictions.log import PredictionLog, make_record
 from .protocols import Protocol, get_protocol
 from .result import AUTO, EvaluationResult, score_run
@@ -202,29 +202,12 @@ def group_questions(
     return list(images.values())
 
 
-def open_image(image: Any) -> Any:
-    """The PIL image (RGB) of a row's `image`: a PIL image, a path, or {"path", "bytes"}.
-
-    Raises:
-        ValueError: when the row has none.
-    """
-    from PIL import Image
-
-    if isinstance(image, Mapping):
-        image = BytesIO(image["bytes"]) if image.get("bytes") else image.get("path")
-    if image is None:
-        raise ValueError("The row has no image; read the data with its image folder.")
-    if isinstance(image, (str, Path, BytesIO)):
-        image = Image.open(image)
-    return image.convert("RGB")
-
-
 def _answer(
     segmenter: Segmenter, dataset: Any, batch: list[list[Question]], level: str | None
 ) -> list[dict[str, Any]]:
     light = _rows_without_images(dataset)
     # the rows of a group show one picture: it is decoded once
-    images = [open_image(dataset[group[0].place[0]]["image"]) for group in batch]
+    images = [read_image(dataset[group[0].place[0]]["image"]) for group in batch]
     levels = [[_path(segmenter, question, level) for question in group] for group in batch]
     answers = segmenter.segment_images(images, [[q.heard for q in group] for group in batch], levels)
     records = []

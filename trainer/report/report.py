@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ...processing.images import read_image
 from ...processing.masks import decode_mask
-from ..evaluation.evaluate import open_image
 from ..evaluation.mask_scores import MaskScores, average_precision
 from ..evaluation.protocols import get_protocol
 from ..evaluation.result import EvaluationResult, score_records
@@ -241,7 +241,7 @@ def _one_per_row(samples: Sequence[int], rows: Sequence[str]) -> list[int]:
 def _panel(entries: Sequence[ReportEntry], record: Mapping[str, Any], dataset: Any):
     from PIL import ImageColor
 
-    image = open_image(dataset[record["place"][0]]["image"])
+    image = read_image(dataset[record["place"][0]]["image"])
     target = record["target"]
     size = [target["height"], target["width"]]
     truth = [decode_mask({"size": size, "counts": counts}) for counts in target["masks"] if counts is not None]

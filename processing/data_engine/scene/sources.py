@@ -7,20 +7,20 @@ Fields beyond COCO: LVIS' `neg_category_ids` and `not_exhaustive_category_ids` o
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.utils import logging
 
 from ...datasets.coco_index import CocoIndex
 from ...datasets.faults import DatasetFormatError
 from ...datasets.image_roots import ImageRoot, ImageRoots
 from ...datasets.schema import InstructionRow
+from ...images import read_image
 from ...masks import encode_mask, rle_area, segmentation_to_rle
 from .scene import Scene, SceneInstance
 
@@ -240,11 +240,6 @@ def _split_name(name: str) -> tuple[str, str]:
 
 def open_picture(picture: Any, label: str) -> Image.Image:
     """The picture of a scene, upright and in RGB; `label` names it in errors."""
-    if isinstance(picture, dict):
-        picture = io.BytesIO(picture["bytes"]) if picture.get("bytes") else picture["path"]
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
     if picture is None:
         raise DatasetFormatError(f"{label}: no picture was found; pass the folder of the pictures (--image-root)")
-    with Image.open(picture) as opened:
-        return ImageOps.exif_transpose(opened).convert("RGB")
+    return read_image(picture)

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.sam3.modeling_sam3 import (
+
+from ..compat import (
     Sam3DetrDecoder,
     Sam3DETRDecoderOutput,
     Sam3MaskDecoder,
     Sam3MaskDecoderOutput,
     box_cxcywh_to_xyxy,
+    capture_outputs,
+    create_bidirectional_mask,
     inverse_sigmoid,
+    merge_with_config_defaults,
 )
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
-
 from .adapters.routing import LevelRouting
 
 

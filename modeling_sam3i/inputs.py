@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 import torch
-from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from transformers.utils import TransformersKwargs
 
+from ..compat import Sam3VisionEncoderOutput
 from .adapters.sites import Sam3ITextEmbeddings
 from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel, Sam3IConfig
 

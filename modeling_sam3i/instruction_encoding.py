@@ -4,9 +4,8 @@
 from dataclasses import dataclass
 
 import torch
-from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
-from transformers.utils import can_return_tuple
 
+from ..compat import Sam3VisionEncoderOutput, can_return_tuple
 from .adapters.router import choose_levels
 from .adapters.routing import LevelRouting
 from .configuration_sam3i import AUTO_LEVEL_INDEX

@@ -2,14 +2,14 @@
 """SAM3-I: frozen SAM3 that follows instructions at three levels in one forward pass."""
 
 import torch
-from transformers.models.sam3.modeling_sam3 import (
+
+from ..compat import (
     Sam3DETRDecoderOutput,
     Sam3VisionEncoderOutput,
     box_cxcywh_to_xyxy,
+    can_return_tuple,
     inverse_sigmoid,
 )
-from transformers.utils import can_return_tuple
-
 from .adapters.cascade import adapter_sites, build_adapter
 from .adapters.router import LevelRouter
 from .adapters.routing import LevelRouting

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.models.sam3.modeling_sam3 import Sam3MaskDecoderOutput, box_cxcywh_to_xyxy
 from transformers.utils import ModelOutput
+
+from ..compat import Sam3MaskDecoderOutput, box_cxcywh_to_xyxy
 
 
 @dataclass

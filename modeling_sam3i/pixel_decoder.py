@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers.models.sam3.modeling_sam3 import Sam3MaskDecoder
+
+from ..compat import Sam3MaskDecoder
 
 _BLOCK_BYTES = 2**20
 """What is worked on at once, so that it stays in the processor's cache."""

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Sam3Model
 from transformers.utils import logging
 
+from ..compat import has_adapters_loaded
 from .adapter_io.loading import load_with_base
 from .adapter_io.repository import AdapterSource, find_instruction_adapter
 from .adapters.cascade import MaskEmbedderLevels, adapter_sites
@@ -134,7 +135,7 @@ class Sam3IPreTrainedModel(Sam3Model):
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args, **kwargs):
         """Called by `push_to_hub` when all is saved: the card that stock has put there becomes the model's own."""
-        if self.card_writer is not None and not self._hf_peft_config_loaded:  # a domain's adapters are not the model
+        if self.card_writer is not None and not has_adapters_loaded(self):  # a domain's adapters are not the model
             base = self.name_or_path if self.adapter_source is None else None  # adapters in a file name their own
             self.card_writer(working_dir, repo_id=repo_id, base_model=base or None)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy
 
+from ..compat import box_cxcywh_to_xyxy, create_bidirectional_mask
 from .adapters.routing import LevelRouting
 from .instruction_encoding import InstructionRows
 from .outputs import Sam3IInstancesOutput, Sam3IInstructionSegmentationOutput

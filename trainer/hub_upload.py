@@ -11,9 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import ADAPTER_CONFIG_NAME, logging
-from transformers.utils.hub import CommitOperationAdd, PushInProgress, hf_api
+
+from ..compat import PushInProgress, hf_api
 
 logger = logging.get_logger(__name__)
 

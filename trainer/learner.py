@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
+from ..compat import Sam3VisionEncoderOutput
 from ..modeling_sam3i.losses.alignment import Sam3IAlignmentLoss
 from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from .curriculum import TrainingStage

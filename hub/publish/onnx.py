@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy
 from transformers.utils import is_onnx_available, logging
 
+from ...compat import box_cxcywh_to_xyxy
 from ...modeling_sam3i.adapters.routing import LevelRouting
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import Sam3Model
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, logging
 
+from ...compat import mark_adapters_loaded
 from .loading import fill_adapters
 from .repository import read_adapter_config, read_adapter_tensors, to_file_name
 
@@ -103,7 +104,7 @@ def _load_on_stock(model: Sam3Model, repo: str | os.PathLike, adapter_name: str,
         raise ValueError(f"The model already has an adapter named {adapter_name!r}. Choose another `adapter_name`.")
     config = InstructionAdapterConfig(**values | {"inference_mode": True})
     inject_adapter_in_model(config, model, adapter_name)
-    model._hf_peft_config_loaded = True
+    mark_adapters_loaded(model)
     set_peft_model_state_dict(model, tensors, adapter_name)  # the tuner checks it, and takes the adapter off again
     return model
 

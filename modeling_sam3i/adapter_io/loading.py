@@ -7,6 +7,7 @@ import torch
 from transformers import Sam3Model
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
+from ...compat import attention_of
 from ..configuration_sam3i import Sam3IConfig
 from .repository import (
     AdapterFileError,
@@ -97,8 +98,7 @@ def load_with_base(
         kwargs = adapter.settings() | kwargs
     else:
         values = Sam3IConfig.lift_detector_config(config.to_dict()) | adapter.settings()
-        kwargs["config"] = Sam3IConfig.from_dict(values)
-        kwargs["config"]._attn_implementation = config._attn_implementation
+        kwargs["config"] = Sam3IConfig.from_dict(values, attn_implementation=attention_of(config))
     try:
         model, info = model_class._load(base, *args, **kwargs)
     except OSError as error:

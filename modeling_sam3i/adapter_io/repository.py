@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, cached_file, resolve_revision
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, cached_file
 
+from ...compat import find_adapter_config_file, resolve_revision
 from ..adapters.settings import AdapterSettings
 
 PEFT_TYPE = "SAM3I"

@@ -4,8 +4,8 @@
 from typing import Any, Protocol
 
 from torch import nn
-from transformers import initialization as init
 
+from ...compat import init
 from .routing import LevelRouting
 
 

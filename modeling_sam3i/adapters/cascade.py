@@ -10,15 +10,16 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import initialization as init
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextModelWithProjection
-from transformers.models.sam3.modeling_sam3 import (
+
+from ...compat import (
+    CLIPEncoderLayer,
+    CLIPTextModelWithProjection,
     Sam3DetrDecoderLayer,
     Sam3DetrEncoderLayer,
     Sam3DotProductScoring,
     Sam3MaskEmbedder,
+    init,
 )
-
 from ..configuration_sam3i import InstructionLevel
 from .base import AdapterSettings, LevelModules, has_selector, init_linear, init_norm
 from .low_rank import LowRankLevels

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
-from transformers.models.sam3.modeling_sam3 import Sam3Attention, Sam3MLP
 
+from ...compat import CLIPMLP, CLIPAttention, Sam3Attention, Sam3MLP
 from ..configuration_sam3i import InstructionLevel
 from .base import AdapterSettings, LevelModules, init_linear
 from .routing import LevelRouting

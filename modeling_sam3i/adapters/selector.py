@@ -12,8 +12,8 @@ It is our own; the paper has no counterpart.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import initialization as init
 
+from ...compat import init
 from ..configuration_sam3i import InstructionLevel
 from .base import AdapterSettings, LevelModules, init_linear, init_norm
 from .routing import LevelRouting

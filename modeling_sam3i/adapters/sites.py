@@ -11,16 +11,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextEmbeddings
-from transformers.models.sam3.modeling_sam3 import (
+
+from ...compat import (
+    CLIPEncoderLayer,
+    CLIPTextEmbeddings,
+    GradientCheckpointingLayer,
     Sam3DetrDecoderLayer,
     Sam3DetrEncoderLayer,
     Sam3DotProductScoring,
     Sam3MaskEmbedder,
+    init,
 )
-
 from .low_rank import BLOCK_CLASSES
 from .routing import LevelRouting
 

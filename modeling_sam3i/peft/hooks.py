@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Sam3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from ...compat import record_outputs
 from ..adapter_io.repository import CONTAINER
 from ..adapters.base import has_selector
 from ..adapters.router import choose_levels
@@ -32,8 +32,7 @@ def exchange(*modules: nn.Module) -> None:
         if type(module) in TUNED_CLASSES:
             module.__class__ = TUNED_CLASSES[type(module)]
             if isinstance(module, PreTrainedModel):
-                # What a model can record (`output_hidden_states`) is kept by class; constructors enter it.
-                _CAN_RECORD_REGISTRY[module] = module._can_record_outputs
+                record_outputs(module)
 
 
 def prepare_stock(model: Sam3Model) -> None:

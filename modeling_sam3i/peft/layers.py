@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextEmbeddings
-from transformers.models.sam3.modeling_sam3 import (
+
+from ...compat import (
+    CLIPEncoderLayer,
+    CLIPTextEmbeddings,
     Sam3DetrDecoder,
     Sam3DetrDecoderLayer,
     Sam3DETRDecoderOutput,
@@ -21,7 +23,6 @@ from transformers.models.sam3.modeling_sam3 import (
     Sam3MaskEmbedder,
     inverse_sigmoid,
 )
-
 from ..adapter_io.repository import CONTAINER
 from ..adapters.base import has_selector
 from ..adapters.low_rank import BLOCK_CLASSES

@@ -10,12 +10,11 @@ from typing import ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import Sam3Model
-from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
+from ...compat import CLIPTextEmbeddings, mark_adapters_loaded, register_peft_method
 from ..adapter_io.repository import CONTAINER, PEFT_TYPE, AdapterMismatchError
 from ..adapters.cascade import adapter_sites, build_adapter
 from ..adapters.settings import AdapterSettings
@@ -177,16 +176,11 @@ def discard_adapter(model: Sam3Model, adapter_name: str) -> None:
         restore_stock(model)
     if not model.peft_config:
         del model.peft_config
-        model._hf_peft_config_loaded = False
+        mark_adapters_loaded(model, False)
 
 
-def register_peft_method() -> None:
-    """Make PEFT know the method; again, it changes nothing."""
-    PEFT_TYPE_TO_CONFIG_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterConfig
-    PEFT_TYPE_TO_TUNER_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel
-    PEFT_TYPE_TO_PREFIX_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel.prefix
+register_peft_method(
+    Sam3IPeftType.SAM3I, InstructionAdapterConfig, InstructionAdapterModel, InstructionAdapterModel.prefix
+)
 
-
-register_peft_method()
-
-__all__ = ["InstructionAdapterConfig", "InstructionAdapterModel", "Sam3IPeftType", "register_peft_method"]
+__all__ = ["InstructionAdapterConfig", "InstructionAdapterModel", "Sam3IPeftType"]

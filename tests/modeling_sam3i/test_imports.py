@@ -1,50 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of the model import each other in one direction, and PEFT only where it is used."""
+"""The files of the model import each other in one direction, and nothing of the rooms above them."""
 
 import ast
 import graphlib
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from sam3i.modeling_sam3i import pretrained
 
-from sam3i.modeling_sam3i import pretrained as pretrained_sam3i
-
-FOLDER = Path(pretrained_sam3i.__file__).parent
-USES = """
-import sys
-from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.modeling_sam3i.adapter_io import files as adapter_files_sam3i
-if sys.argv[1:]:
-    Sam3IForInstructionSegmentation.from_pretrained(sys.argv[1])
-    Sam3IProcessor.from_pretrained(sys.argv[1])
-print([name for name in sys.modules if name.split(".")[0] == "peft"])
-"""
+ROOM = Path(pretrained.__file__).parent
+PACKAGE = ROOM.parent
 
 
-def imports(path: Path) -> set[str]:
-    """The files of the folder that a file imports, also within functions and for annotations."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    return {node.module for node in nodes if node.level == 1}
+def imports(path: Path, nodes) -> set[tuple[str, ...]]:
+    """The modules of the package that a file imports, as paths from the package's root."""
+    folder = path.relative_to(PACKAGE).parent.parts
+    return {
+        (*folder[: len(folder) - node.level + 1], *(node.module.split(".") if node.module else ()))
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.level
+    }
 
 
 def test_there_is_no_circle():
-    graph = {path.stem: imports(path) for path in FOLDER.glob("*.py")}
-    assert "adapter_loading_sam3i" in graph["pretrained_sam3i"]
+    files = list(ROOM.rglob("*.py"))
+    graph = {
+        path.relative_to(PACKAGE).with_suffix("").parts: imports(path, ast.parse(path.read_text()).body)
+        for path in files
+    }
+    assert ("compat",) in graph["modeling_sam3i", "pretrained"]
     assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
-def uses_of_peft(*args: str) -> str:
-    done = subprocess.run([sys.executable, "-c", USES, *args], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()[-1]
-
-
-def test_importing_needs_no_peft():
-    assert uses_of_peft() == "[]"
-
-
-@pytest.mark.slow
-def test_loading_a_whole_model_needs_no_peft(tiny_stock_repos):
-    assert uses_of_peft(str(tiny_stock_repos["sam3"])) == "[]"
+def test_the_model_imports_no_room_above_it():
+    for path in ROOM.rglob("*.py"):
+        rooms = {module[0] for module in imports(path, ast.walk(ast.parse(path.read_text())))}
+        assert rooms <= {"modeling_sam3i", "compat"}, path.name

@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Sam3Model, Sam3VideoModel
 
@@ -19,7 +19,7 @@ from sam3i.modeling_sam3i.adapter_io.repository import AdapterMismatchError, to_
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from sam3i.modeling_sam3i.peft.layers import SELECTION, AdapterNotMergeableError, InstructionAdapterLayer
-from sam3i.modeling_sam3i.peft.tuner import InstructionAdapterConfig, Sam3IPeftType, register_peft_method
+from sam3i.modeling_sam3i.peft.tuner import InstructionAdapterConfig, Sam3IPeftType
 
 OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 MIXED = torch.tensor([0, 1, 2])
@@ -174,10 +174,7 @@ class TestConfig:
         assert type(stock.mask_decoder).__name__ == "Sam3MaskDecoder"
         assert_equal(run(stock, inputs), before)
 
-    def test_registering_again_changes_nothing(self):
-        before = dict(PEFT_TYPE_TO_TUNER_MAPPING)
-        register_peft_method()
-        assert before == PEFT_TYPE_TO_TUNER_MAPPING
+    def test_peft_knows_the_method(self):
         assert PEFT_TYPE_TO_CONFIG_MAPPING["SAM3I"] is InstructionAdapterConfig
         assert Sam3IPeftType.SAM3I.value == "SAM3I"
 

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every private or version-dependent name of Transformers and PEFT that this package uses, and why.
+
+The rest of the package imports them from here. `tests/smoke` runs all of them on the oldest, a middle and the newest
+supported version; what a new version changes is mended in this file.
+"""
+
+import os
+from typing import Any
+
+# First weights: unlike those of `torch.nn.init`, these functions leave alone what `from_pretrained` has loaded.
+from transformers import initialization as init
+
+# Attention masks of the decoders, which SAM3-I calls with its own queries.
+from transformers.masking_utils import create_bidirectional_mask
+
+# Adapted layers recompute their activations when the model is told to.
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+# The layers and blocks of the text encoder that have adapters, and how each calls what is in it.
+from transformers.models.clip.modeling_clip import (
+    CLIPMLP,
+    CLIPAttention,
+    CLIPEncoderLayer,
+    CLIPTextEmbeddings,
+    CLIPTextModelWithProjection,
+)
+
+# The layers, blocks and outputs of SAM3 that SAM3-I extends or builds.
+from transformers.models.sam3.modeling_sam3 import (
+    Sam3Attention,
+    Sam3DetrDecoder,
+    Sam3DetrDecoderLayer,
+    Sam3DETRDecoderOutput,
+    Sam3DetrEncoderLayer,
+    Sam3DotProductScoring,
+    Sam3MaskDecoder,
+    Sam3MaskDecoderOutput,
+    Sam3MaskEmbedder,
+    Sam3MLP,
+    Sam3VisionEncoderOutput,
+    box_cxcywh_to_xyxy,
+    inverse_sigmoid,
+)
+
+# Decorators without which a sub-model's own `forward` returns no hidden states or attentions, and the registry of
+# what a model can record, which only constructors fill.
+from transformers.utils import output_capturing
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+# Uploads of the trainer, in the background as Transformers' own.
+from transformers.utils.hub import PushInProgress, hf_api
+from transformers.utils.output_capturing import capture_outputs
+
+# Where a repository keeps `adapter_config.json`, as the auto classes look for it.
+from transformers.utils.peft_utils import find_adapter_config_file
+
+try:
+    # The commit that a revision means: `pipeline` hands the base model's to the adapters as well.
+    from transformers.utils import resolve_revision
+except ImportError:  # Transformers before 5.14
+
+    def resolve_revision(path_or_repo_id: str | os.PathLike | None, revision: str | None = None, **kwargs) -> Any:
+        """The revision as it was named."""
+        return revision
+
+
+OVERRIDDEN = {
+    "PreTrainedModel._adjust_missing_and_unexpected_keys": "the only place that can say that a stock checkpoint "
+    "lacks adapters by right, before it is reported as damaged",
+    "PreTrainedModel._upload_modified_files": "`push_to_hub` writes its card there, after everything else is saved",
+    "Trainer._run_epoch": "the curriculum counts batches and samplers by stage",
+    "Trainer._get_train_sampler": "rows of a stage are drawn level by level",
+    "Trainer._prepare_inputs": "cached image features join the batch",
+    "Trainer._save": "checkpoints hold adapters, not SAM3",
+    "Trainer._save_checkpoint": "checkpoints are sealed when they are whole",
+    "Trainer._load_from_checkpoint": "adapters alone are loaded",
+    "Trainer._load_best_model": "adapters alone are loaded",
+    "Trainer._push_from_checkpoint": "a run is one repository",
+}
+"""Private methods of Transformers that this package overrides, and why nothing public does."""
+
+
+def record_outputs(module: Any) -> None:
+    """Enter a module whose class was exchanged among those whose hidden states and attentions can be asked for."""
+    output_capturing._CAN_RECORD_REGISTRY[module] = module._can_record_outputs
+
+
+def mark_adapters_loaded(model: Any, loaded: bool = True) -> None:
+    """Tell Transformers' own `set_adapter`, `disable_adapters` and their like that PEFT has adapted the model."""
+    model._hf_peft_config_loaded = loaded
+
+
+def has_adapters_loaded(model: Any) -> bool:
+    """Whether Transformers holds PEFT adapters of the model."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def attention_of(config: Any) -> str | None:
+    """The attention implementation that a configuration was loaded with; no public name tells it."""
+    return config._attn_implementation
+
+
+def register_peft_method(peft_type: Any, config: type, tuner: type, prefix: str) -> None:
+    """Make PEFT know a method from outside; again, it changes nothing.
+
+    `peft.utils.register_peft_method` wants a member of PEFT's own enumeration, which cannot be extended.
+    """
+    from peft import mapping
+
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
+    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = prefix
+
+
+__all__ = [
+    "CLIPMLP",
+    "OVERRIDDEN",
+    "CLIPAttention",
+    "CLIPEncoderLayer",
+    "CLIPTextEmbeddings",
+    "CLIPTextModelWithProjection",
+    "GradientCheckpointingLayer",
+    "PushInProgress",
+    "Sam3Attention",
+    "Sam3DETRDecoderOutput",
+    "Sam3DetrDecoder",
+    "Sam3DetrDecoderLayer",
+    "Sam3DetrEncoderLayer",
+    "Sam3DotProductScoring",
+    "Sam3MLP",
+    "Sam3MaskDecoder",
+    "Sam3MaskDecoderOutput",
+    "Sam3MaskEmbedder",
+    "Sam3VisionEncoderOutput",
+    "attention_of",
+    "box_cxcywh_to_xyxy",
+    "can_return_tuple",
+    "capture_outputs",
+    "create_bidirectional_mask",
+    "find_adapter_config_file",
+    "has_adapters_loaded",
+    "hf_api",
+    "init",
+    "inverse_sigmoid",
+    "mark_adapters_loaded",
+    "merge_with_config_defaults",
+    "record_outputs",
+    "register_peft_method",
+    "resolve_revision",
+]

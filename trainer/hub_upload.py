@@ -8,6 +8,7 @@ A run is one repository: adapters, processor, `training.json` and the model card
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,34 @@ from ..compat import PushInProgress, hf_api
 
 logger = logging.get_logger(__name__)
 
-REPOSITORY_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".md", ".png", ".py")
-FOR_TRAINING_ONLY = ("projector.safetensors", "curriculum.json", "trainer_state.json")
+REPOSITORY_FILES = (
+    *("config.json", "adapter_config.json", "processor_config.json", "preprocessor_config.json"),
+    *("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "chat_template.jinja", "training.json", "evaluation.json", "README.md", "training_curves.png"),
+)
+"""What a repository consists of; nothing else leaves the machine."""
+FOR_TRAINING_ONLY = ("projector.safetensors", "curriculum.json", "trainer_state.json", "training_args.bin")
 
 
 def repository_files(folder: str | Path) -> dict[str, Path]:
     """The files of a saved model or training folder that make up its repository, by name.
 
-    Checkpoints, optimizer states, caches and pickles are none.
+    Files of other names stay, and so do links, which may lead anywhere; both are named in a warning.
     """
-    return {
+    found = [
+        path for path in sorted(Path(folder).iterdir()) if path.is_file() and not path.name.startswith((".", "_"))
+    ]
+    files = {
         path.name: path
-        for path in sorted(Path(folder).iterdir())
-        if path.is_file()
-        and path.suffix in REPOSITORY_SUFFIXES
-        and path.name not in FOR_TRAINING_ONLY
-        and not path.name.startswith((".", "_"))
+        for path in found
+        if not path.is_symlink() and any(fnmatch(path.name, pattern) for pattern in REPOSITORY_FILES)
     }
+    left_out = [path.name for path in found if path.name not in files and path.name not in FOR_TRAINING_ONLY]
+    left_out = [name for name in left_out if not name.endswith(".py")]  # code is written anew
+    if left_out:
+        logger.warning(f"Not pushed from {folder}, being links or no part of a repository: {', '.join(left_out)}")
+    return files
 
 
 class HubUploads:

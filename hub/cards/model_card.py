@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -149,7 +149,7 @@ def read_metadata(card: str | None) -> ModelCardData:
         ModelCardError: when they are no YAML.
     """
     try:
-        return ModelCard(card or "---\n{}\n---\n").data
+        return cast(ModelCardData, ModelCard(card or "---\n{}\n---\n").data)
     except Exception as error:  # the YAML parser and the client raise types of their own
         raise ModelCardError(
             f"The metadata of the existing {CARD_NAME} cannot be read: {error}. Mend or delete the file."
@@ -165,7 +165,8 @@ def _update_metadata(
     if base is not None:
         data.base_model = base
     if data.base_model and "base_model_relation" not in data.to_dict():
-        data.base_model_relation = "adapter" if form == "adapter" else "finetune"
+        relation = "adapter" if form == "adapter" else "finetune"
+        data.base_model_relation = relation  # type: ignore[attr-defined]  # cards keep fields of any name
     if license is not None:
         data.license, data.license_name, data.license_link = license, None, None
     elif data.license is None and form != "adapter" and str(data.base_model).startswith("facebook/"):

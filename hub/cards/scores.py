@@ -147,7 +147,7 @@ def eval_results(scores: Sequence[Scores]) -> list[EvalResult]:
         if not entry.own:
             continue
         name = plain_text(", ".join(entry.datasets)) or "unnamed"
-        where = {
+        where: dict[str, Any] = {
             "task_type": TASK,
             "task_name": "Instruction segmentation",
             "dataset_type": re.sub(r"[^\w./-]+", "-", name).strip("-.") or "unnamed",

@@ -71,8 +71,14 @@ class DemoPage:
         Raises:
             OSError: when the port is taken.
         """
-        settings = {"share": False, "show_error": True, "footer_links": [], "ssr_mode": False, "max_file_size": "20mb"}
-        settings |= {"theme": theme(), "css": CSS, "quiet": True}
+        settings: dict[str, Any] = {
+            "share": False,
+            "show_error": True,
+            "footer_links": [],
+            "ssr_mode": False,
+            "max_file_size": "20mb",
+        }
+        settings |= {"max_file_size": "20mb", "theme": theme(), "css": CSS, "quiet": True}
         return self.blocks.launch(server_name=host, server_port=port, **(settings | options))
 
     def _connect(self) -> None:
@@ -82,7 +88,11 @@ class DemoPage:
         levels = [*page.panels, page.comparison]
         boxes = [page.canvas, page.box_list]
         state = [page.notice, page.session]
-        private = {"api_visibility": "private", "concurrency_limit": 4}  # the model has a lock of its own
+        # The model has a lock of its own.
+        private: dict[str, Any] = {
+            "api_visibility": "private",
+            "concurrency_limit": 4,
+        }
         quiet = private | {"show_progress": "hidden"}
         busy = private | {"show_progress_on": page.overlay}
 
@@ -220,7 +230,7 @@ class DemoPage:
         view = session.view(threshold, mask_threshold)
         lines = view.lines() if view else []
         number = int(event.row_value[0]) if event.row_value and event.row_value[0] else 0  # the table may be sorted
-        return view.spotlight(lines[number - 1]) if 0 < number <= len(lines) else gr.skip()
+        return view.spotlight(lines[number - 1]) if view and 0 < number <= len(lines) else gr.skip()
 
     def _show_all(self, session: DemoSession, threshold: float, mask_threshold: float) -> Any:
         view = session.view(threshold, mask_threshold)

@@ -130,7 +130,7 @@ class Segmentation:
     def view(self, threshold: float, mask_threshold: float) -> "View":
         """The instances at the size at which they are shown."""
         ratio = min(1.0, _DISPLAY_SIDE / max(self.image.size))
-        size = tuple(max(1, round(side * ratio)) for side in self.image.size)
+        size = (max(1, round(self.image.width * ratio)), max(1, round(self.image.height * ratio)))
         image = self.image if ratio == 1 else self.image.resize(size, Image.Resampling.LANCZOS)
         return View(self, image, self.instances(threshold, mask_threshold, size))
 

@@ -61,9 +61,9 @@ class DemoSession:
             ValueError: when it cannot be read.
         """
         image = None if source is None else read_image(source)
-        same = image is not None and self.image is not None and image.size == self.image.size
-        if same and image.tobytes() == self.image.tobytes():
-            return False
+        if image is not None and self.image is not None and image.size == self.image.size:
+            if image.tobytes() == self.image.tobytes():
+                return False
         self.image, self.boxes, self.corner, self.answer, self.comparison = image, [], None, None, []
         return True
 

@@ -140,9 +140,10 @@ def export_onnx(
     folder.mkdir(parents=True, exist_ok=True)
     model.eval()
     try:
-        side = model.config.vision_config.backbone_config.image_size
-        pixels = torch.zeros(1, model.config.vision_config.backbone_config.num_channels, side, side)
-        ids = torch.zeros(1, model.config.text_config.max_position_embeddings, dtype=torch.long)
+        config: Any = model.config
+        backbone = config.vision_config.backbone_config
+        pixels = torch.zeros(1, backbone.num_channels, backbone.image_size, backbone.image_size)
+        ids = torch.zeros(1, config.text_config.max_position_embeddings, dtype=torch.long)
         mask = (torch.arange(ids.shape[1]) < 4).long()[None]
         pixels, ids, mask = (tensor.to(model.device) for tensor in (pixels, ids, mask))
         positions = model.get_vision_features(pixels).fpn_position_encoding[:-1]

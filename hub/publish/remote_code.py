@@ -34,10 +34,10 @@ ENTRY_MODULES = (
 )
 
 
-def _source(module: tuple[str, ...]) -> Path | None:
-    """The file of a module or of a package's `__init__`, if there is one."""
+def _source(module: tuple[str, ...]) -> Path:
+    """The file of a module, or of a package's `__init__`; it need not exist."""
     path = PACKAGE.joinpath(*module)
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _flat_name(module: tuple[str, ...]) -> str:
@@ -54,12 +54,12 @@ def _flatten(module: tuple[str, ...], text: str) -> tuple[str, list[tuple[str, .
             continue
         target = (*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else ()))
         found = ".".join(target)
-        if not target or target[0] not in CODE_ROOMS or _source(target) is None:
+        if not target or target[0] not in CODE_ROOMS or not _source(target).is_file():
             raise ValueError(
                 f"Expected exported code to import only modules of {', '.join(CODE_ROOMS)}, found {found!r} in "
                 f"{'.'.join(module)}."
             )
-        if any(_source((*target, alias.name)) for alias in node.names):
+        if any(_source((*target, alias.name)).is_file() for alias in node.names):
             raise ValueError(
                 f"Expected names from modules in exported code, found a module taken from {found!r} in "
                 f"{'.'.join(module)}: Transformers does not follow such an import."
@@ -80,7 +80,9 @@ def remote_code_files() -> dict[str, str]:
         ValueError: when a module imports something of this package that lies outside the exported rooms, or when two
             modules would get one name.
     """
-    files, origins, waiting = {}, {}, list(ENTRY_MODULES)
+    files: dict[str, str] = {}
+    origins: dict[str, tuple[str, ...]] = {}
+    waiting: list[tuple[str, ...]] = list(ENTRY_MODULES)
     while waiting:
         module = waiting.pop()
         name = f"{_flat_name(module)}.py"

@@ -46,7 +46,7 @@ def find_form(folder: Path) -> RepositoryForm:
     Raises:
         ValueError: when it is not exactly one model that can be pushed.
     """
-    config, adapter_config = (_read_json(folder / name) for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
+    config, adapter_config = _read_json(folder / CONFIG_NAME), _read_json(folder / ADAPTER_CONFIG_NAME)
     if config is None and adapter_config is None:
         hint = " The training has not come to its end." if any(folder.glob("stage-*")) else ""
         raise ValueError(
@@ -62,7 +62,7 @@ def find_form(folder: Path) -> RepositoryForm:
         raise ValueError(f"Expected weights ({pattern}) in {folder}, found none. Pickled weights are not pushed.")
     if adapter_config is not None:
         return RepositoryForm.ADAPTER
-    return RepositoryForm.REMOTE_CODE if "auto_map" in config else RepositoryForm.FULL
+    return RepositoryForm.REMOTE_CODE if "auto_map" in (config or {}) else RepositoryForm.FULL
 
 
 def stage_repository(folder: Path, form: RepositoryForm, base_model: str | None, target: Path) -> None:
@@ -114,7 +114,9 @@ def _place(source: Path, target: Path) -> None:
 def _convert(folder: Path, form: RepositoryForm, base_model: str | None, target: Path) -> None:
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 
-    base = {"base_model_name_or_path": base_model} if base_model and form is not RepositoryForm.ADAPTER else {}
+    base: dict[str, Any] = {}
+    if base_model and form is not RepositoryForm.ADAPTER:
+        base["base_model_name_or_path"] = base_model
     model = Sam3IForInstructionSegmentation.from_pretrained(folder, **base)
     if form is not RepositoryForm.ADAPTER:
         model.save_pretrained(target)
@@ -127,7 +129,7 @@ def _convert(folder: Path, form: RepositoryForm, base_model: str | None, target:
 def _base_for_others(folder: Path, found: RepositoryForm, base_model: str | None) -> str:
     named = (_read_json(folder / ADAPTER_CONFIG_NAME) or {}).get("base_model_name_or_path")
     base_model = base_model or named
-    if is_hub_id(base_model):
+    if base_model is not None and is_hub_id(base_model):
         return base_model
     what = f"name {base_model!r}, which others do not have" if base_model else "name none"
     raise ValueError(
@@ -169,7 +171,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _edit_json(path: Path, changes: dict[str, Any], without: tuple[str, ...] = ()) -> None:
-    values = {name: value for name, value in (_read_json(path) | changes).items() if name not in without}
+    values = {name: value for name, value in ((_read_json(path) or {}) | changes).items() if name not in without}
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several pictures on one page: named side by side, or in a grid with captions."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from .style import BACKGROUND, FAINT, TEXT, fit_text, load_font, wrap_text
+
+
+def _fit_width(image: Image.Image, width: int) -> Image.Image:
+    """The picture, reduced where it is wider; what was drawn for this width keeps its text as it is."""
+    if image.width <= width:
+        return image.convert("RGB")
+    height = max(1, round(image.height * width / image.width))
+    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+
+
+def side_by_side(pictures: Sequence[tuple[str, Image.Image]], *, cell: int = 480, gap: int = 8) -> Image.Image:
+    """Put pictures beside each other, each under its name ("truth", "prediction").
+
+    Args:
+        pictures: Names and pictures.
+        cell (`int`, *optional*, defaults to 480): Largest width of a picture, in pixels.
+        gap (`int`, *optional*, defaults to 8): Space between them, in pixels.
+
+    Raises:
+        ValueError: without pictures.
+    """
+    if not pictures:
+        raise ValueError("Expected at least one picture, found none.")
+    font, head = load_font(15), 26
+    fitted = [(name, _fit_width(picture, cell)) for name, picture in pictures]
+    width = sum(picture.width for _, picture in fitted) + gap * (len(fitted) - 1)
+    page = Image.new("RGB", (width, head + max(picture.height for _, picture in fitted)), BACKGROUND)
+    draw, x = ImageDraw.Draw(page), 0
+    for name, picture in fitted:
+        draw.text((x + 4, head / 2), fit_text(name, font, picture.width - 8), font=font, fill=TEXT, anchor="lm")
+        page.paste(picture, (x, head))
+        x += picture.width + gap
+    return page
+
+
+def contact_sheet(
+    images: Sequence[Image.Image],
+    columns: int,
+    *,
+    captions: Sequence[str] | None = None,
+    title: str | None = None,
+    cell: int = 480,
+    gap: int = 12,
+) -> Image.Image:
+    """Lay pictures out in a grid.
+
+    Args:
+        images: The pictures, row by row.
+        columns (`int`): Pictures in a row.
+        captions (*optional*): A text under each picture; its lines after the first are fainter.
+        title (`str`, *optional*): A line above all.
+        cell (`int`, *optional*, defaults to 480): Largest width of a picture, in pixels. Draw the pictures with
+            `side=` at this size: reduced pictures have reduced text.
+        gap (`int`, *optional*, defaults to 12): Space around the pictures, in pixels.
+
+    Raises:
+        ValueError: without pictures or columns, or when captions and pictures differ in number.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"Expected pictures and at least one column, found {len(images)} and {columns}.")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"Expected a caption for each of {len(images)} pictures, found {len(captions)}.")
+    fitted = [_fit_width(image, cell) for image in images]
+    columns = min(columns, len(fitted))
+    width = max(image.width for image in fitted)
+    font, line = load_font(14), 20
+    notes = [
+        [
+            (part, first == 0)
+            for first, text in enumerate(caption.split("\n"))
+            for part in wrap_text(text, font, width, 2)
+        ]
+        for caption in captions or [""] * len(fitted)
+    ]
+    starts = range(0, len(fitted), columns)
+    heights = [max(image.height for image in fitted[start : start + columns]) for start in starts]
+    below = [max(len(lines) * line for lines in notes[start : start + columns]) if captions else 0 for start in starts]
+    head = 34 if title else 0
+    size = (columns * (width + gap) + gap, head + sum(heights) + sum(below) + gap * (len(heights) + 1))
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw, y = ImageDraw.Draw(sheet), gap + head
+    if title:
+        text_font = load_font(19)
+        draw.text(
+            (gap, gap + 10), fit_text(title, text_font, size[0] - 2 * gap), font=text_font, fill=TEXT, anchor="lm"
+        )
+    for start, height, text_height in zip(starts, heights, below, strict=True):
+        for column, (image, lines) in enumerate(zip(fitted[start : start + columns], notes[start:], strict=False)):
+            x = gap + column * (width + gap)
+            sheet.paste(image, (x + (width - image.width) // 2, y + (height - image.height) // 2))
+            for number, (text, is_first) in enumerate(lines):
+                place = (x, y + height + line * (number + 0.5))
+                draw.text(place, text, font=font, fill=TEXT if is_first else FAINT, anchor="lm")
+        y += height + text_height + gap
+    return sheet
+
+
+__all__ = ["contact_sheet", "side_by_side"]

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import pipeline
 
 import sam3i  # noqa: F401  registers the pipeline
-from sam3i.processing.drawing.overlay import draw_instances
+from sam3i import draw_instances
 from sam3i.processing.shapes.dataset import ShapesInstructionDataset
 
 

@@ -13,9 +13,8 @@ from shapes_curriculum import Scores, line
 from transformers import pipeline
 
 import sam3i  # noqa: F401  registers the pipeline
-from sam3i import InstructionLevel
+from sam3i import InstructionLevel, contact_sheet, draw_instances
 from sam3i.processing.datasets.schema import TARGET_KINDS
-from sam3i.processing.drawing.overlay import contact_sheet, draw_instances
 from sam3i.processing.shapes.dataset import ShapesInstructionDataset
 
 MODEL = Path(__file__).parent / "shapes_tiny"
@@ -56,11 +55,8 @@ def draw(pipe, thresholds: dict[InstructionLevel, float]) -> Path:
         for case in list(by_scene.values())[:PANELS]:
             image = Image.fromarray(test.scene(case.scene_index).image)
             found = pipe(image, text=case.text, level=level.value, threshold=thresholds[level])
-            large = image.resize((448, 448), Image.Resampling.LANCZOS)
-            for instance in found:
-                instance["mask"] = instance["mask"].resize(large.size)
-                instance["box"] = {key: value * 4 for key, value in instance["box"].items()}
-            panels.append(draw_instances(large, [found], instructions=[case.text], levels=[level.value]))
+            names = {"instructions": [case.text], "levels": [level.value]}
+            panels.append(draw_instances(image, [found], **names, side=360))
     path = OUTPUT / "contact_sheet.png"
     contact_sheet(panels, PANELS, cell=360).save(path)
     return path

@@ -18,7 +18,7 @@ from transformers import (
     Sam3VideoProcessor,
 )
 
-from sam3i.processing.drawing.overlay import contact_sheet, draw_instances
+from sam3i import contact_sheet, draw_instances
 
 MATCH = 0.5  # IoU at which an answer covers an object
 
@@ -143,7 +143,7 @@ def draw(frames, answers: list[tuple[list[int], np.ndarray]], text: str, path: P
             found = {"score": 1.0, "label": f"object {number}", "level": None, "box": box}
             rows[everyone.index(number)].append(found | {"mask": Image.fromarray(mask)})
         names = [f"object {number}" for number in everyone] or [text]
-        panels.append(draw_instances(Image.fromarray(frame), rows, title=text, instructions=names))
+        panels.append(draw_instances(Image.fromarray(frame), rows, title=text, instructions=names, side=400))
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(panels, 3).save(path)
     print(f"Look at {path}: {text!r}")

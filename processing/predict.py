@@ -67,9 +67,10 @@ def predict(
     import torch
 
     from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-    from .drawing.overlay import draw_instances, results_to_json
+    from .drawing.instances import draw_instances
     from .images import read_image
     from .post_processing import check_probability
+    from .results import results_to_json
 
     output = Path(output)
     if output.exists() and not output.is_dir():

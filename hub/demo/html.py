@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...processing.drawing.overlay import PALETTE
+from ...processing.drawing.style import PALETTE
 from .model import DemoModel
 from .segmentation import BoxExemplar, Segmentation, View
 

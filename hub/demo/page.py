@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from ...processing.drawing.overlay import results_to_json
+from ...processing.results import results_to_json
 from . import html
 from .examples import demo_examples
 from .layout import LIKE, DemoLayout, gr

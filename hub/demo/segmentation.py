@@ -3,7 +3,6 @@
 
 import io
 import json
-import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...processing.drawing.legend import PictureScale, draw_pill
-from ...processing.drawing.overlay import draw_instances, results_to_json
+from ...processing.drawing.instances import draw_boxes, draw_instances
+from ...processing.results import results_to_json
 
 LOWEST_THRESHOLD = 0.05
 """Instances with a lower score are not remembered."""
 
 _DISPLAY_SIDE = 1280
 """Longest side, in pixels, of the pictures that are shown; files keep the size of the upload."""
+
+_CANVAS_SIDE = 640
+"""Longest side, in pixels, of the picture on which boxes are drawn."""
 
 Rows = list[list[dict[str, Any]]]
 
@@ -203,19 +205,24 @@ class View:
         self.rows = rows
 
     def overlay(self) -> Image.Image:
-        """The picture with masks, boxes and scores over a legend."""
-        captions, levels = self.segmentation.captions, self.segmentation.levels
-        rows = [
-            [instance | {"label": caption} for instance in row]
-            for caption, row in zip(captions, self.rows, strict=True)
-        ]
-        results = rows[0] if len(rows) == 1 else rows
-        return draw_instances(self.image, results, instructions=captions, levels=levels)
+        """The picture with masks and scores over a legend."""
+        return self._draw(self.rows)
 
     def panel(self) -> Image.Image:
         """The overlay without its legend, for a place among others."""
-        overlay = self.overlay()
-        return overlay.crop((0, 0, overlay.width, overlay.width // self.image.width * self.image.height))
+        return self._draw(self.rows, legend=False)
+
+    def _draw(self, rows: Rows, legend: bool = True) -> Image.Image:
+        notes = [f"{len(row)} found" if row else None for row in self.rows]
+        captions, levels = self.segmentation.captions, self.segmentation.levels
+        return draw_instances(
+            self.image,
+            rows[0] if len(rows) == 1 else rows,
+            instructions=captions,
+            levels=levels,
+            notes=notes,
+            legend=legend,
+        )
 
     def lines(self) -> list[InstanceLine]:
         """The instances, instruction by instruction, best first."""
@@ -230,54 +237,27 @@ class View:
         return lines
 
     def spotlight(self, line: InstanceLine) -> Image.Image:
-        """The overlay with everything but one instance in the dark."""
-        overlay = self.overlay()
-        factor = overlay.width // self.image.width
-        size = (self.image.width * factor, self.image.height * factor)
-        scale = PictureScale(size)
-        mask = self.rows[line.row][line.place]["mask"].resize(size, Image.Resampling.BICUBIC)
-        light = mask.filter(ImageFilter.GaussianBlur(max(1.0, 2 * scale.line)))
-        light = light.point(lambda value: min(255, round(value * 1.6)))
-        picture = overlay.crop((0, 0, *size))
-        picture.paste(Image.composite(picture, picture.point(lambda value: round(value * 0.35)), light))
-        box = self.rows[line.row][line.place]["box"]
-        left, top, right, bottom = (round(box[side] * factor) for side in ("xmin", "ymin", "xmax", "ymax"))
-        corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-        ImageDraw.Draw(picture).rectangle(corners, outline=(255, 255, 255), width=max(1, math.ceil(scale.line)))
-        tag = draw_pill(f"{line.score:.2f}", scale.tag_font, (255, 255, 255), scale.gap * 0.8)
-        picture.paste(tag, (min(left, size[0] - tag.width), max(0, top - tag.height - 2)), tag)
-        overlay.paste(picture, (0, 0))
-        return overlay
+        """The overlay with everything but one instance dimmed."""
+        rows = [[] if index != line.row else [row[line.place]] for index, row in enumerate(self.rows)]
+        return self._draw(rows)
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[BoxExemplar], corner: tuple[int, int] | None = None) -> Image.Image:
-    """The picture with box exemplars, green for "like this" and red for "not like this", and a corner set first.
-
-    Returns:
-        `PIL.Image.Image`: enlarged by [`canvas_factor`].
-    """
-    factor = canvas_factor(image)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    canvas = image.resize(size, Image.Resampling.LANCZOS)
-    draw, scale = ImageDraw.Draw(canvas), PictureScale(size)
-    width = max(2, math.ceil(scale.line * 1.5))
-    for number, box in enumerate(boxes, start=1):
-        colour = (40, 190, 110) if box.positive else (235, 70, 70)
-        left, top, right, bottom = (round(value * factor) for value in box.corners)
-        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
-        tag = draw_pill(f"{'+' if box.positive else '-'}{number}", scale.tag_font, colour, scale.gap * 0.8)
-        canvas.paste(tag, (max(0, min(left, size[0] - tag.width)), max(0, top - tag.height - 2)), tag)
-    if corner is not None:
-        x, y = (round(value * factor) for value in corner)
-        for colour, thickness in (((16, 18, 22), width + 2), ((255, 255, 255), width)):
-            draw.line((x - 5 * width, y, x + 5 * width, y), fill=colour, width=thickness)
-            draw.line((x, y - 5 * width, x, y + 5 * width), fill=colour, width=thickness)
-    return canvas
+def draw_exemplars(
+    image: Image.Image, boxes: Sequence[BoxExemplar], corner: tuple[int, int] | None = None
+) -> Image.Image:
+    """The picture, enlarged by [`canvas_factor`], with box exemplars and a corner set first."""
+    return draw_boxes(
+        image,
+        [box.corners for box in boxes],
+        [int(box.positive) for box in boxes],
+        corner=corner,
+        side=_CANVAS_SIDE,
+    )
 
 
 def canvas_factor(image: Image.Image) -> float:
     """How much larger the canvas for boxes is than the picture."""
-    return 640 / max(image.size)
+    return _CANVAS_SIDE / max(image.size)
 
 
 __all__ = [
@@ -287,5 +267,5 @@ __all__ = [
     "Segmentation",
     "View",
     "canvas_factor",
-    "draw_boxes",
+    "draw_exemplars",
 ]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ...processing.images import read_image
 from .model import DemoModel, read_instructions
-from .segmentation import BoxExemplar, Segmentation, View, canvas_factor, draw_boxes
+from .segmentation import BoxExemplar, Segmentation, View, canvas_factor, draw_exemplars
 
 MOST_BOXES = 20
 """Box exemplars of one call."""
@@ -153,7 +153,7 @@ class DemoSession:
 
     def canvas(self) -> Image.Image | None:
         """The picture to draw boxes on."""
-        return None if self.image is None else draw_boxes(self.image, self.boxes, self.corner)
+        return None if self.image is None else draw_exemplars(self.image, self.boxes, self.corner)
 
 
 __all__ = ["MOST_BOXES", "DemoSession", "read_corners"]

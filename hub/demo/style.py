@@ -3,9 +3,9 @@
 
 from typing import Any
 
-from ...processing.drawing.legend import LEVEL_COLOURS
+from ...processing.drawing.style import LEVEL_COLORS
 
-_LEVELS = "".join(f".level-{name} {{ background: rgb{colour}; }}\n" for name, colour in LEVEL_COLOURS.items())
+_LEVELS = "".join(f".level-{name} {{ background: rgb{colour}; }}\n" for name, colour in LEVEL_COLORS.items())
 
 CSS = (
     _LEVELS

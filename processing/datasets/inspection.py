@@ -108,29 +108,28 @@ def spread_rows(rows: Iterable[InstructionRow], count: int) -> list[InstructionR
 
 def draw_row(row: InstructionRow, picture: Image.Image) -> Image.Image:
     """A row as a picture: its masks, and one instruction of each level."""
-    from ..drawing.overlay import draw_instances
+    from ..drawing.instances import draw_instances
 
     texts = {level: row[level][0] for level in LEVEL_FIELDS if row[level]}
     level, text = next(reversed(texts.items()))
     instances = []
     for mask, (x, y, width, height) in zip(row["masks"], row["boxes"], strict=True):
-        pixels = np.zeros((row["height"], row["width"]), bool) if mask is None else decode_mask(mask)
         instances.append(
             {
-                "score": 1.0,
+                "score": None,
                 "label": text,
                 "level": level,
                 "box": {"xmin": x, "ymin": y, "xmax": x + width, "ymax": y + height},
-                "mask": Image.fromarray(pixels.astype(np.uint8) * 255),
+                "mask": None if mask is None else Image.fromarray(decode_mask(mask)),
             }
         )
     others = " · ".join(f"{name}: {value}" for name, value in texts.items() if name != level)
     title = " · ".join(part for part in (f"[{row['target_kind'] or UNKNOWN}]", others) if part)
-    return draw_instances(picture.convert("RGB"), instances, title=title, instructions=[text])
+    return draw_instances(picture, instances, title=title, instructions=[text], side=480)
 
 
 def contact_sheet_of(rows: Sequence[InstructionRow], pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
     """Rows drawn on their pictures, side by side."""
-    from ..drawing.overlay import contact_sheet
+    from ..drawing.sheet import contact_sheet
 
     return contact_sheet([draw_row(row, picture) for row, picture in zip(rows, pictures, strict=True)], columns)

@@ -108,7 +108,8 @@ def draw_instances(
         own = [PALETTE[(index if several else place) % len(PALETTE)] for place in range(max(1, len(row)))]
         for instance, color in zip(row, own, strict=False):
             score = instance.get("score")
-            words = [str(index + 1)] * several + [f"{score:.2f}"] * (score is not None)
+            number = str(index + 1) if several else ""
+            words = [word for word in (number, "" if score is None else f"{score:.2f}") if word]
             mask = instance["mask"] if instance["mask"] is not None else _box_mask(instance["box"], image.size)
             drawn.append((score or 0.0, mask, color, " · ".join(words)))
         marks = [(own[0], str(index + 1))] if several else [(color, " ") for color in own[: min(5, len(row))]]

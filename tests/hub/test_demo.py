@@ -25,6 +25,7 @@ from sam3i.hub.demo.examples import demo_examples
 from sam3i.hub.demo.model import MOST_INSTRUCTIONS, DemoModel, read_instructions
 from sam3i.hub.demo.segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, canvas_factor
 from sam3i.hub.demo.session import MOST_BOXES, DemoSession, read_corners
+from sam3i.processing.drawing.style import POSITIVE
 from sam3i.processing.masks import decode_mask
 
 SHAPES_TINY = Path(__file__).resolve().parents[2] / "examples" / "shapes_tiny"
@@ -194,12 +195,13 @@ def test_the_code_makes_the_same_call(model, session, tmp_path, monkeypatch):
 def test_spotlight_keeps_one_instance_bright(model, session):
     view = session.segment(model, "moon", "concept").view(0.1, 0.5)
     line = view.lines()[0]
-    overlay, lit = (np.asarray(picture, dtype=float) for picture in (view.overlay(), view.spotlight(line)))
-    factor = view.overlay().width // view.image.width
-    mask = np.asarray(view.rows[0][0]["mask"].resize((view.image.width * factor,) * 2)) > 127
-    inside, outside = overlay[: len(mask)][mask].mean(), overlay[: len(mask)][~mask].mean()
-    assert lit[: len(mask)][mask].mean() > 0.85 * inside
-    assert lit[: len(mask)][~mask].mean() < 0.6 * outside
+    lit = view.spotlight(line)
+    factor = lit.width // view.image.width
+    size = (view.image.width * factor,) * 2
+    mask = np.asarray(view.rows[0][0]["mask"].resize(size)) > 127
+    plain, lit = (np.asarray(picture, dtype=float)[: len(mask)] for picture in (view.image.resize(size), lit))
+    assert lit[mask].mean() > 0.85 * plain[mask].mean()
+    assert lit[~mask].mean() < 0.6 * plain[~mask].mean()
 
 
 def test_boxes_by_clicks_and_by_numbers(session):
@@ -209,7 +211,7 @@ def test_boxes_by_clicks_and_by_numbers(session):
     assert session.add_box(read_corners("-5, 90,  500 30"), False) == BoxExemplar((0, 30, 112, 90), False)
     canvas = np.asarray(session.canvas())
     assert canvas.shape == (640, 640, 3)
-    assert (canvas[round(40 * factor), round(10 * factor) + 1] == (40, 190, 110)).all()
+    assert (canvas[round(40 * factor), round(10 * factor) + 1] == POSITIVE).all()
     session.click((3, 3), True)
     session.undo_box()
     assert session.corner is None and len(session.boxes) == 2

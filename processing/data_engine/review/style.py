@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...drawing.legend import LEVEL_COLOURS
+from ...drawing.style import LEVEL_COLORS
 
 KEYS = {"a": "accept", "e": "edit", "r": "reject", "s": "skip", "b": "back"}
-_LEVELS = "".join(f".pill.level-{name} {{ background: rgb{colour}; }}\n" for name, colour in LEVEL_COLOURS.items())
+_LEVELS = "".join(f".pill.level-{name} {{ background: rgb{colour}; }}\n" for name, colour in LEVEL_COLORS.items())
 _HINTS = "".join(f'#{name}::after {{ content: "{key.upper()}"; }}\n' for key, name in {**KEYS, "m": "masks"}.items())
 
 CSS = (

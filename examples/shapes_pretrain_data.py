@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of the shapes pretraining: scenes, concepts and boxes asked of them, sentences without pictures."""
+"""Batches of the shapes pretraining: scenes, concepts and boxes asked of them, sentences without images."""
 
 import numpy as np
 import torch
 
-from sam3i.processing.shapes import lexicon
-from sam3i.processing.shapes.rendering import NOUNS
-from sam3i.processing.shapes.world import Scene, ShapesWorld
-from sam3i.processing.shapes.writer import InstructionWriter
+from sam3i.processing.language import COLOR_REFERENCES, THINGS
+from sam3i.processing.shapes import DESCRIPTORS, NOUNS, PLURALS, InstructionWriter, Scene, ShapesWorld
 
 # A concept is a noun phrase, not one word only; the bare noun is the most frequent.
 NOUN_PHRASES = ("{n}", "{n}", "{n}", "a {n}", "the {n}", "{ns}", "the {ns}", "all {ns}")
-ABSENT_SHARE, EVERYTHING_SHARE = 0.85, 0.12  # pictures asked for a noun they lack; asked for all their objects
+ABSENT_SHARE, EVERYTHING_SHARE = 0.85, 0.12  # images asked for a noun they lack; asked for all their objects
 
 
 class ScenePool:
@@ -40,10 +38,10 @@ def concept_rows(scenes: list[Scene], rng: np.random.Generator) -> list[tuple[in
         if rng.random() < ABSENT_SHARE:
             asked.append(str(rng.choice([noun for noun in NOUNS if noun not in present])))
         for noun in asked:
-            phrase = str(rng.choice(NOUN_PHRASES)).format(n=noun, ns=lexicon.PLURALS[noun])
+            phrase = str(rng.choice(NOUN_PHRASES)).format(n=noun, ns=PLURALS[noun])
             rows.append((number, phrase, [i for i, item in enumerate(scene.objects) if item.noun == noun]))
         if rng.random() < EVERYTHING_SHARE:
-            rows.append((number, str(rng.choice(lexicon.THINGS)), list(range(len(scene.objects)))))
+            rows.append((number, str(rng.choice(THINGS)), list(range(len(scene.objects)))))
     return rows
 
 
@@ -58,7 +56,7 @@ def exemplars(scenes: list[Scene], rows: list[tuple[int, str, list[int]]], rng: 
         if chosen:
             boxes[row, 0] = torch.from_numpy(scenes[number].boxes[int(rng.choice(chosen))])
             labels[row] = 1
-        wordless = chosen and text not in lexicon.THINGS and rng.random() < 0.5
+        wordless = chosen and text not in THINGS and rng.random() < 0.5
         shown.append((number, "visual" if wordless else text, chosen))
     return shown, boxes, labels
 
@@ -70,7 +68,7 @@ def jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class SentenceStream:
-    """Instruction sentences of the training split and definitions of the world's words, as text without pictures."""
+    """Instruction sentences of the training split and definitions of the world's words, as text without images."""
 
     def __init__(self, world: ShapesWorld, scenes: int = 600):
         writer = InstructionWriter("train")
@@ -79,11 +77,11 @@ class SentenceStream:
             objects, rng = world.layout(index), world.rng(index, stream=9)
             targets = [writer.write(objects, rng) for _ in range(4)]
             self.sentences += [phrasing.text for t in targets if t for phrasing in t.phrasings.values()]
-        self.definitions = [f"what {d} is a {noun}" for noun, clauses in lexicon.DESCRIPTORS.items() for d in clauses]
-        self.definitions += [f"a {noun} is what {d}" for noun, clauses in lexicon.DESCRIPTORS.items() for d in clauses]
-        for colour, references in lexicon.COLOUR_REFERENCES.items():
-            self.definitions += [f"the color of {thing} is {colour}" for thing in references]
-            self.definitions += [f"{colour} is the color of {thing}" for thing in references]
+        self.definitions = [f"what {d} is a {noun}" for noun, clauses in DESCRIPTORS.items() for d in clauses]
+        self.definitions += [f"a {noun} is what {d}" for noun, clauses in DESCRIPTORS.items() for d in clauses]
+        for color, references in COLOR_REFERENCES.items():
+            self.definitions += [f"the color of {thing} is {color}" for thing in references]
+            self.definitions += [f"{color} is the color of {thing}" for thing in references]
 
     def draw(self, rng: np.random.Generator, count: int) -> list[str]:
         """Two sentences for each definition."""

@@ -8,20 +8,19 @@ from shapes_common import WIDTH
 from torch import nn
 from torchvision.ops import generalized_box_iou_loss
 
-from sam3i.processing.shapes.rendering import COLOURS, NOUNS
-from sam3i.processing.shapes.world import Scene
+from sam3i.processing.shapes import COLORS, NOUNS, Scene
 
 
 class VisionHead(nn.Module):
     """Makes the feature map tell the objects: every cell and every object as a whole; training only.
 
-    A cell says whether it lies on an object, and that object's shape, colour and box. Shapes are slow to learn from
+    A cell says whether it lies on an object, and that object's shape, color and box. Shapes are slow to learn from
     cells, because a cell must first gather its neighbours; from the mean over an object's cells they are learned fast.
     """
 
     def __init__(self):
         super().__init__()
-        self.sizes = [1, len(NOUNS), len(COLOURS), 4]
+        self.sizes = [1, len(NOUNS), len(COLORS), 4]
         self.cell = nn.Conv2d(WIDTH, sum(self.sizes), 1)
         self.whole = nn.Linear(WIDTH, len(NOUNS))
 
@@ -32,11 +31,11 @@ class VisionHead(nn.Module):
         numbers = [object_numbers(scene) for scene in scenes]
         inside = torch.stack([c.max(0).values > 0.4 for c in cover])  # [I, h, w]
         owner = [c.argmax(0) for c in cover]
-        noun_target, colour_target = (
+        noun_target, color_target = (
             torch.stack([n[kind][o] for n, o in zip(numbers, owner, strict=True)]) for kind in (0, 1)
         )
         box_target = torch.stack([self._boxes(scene, o) for scene, o in zip(scenes, owner, strict=True)])
-        on_object, noun, colour, box = self.cell(features).split(self.sizes, dim=1)
+        on_object, noun, color, box = self.cell(features).split(self.sizes, dim=1)
         whole = torch.cat(
             [torch.einsum("nhw,chw->nc", c, f) / c.sum((1, 2))[:, None] for c, f in zip(cover, features, strict=True)]
         )
@@ -45,7 +44,7 @@ class VisionHead(nn.Module):
         loss = (
             F.binary_cross_entropy_with_logits(on_object[:, 0], inside.float())
             + 2 * F.cross_entropy(noun, noun_target)
-            + F.cross_entropy(colour.movedim(1, -1)[inside], colour_target[inside])
+            + F.cross_entropy(color.movedim(1, -1)[inside], color_target[inside])
             + (box - box_target).abs().sum(1)[inside].mean()
             + 2 * F.cross_entropy(whole, whole_target)
         )
@@ -66,10 +65,10 @@ class VisionHead(nn.Module):
 
 
 def object_numbers(scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers of the objects' nouns and colours."""
+    """Numbers of the objects' nouns and colors."""
     nouns = [NOUNS.index(item.noun) for item in scene.objects]
-    colours = [list(COLOURS).index(item.colour) for item in scene.objects]
-    return torch.tensor(nouns), torch.tensor(colours)
+    colors = [list(COLORS).index(item.color) for item in scene.objects]
+    return torch.tensor(nouns), torch.tensor(colors)
 
 
 class QueryHead(nn.Module):
@@ -77,11 +76,11 @@ class QueryHead(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.predict = nn.Linear(WIDTH, len(NOUNS) + 1 + len(COLOURS))
+        self.predict = nn.Linear(WIDTH, len(NOUNS) + 1 + len(COLORS))
 
     def forward(self, queries: torch.Tensor, boxes: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
         """`queries` [layers, R, Q, C], `boxes` [layers, R, Q, 4] cxcywh, the scene of each row; a scalar."""
-        noun, colour = self.predict(queries).split([len(NOUNS) + 1, len(COLOURS)], dim=-1)
+        noun, color = self.predict(queries).split([len(NOUNS) + 1, len(COLORS)], dim=-1)
         wanted = [torch.from_numpy(scene.boxes) for scene in scenes]
         found = boxes.detach()
         where, which = [], []
@@ -95,14 +94,14 @@ class QueryHead(nn.Module):
         items = [scenes[r].objects[i] for r, i in which]
         noun_target = torch.full(noun.shape[:-1], len(NOUNS))
         noun_target[layer, row, query] = torch.tensor([NOUNS.index(item.noun) for item in items])
-        colour_target = torch.tensor([list(COLOURS).index(item.colour) for item in items])
+        color_target = torch.tensor([list(COLORS).index(item.color) for item in items])
         weight = torch.ones(len(NOUNS) + 1)
         weight[-1] = 0.2
         target = torch.stack([wanted[r][i] for r, i in which])
         box = boxes[layer, row, query]
         return (
             F.cross_entropy(noun.flatten(0, 2), noun_target.flatten(), weight=weight)
-            + F.cross_entropy(colour[layer, row, query], colour_target)
+            + F.cross_entropy(color[layer, row, query], color_target)
             + 5 * (box - target).abs().sum(1).mean()
             + 2 * generalized_box_iou_loss(corners(box), corners(target), reduction="mean")
         )

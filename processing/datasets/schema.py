@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..language.meaning import TARGET_KINDS
 from ..masks import rle_fault
 
 if TYPE_CHECKING:
     from datasets import Features
 
 
-TARGET_KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
 LEVEL_FIELDS = tuple(level.value for level in InstructionLevel)
 MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1  # what a 64-bit column holds
 MAX_SIDE = 1 << 20  # pixels

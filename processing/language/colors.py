@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The name of a mask's colour, or none where people might disagree."""
+"""The name of a mask's color, or none where people might disagree."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HUES = {
     "purple": ((262, 300),),
     "pink": ((310, 342),),
 }
-COLOUR_NAMES = (*HUES, "black", "grey", "white")
-_AGREEING = 0.6  # share of a mask's pixels that must have the colour's name
+COLOR_NAMES = (*HUES, "black", "grey", "white")
+_AGREEING = 0.6  # share of a mask's pixels that must have the color's name
 
 
-def name_colours(pixels: np.ndarray) -> np.ndarray:
-    """Index into `COLOUR_NAMES` of every pixel, -1 for none; pixels uint8 [..., 3] (RGB)."""
+def name_colors(pixels: np.ndarray) -> np.ndarray:
+    """Index into `COLOR_NAMES` of every pixel, -1 for none; pixels uint8 [..., 3] (RGB)."""
     rgb = pixels.astype(np.float32)
     high, low = rgb.max(axis=-1), rgb.min(axis=-1)
     spread = high - low
@@ -39,22 +39,22 @@ def name_colours(pixels: np.ndarray) -> np.ndarray:
         for start, end in ranges:
             names[vivid & (hue >= start) & (hue <= end)] = number
     grey = saturation < 0.12
-    names[high < 45] = COLOUR_NAMES.index("black")
-    names[grey & (high >= 80) & (high <= 175)] = COLOUR_NAMES.index("grey")
-    names[grey & (high > 215)] = COLOUR_NAMES.index("white")
+    names[high < 45] = COLOR_NAMES.index("black")
+    names[grey & (high >= 80) & (high <= 175)] = COLOR_NAMES.index("grey")
+    names[grey & (high > 215)] = COLOR_NAMES.index("white")
     return names
 
 
-def mask_colour(picture: np.ndarray, mask: np.ndarray) -> str | None:
-    """The colour that most pixels of a mask agree on, or None.
+def mask_color(image: np.ndarray, mask: np.ndarray) -> str | None:
+    """The color that most pixels of a mask agree on, or None.
 
     Args:
-        picture: uint8 [height, width, 3].
+        image: uint8 [height, width, 3].
         mask: bool [height, width].
     """
-    names = name_colours(picture[mask])
+    names = name_colors(image[mask])
     if not len(names):
         return None
-    counts = np.bincount(names + 1, minlength=len(COLOUR_NAMES) + 1)[1:]
+    counts = np.bincount(names + 1, minlength=len(COLOR_NAMES) + 1)[1:]
     best = int(counts.argmax())
-    return COLOUR_NAMES[best] if counts[best] >= _AGREEING * len(names) else None
+    return COLOR_NAMES[best] if counts[best] >= _AGREEING * len(names) else None

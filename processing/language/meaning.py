@@ -2,21 +2,80 @@
 """What an instruction asks for, as data, and which instances of a scene that is.
 
 A [`Meaning`] is a category, filters on it, and at most one selector that compares what the filters leave. A denotation
-is computed from masks and pixels alone; where the scene gives no clear answer (a tie, an instance near the middle
-line, a colour without a name, two possible reference objects) it is None, and the question must not be asked.
+is computed from what is known of the scene alone; where the scene gives no clear answer (a tie, an instance near the
+middle line, a color without a name, two possible reference objects) it is None, and the question must not be asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
-from ..data_engine.scene.facts import BESIDE_MARGIN, PLACE_MARGIN, SIZE_RATIO, Facts
-from ..datasets.schema import TARGET_KINDS
-
+TARGET_KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
 ONE, SOME, ALL, NONE = TARGET_KINDS
-EXTREME_SIZE_RATIO = 1.25  # least ratio of the side lengths of the largest and the second largest
+# Filters that stand for the noun: (of any category but one, sharing its shape or color with another, or not).
+OPEN_KINDS = ("not_noun", "noun_shared", "noun_alone", "colour_shared", "colour_alone")
+_FAMILY_NAMES = {
+    "colour+size": "colour_size",
+    "size+colour": "colour_size",
+    "not_noun": "except",
+    "noun_shared": "shape_shared",
+    "noun_alone": "shape_alone",
+}
+_MIRRORED = {"left": "right", "right": "left"}
+
+
+class SceneFacts(Protocol):
+    """What must be known of a scene to answer questions about it; instances go by number.
+
+    Attributes:
+        nouns, colors: of every instance; None for a color without a clear name.
+        is_exhaustive: every object of the scene is an instance, so that a question may leave the noun open.
+        compares_alone: a superlative may be said of a single instance ("the leftmost cup" where there is one cup).
+        place_margin: least difference of two places that counts, in the unit of `along` and `distance`.
+        beside_margin: the same for being left of, above, ... a reference object.
+        middle_margin: the same for being on one side of the middle line.
+    """
+
+    is_exhaustive: bool
+    compares_alone: bool
+    place_margin: float
+    beside_margin: float
+    middle_margin: float
+
+    @property
+    def nouns(self) -> Sequence[str]: ...
+
+    @property
+    def colors(self) -> Sequence[str | None]: ...
+
+    def is_partial(self, noun: str | None) -> bool:
+        """Whether some instances of a noun may be missing."""
+
+    def is_absent(self, noun: str) -> bool:
+        """Whether the scene is known to hold no instance of a noun."""
+
+    def along(self, i: int, side: str | None) -> float:
+        """How far the center of instance i reaches towards a side."""
+
+    def beyond_middle(self, i: int, side: str | None) -> float:
+        """How far it lies beyond the middle line, towards a side."""
+
+    def distance(self, i: int, j: int) -> float:
+        """Distance of two centers."""
+
+    def of_size(self, value: str | None, members: list[int], every: list[int]) -> list[int] | None:
+        """Those of `members` that are "large" or "small" among `every` instance of their category."""
+
+    def by_size(self, value: str, members: list[int]) -> list[int] | None:
+        """Members, the "large" or the "small" first; None where the first is not clear."""
+
+    def is_inside(self, i: int, j: int) -> bool | None:
+        """Whether instance i lies inside instance j; None where that is not clear."""
+
+    def whole_of(self, i: int) -> int | None:
+        """The instance that a part belongs to, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +84,7 @@ class Filter:
 
     `kind` is one of "colour", "not_colour" (value: its name), "size" (value: "large" or "small", among its category,
     or by the scene's own bounds where it has them),
-    "region" (value: a half of the picture), "side" (value: a side of the reference), "same_colour", "inside",
+    "region" (value: a half of the image), "side" (value: a side of the reference), "same_colour", "inside",
     "containing" (of or in the reference), "not_noun" (any category but the reference), "noun_shared", "noun_alone",
     "colour_shared", "colour_alone" (shared with another instance, or not), "count" (value: how many there are),
     "part" (of what `whole` denotes).
@@ -67,9 +126,31 @@ class Meaning:
         """The kinds of its conditions, e.g. "colour+extreme"; "category" where there are none."""
         kinds = [item.kind for item in self.filters]
         if self.selector is not None:
-            prefix = "all_but_" if self.selector.excluded else ""
-            kinds.append(prefix + {"size": "extreme_size"}.get(self.selector.kind, self.selector.kind))
-        return "+".join(kinds) or "category"
+            kinds.append(selector_family(self.selector))
+        if self.noun is None and kinds == ["colour"]:
+            return "any_colour"
+        name = "+".join(kinds) or "category"
+        return _FAMILY_NAMES.get(name, name)
+
+    @property
+    def category(self) -> str | None:
+        """The noun that the question is about: its own, or the one that it leaves out."""
+        return self.noun or next((item.reference for item in self.filters if item.kind == "not_noun"), None)
+
+    def mirror(self) -> Meaning:
+        """The same question about the scene with left and right exchanged."""
+        filters = tuple(
+            replace(
+                item,
+                value=_MIRRORED.get(item.value or "", item.value),
+                whole=None if item.whole is None else item.whole.mirror(),
+            )
+            for item in self.filters
+        )
+        chosen = self.selector
+        if chosen is not None:
+            chosen = replace(chosen, value=_MIRRORED.get(chosen.value, chosen.value))
+        return replace(self, filters=filters, selector=chosen)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -85,19 +166,25 @@ class Meaning:
         return cls(data["noun"], filters, None if data["selector"] is None else Selector(**data["selector"]))
 
 
-def denote(meaning: Meaning, facts: Facts) -> frozenset[int] | None:
-    """Places in `scene.instances` of what a meaning denotes; empty where nothing fits, None where it is unclear."""
-    scene = facts.scene
-    if meaning.noun is None and not scene.is_exhaustive:
+def selector_family(selector: Selector) -> str:
+    """The family of questions that a selector makes."""
+    if selector.excluded:
+        return f"all_but_{selector.kind}"
+    if selector.count > 1 and selector.kind == "extreme":
+        return "pair"
+    return "extreme_size" if selector.kind == "size" else selector.kind
+
+
+def denote(meaning: Meaning, facts: SceneFacts) -> frozenset[int] | None:
+    """Numbers of the instances that a meaning denotes; empty where nothing fits, None where it is unclear."""
+    if (meaning.noun is None and not facts.is_exhaustive) or facts.is_partial(meaning.noun):
         return None
-    if meaning.noun in scene.partial_nouns:
-        return None
-    every = [i for i, item in enumerate(scene.instances) if meaning.noun in (None, item.noun)]
-    if not every and meaning.noun is not None and not scene.is_absent(meaning.noun):
+    every = [i for i, noun in enumerate(facts.nouns) if meaning.noun in (None, noun)]
+    if not every and meaning.noun is not None and not facts.is_absent(meaning.noun):
         return None
     anchors = [item.reference for item in meaning.filters if item.kind != "not_noun"]
     anchors += [meaning.selector.reference] if meaning.selector is not None else []
-    if any(noun is not None and scene.is_absent(noun) for noun in anchors):
+    if any(noun is not None and facts.is_absent(noun) for noun in anchors):
         return frozenset()  # nothing is left of a dog where there is no dog
     members = every
     for condition in sorted(
@@ -108,6 +195,9 @@ def denote(meaning: Meaning, facts: Facts) -> frozenset[int] | None:
             return None
         members = found
     if meaning.selector is not None:
+        # "The leftmost dog" of a single dog supposes another one.
+        if len(members) == 1 and meaning.selector.kind != "beside" and not facts.compares_alone:
+            return None
         chosen = _SELECTORS[meaning.selector.kind](meaning.selector, facts, members)
         if chosen is None:
             return None
@@ -115,45 +205,31 @@ def denote(meaning: Meaning, facts: Facts) -> frozenset[int] | None:
     return frozenset(members)
 
 
-def target_kind(meaning: Meaning, targets: frozenset[int], facts: Facts) -> str:
+def target_kind(meaning: Meaning, targets: frozenset[int], facts: SceneFacts) -> str:
     """The target kind; "all" is relative to the named category, or to the whole scene where none is named."""
     if not targets:
         return NONE
-    members = sum(meaning.noun in (None, item.noun) for item in facts.scene.instances)
+    members = sum(meaning.noun in (None, noun) for noun in facts.nouns)
     if len(targets) == members and len(targets) > 1:
         return ALL
     return ONE if len(targets) == 1 else SOME
 
 
-def _reference(noun: str | None, facts: Facts) -> int | None:
+def _reference(noun: str | None, facts: SceneFacts) -> int | None:
     """The only instance of a noun; None where there is not exactly one."""
-    found = [i for i, item in enumerate(facts.scene.instances) if item.noun == noun]
-    return found[0] if len(found) == 1 and noun not in facts.scene.partial_nouns else None
+    found = [i for i, name in enumerate(facts.nouns) if name == noun]
+    return found[0] if len(found) == 1 and not facts.is_partial(noun) else None
 
 
-def _colour(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
-    if any(facts.colours[i] is None for i in members):
+def _color(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
+    if any(facts.colors[i] is None for i in members):
         return None
     wanted = condition.kind == "colour"
-    return [i for i in members if (facts.colours[i] == condition.value) is wanted]
+    return [i for i in members if (facts.colors[i] == condition.value) is wanted]
 
 
-def _size(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
-    """Large or small by the scene's bounds, or among all of the category where its sizes fall into two groups."""
-    if facts.scene.size_bounds is not None:
-        sizes = {i: facts.absolute_size(i) for i in members}
-        return None if None in sizes.values() else [i for i in members if sizes[i] == condition.value]
-    if any(not facts.is_whole[i] for i in every):
-        return None
-    ranked = sorted(every, key=lambda i: facts.sides[i])
-    if len(ranked) < 2:
-        return None
-    ratios = [facts.sides[b] / facts.sides[a] for a, b in zip(ranked, ranked[1:], strict=False)]
-    cut = max(range(len(ratios)), key=ratios.__getitem__)
-    if ratios[cut] < SIZE_RATIO:
-        return None
-    group = ranked[cut + 1 :] if condition.value == "large" else ranked[: cut + 1]
-    return [i for i in members if i in group]
+def _size(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
+    return facts.of_size(condition.value, members, every)
 
 
 def _clearly(members: list[int], value: Callable[[int], float], margin: float) -> list[int] | None:
@@ -164,27 +240,27 @@ def _clearly(members: list[int], value: Callable[[int], float], margin: float) -
     return [i for i, number in values.items() if number > 0]
 
 
-def _region(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
-    return _clearly(members, lambda i: facts.beyond_middle(i, condition.value), PLACE_MARGIN)
+def _region(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
+    return _clearly(members, lambda i: facts.beyond_middle(i, condition.value), facts.middle_margin)
 
 
-def _side(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
+def _side(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
     anchor = _reference(condition.reference, facts)
     if anchor is None:
         return None
     others = [i for i in members if i != anchor]
     edge = facts.along(anchor, condition.value)
-    return _clearly(others, lambda i: facts.along(i, condition.value) - edge, BESIDE_MARGIN)
+    return _clearly(others, lambda i: facts.along(i, condition.value) - edge, facts.beside_margin)
 
 
-def _same_colour(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
+def _same_color(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
     anchor = _reference(condition.reference, facts)
-    if anchor is None or any(facts.colours[i] is None for i in (anchor, *members)):
+    if anchor is None or any(facts.colors[i] is None for i in (anchor, *members)):
         return None
-    return [i for i in members if i != anchor and facts.colours[i] == facts.colours[anchor]]
+    return [i for i in members if i != anchor and facts.colors[i] == facts.colors[anchor]]
 
 
-def _containment(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
+def _containment(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
     anchor = _reference(condition.reference, facts)
     if anchor is None:
         return None
@@ -195,38 +271,37 @@ def _containment(condition: Filter, facts: Facts, members: list[int], every: lis
     return [i for i, answer in zip(members, answers, strict=True) if answer]
 
 
-def _not_noun(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int]:
-    return [i for i in members if facts.scene.instances[i].noun != condition.reference]
+def _not_noun(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int]:
+    return [i for i in members if facts.nouns[i] != condition.reference]
 
 
-def _shared(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
+def _shared(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
     attribute, wanted = condition.kind.split("_")
-    values = list(facts.colours) if attribute == "colour" else [item.noun for item in facts.scene.instances]
+    values = list(facts.colors) if attribute == "colour" else list(facts.nouns)
     if any(value is None for value in values):
         return None
     return [i for i in members if (values.count(values[i]) > 1) is (wanted == "shared")]
 
 
-def _count(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
+def _count(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
     return members if len(members) in (0, int(condition.value or 0)) else None
 
 
-def _part(condition: Filter, facts: Facts, members: list[int], every: list[int]) -> list[int] | None:
-    wholes = denote(condition.whole, facts)
-    owners = [facts.scene.instances[i].whole for i in members]
+def _part(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
+    wholes = None if condition.whole is None else denote(condition.whole, facts)
+    owners = [facts.whole_of(i) for i in members]
     if not wholes or any(owner is None for owner in owners):
         return None
-    numbers = {facts.scene.instances[i].annotation_id for i in wholes}
-    return [i for i, owner in zip(members, owners, strict=True) if owner in numbers]
+    return [i for i, owner in zip(members, owners, strict=True) if owner in wholes]
 
 
-_FILTERS: dict[str, Callable[[Filter, Facts, list[int], list[int]], list[int] | None]] = {
-    "colour": _colour,
-    "not_colour": _colour,
+_FILTERS: dict[str, Callable[[Filter, SceneFacts, list[int], list[int]], list[int] | None]] = {
+    "colour": _color,
+    "not_colour": _color,
     "size": _size,
     "region": _region,
     "side": _side,
-    "same_colour": _same_colour,
+    "same_colour": _same_color,
     "inside": _containment,
     "containing": _containment,
     "not_noun": _not_noun,
@@ -249,51 +324,44 @@ def _first(members: list[int], value: Callable[[int], float], margin: float, cou
     return ranked[:count]
 
 
-def _extreme(selector: Selector, facts: Facts, members: list[int]) -> list[int] | None:
-    return _first(members, lambda i: facts.along(i, selector.value), PLACE_MARGIN, selector.count)
+def _extreme(selector: Selector, facts: SceneFacts, members: list[int]) -> list[int] | None:
+    return _first(members, lambda i: facts.along(i, selector.value), facts.place_margin, selector.count)
 
 
-def _ordinal(selector: Selector, facts: Facts, members: list[int]) -> list[int] | None:
+def _ordinal(selector: Selector, facts: SceneFacts, members: list[int]) -> list[int] | None:
     """The n-th from a side; an ordinal beyond the end denotes nothing, and is no fair question."""
     ranked = sorted(members, key=lambda i: facts.along(i, selector.value), reverse=True)
     places = [facts.along(i, selector.value) for i in ranked]
     if len(ranked) < selector.count:
         return [] if not ranked else None
-    if any(a - b < PLACE_MARGIN for a, b in zip(places[: selector.count], places[1:], strict=False)):
+    if any(a - b < facts.place_margin for a, b in zip(places[: selector.count], places[1:], strict=False)):
         return None
     return [ranked[selector.count - 1]]
 
 
-def _extreme_size(selector: Selector, facts: Facts, members: list[int]) -> list[int] | None:
-    if any(not facts.is_whole[i] for i in members):
-        return None
-    sign = 1 if selector.value == "large" else -1
-    ranked = sorted(members, key=lambda i: sign * facts.sides[i], reverse=True)
-    if len(ranked) > 1:
-        pair = facts.sides[ranked[0]], facts.sides[ranked[1]]
-        if max(pair) / min(pair) < EXTREME_SIZE_RATIO:
-            return None
-    return ranked[:1]
+def _extreme_size(selector: Selector, facts: SceneFacts, members: list[int]) -> list[int] | None:
+    ranked = facts.by_size(selector.value, members)
+    return None if ranked is None else ranked[:1]
 
 
-def _distance(selector: Selector, facts: Facts, members: list[int]) -> list[int] | None:
+def _distance(selector: Selector, facts: SceneFacts, members: list[int]) -> list[int] | None:
     anchor = _reference(selector.reference, facts)
     if anchor is None:
         return None
     sign = -1 if selector.value == "near" else 1
     others = [i for i in members if i != anchor]
-    return _first(others, lambda i: sign * facts.distance(i, anchor), PLACE_MARGIN)
+    return _first(others, lambda i: sign * facts.distance(i, anchor), facts.place_margin)
 
 
-def _beside(selector: Selector, facts: Facts, members: list[int]) -> list[int] | None:
-    on_side = _side(Filter("side", selector.value, selector.reference), facts, members, members)
-    if on_side is None:
-        return None
+def _beside(selector: Selector, facts: SceneFacts, members: list[int]) -> list[int] | None:
     anchor = _reference(selector.reference, facts)
-    return _first(on_side, lambda i: -facts.distance(i, anchor), PLACE_MARGIN)
+    on_side = _side(Filter("side", selector.value, selector.reference), facts, members, members)
+    if anchor is None or on_side is None:
+        return None
+    return _first(on_side, lambda i: -facts.distance(i, anchor), facts.place_margin)
 
 
-_SELECTORS: dict[str, Callable[[Selector, Facts, list[int]], list[int] | None]] = {
+_SELECTORS: dict[str, Callable[[Selector, SceneFacts, list[int]], list[int] | None]] = {
     "extreme": _extreme,
     "ordinal": _ordinal,
     "size": _extreme_size,

@@ -1,24 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meanings put into words at a level."""
+"""Meanings put into words at a level.
+
+A concept names the noun. A simple instruction names it too and adds a color, size, place or relation. A complex one
+says neither the noun nor the name of a color, only what the thing is for or like.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from random import Random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from . import phrases, words
-from .meaning import Filter, Meaning, Selector
-from .nouns import plural_of
-from .words import PLURAL, SINGULAR
+from .lexicon import (
+    COLOR_WORDS,
+    DIRECTION_WORDS,
+    FAMILY_WORDS,
+    NUMBER_WORDS,
+    ORDINAL_WORDS,
+    PLURAL,
+    SIZE_WORDS,
+    THINGS,
+    Lexicon,
+)
+from .meaning import OPEN_KINDS, Filter, Meaning, Selector, selector_family
 
-Descriptors = Mapping[str, tuple[str, ...]]
-_BEFORE_NOUN = ("colour", "size")
-_OPEN_KINDS = ("noun_shared", "noun_alone", "colour_shared", "colour_alone")
+Choose = Callable[[Sequence[Any]], Any]  # one of a sequence, all equally likely: all randomness of a sentence
+_BEFORE_NOUN = ("size", "colour")
 
 
-def can_say(meaning: Meaning, level: InstructionLevel, descriptors: Descriptors) -> bool:
-    """Whether the templates have words for a meaning at a level."""
+@dataclass(frozen=True)
+class Phrasing:
+    """A meaning in words: the text, which phrasing it is, and whether training ever uses that phrasing."""
+
+    text: str
+    template: str
+    held_out: bool
+
+
+def can_say(meaning: Meaning, level: InstructionLevel, lexicon: Lexicon) -> bool:
+    """Whether a lexicon has words for a meaning at a level."""
     filters, selector = meaning.filters, meaning.selector
     if level is InstructionLevel.CONCEPT:
         return meaning.noun is not None and not filters and selector is None
@@ -28,163 +49,175 @@ def can_say(meaning: Meaning, level: InstructionLevel, descriptors: Descriptors)
         if selector is not None or len(filters) != 1:
             return False
         kind, reference = filters[0].kind, filters[0].reference
-        return kind in ("colour", *_OPEN_KINDS) or (kind == "not_noun" and reference in descriptors)
-    if meaning.noun not in descriptors:
+        return kind == "colour" or (kind in OPEN_KINDS and (reference is None or reference in lexicon.descriptors))
+    if meaning.noun not in lexicon.descriptors:
         return False
-    said = [(item.kind, item.value, item.reference) for item in filters]
-    if selector is not None:
-        if selector.kind == "ordinal" or selector.count > 1 or (selector.excluded and filters):
-            return False
-        said.append(("extreme_size" if selector.kind == "size" else selector.kind, selector.value, selector.reference))
-    table = phrases.COMPLEX_MODIFIERS
+    if selector is not None and (
+        selector.kind == "ordinal" or selector.count > 1 or (selector.excluded and bool(filters))
+    ):
+        return False
+    conditions = [(item.kind, item) for item in filters]
+    conditions += [] if selector is None else [(_modifier_kind(selector), selector)]
     return all(
-        ((kind, value) in table or (kind, None) in table) and (reference is None or reference in descriptors)
-        for kind, value, reference in said
+        _modifiers(kind, item, lexicon) and (item.reference is None or item.reference in lexicon.descriptors)
+        for kind, item in conditions
     )
 
 
-def say(meaning: Meaning, number: str, level: InstructionLevel, rng: Random, descriptors: Descriptors) -> str:
-    """A meaning in words.
+def say(
+    meaning: Meaning,
+    number: str,
+    level: InstructionLevel,
+    choose: Choose,
+    lexicon: Lexicon,
+    held_out: bool | None = None,
+) -> Phrasing:
+    """Put a meaning into words.
 
     Args:
         meaning: what to say.
         number: "singular" or "plural".
         level: concept, simple or complex.
-        rng: chooses among phrasings.
-        descriptors: what nouns are for, for complex instructions.
+        choose: draws among phrasings and synonyms.
+        lexicon: the words.
+        held_out: True: a template or a carrier sentence (or both) that training never uses, the last of its list;
+            False: any but these; None: any.
 
     Raises:
         ValueError: for a meaning that the level has no words for (see [`can_say`]).
     """
-    if not can_say(meaning, level, descriptors):
-        raise ValueError(f"There are no words at level {level.value!r} for {meaning}; ask `can_say` first.")
+    if not can_say(meaning, level, lexicon):
+        raise ValueError(
+            f"Expected a meaning that the level {level.value} has words for, found {meaning.family!r} of "
+            f"{meaning.noun!r}; ask `can_say` first."
+        )
     if level is InstructionLevel.CONCEPT:
-        return meaning.noun
-    if level is InstructionLevel.SIMPLE:
-        return rng.choice(phrases.SIMPLE_CARRIERS).format(np=noun_phrase(meaning, number, rng))
-    return rng.choice(phrases.COMPLEX_CARRIERS).format(np=_open_phrase(meaning, number, rng, descriptors))
-
-
-def noun_phrase(meaning: Meaning, number: str, rng: Random) -> str:
-    """The simple instruction's noun phrase: article, what stands before the noun, the noun, what stands after it."""
-    filters = {item.kind: item for item in meaning.filters}
-    plural, selector, article = number == PLURAL, meaning.selector, "the"
-    moved = _moved_after(filters, meaning, rng)
-    before = []
-    if "size" in filters and moved != "size":
-        before.append(rng.choice(words.SIZE_WORDS[filters["size"].value]))
-    if "colour" in filters and moved != "colour":
-        before.append(filters["colour"].value)
-    after = [
-        _after(item, plural, before, rng) for item in meaning.filters if item.kind not in (*_BEFORE_NOUN, "count")
-    ]
-    after += [_after(filters[moved], plural, before, rng)] if moved is not None else []
-    if "count" in filters:
-        article = "the " + phrases.NUMBER_WORDS[int(filters["count"].value)]
-    elif not filters and selector is None:
-        article, after = "all the" if plural and rng.random() < 0.5 else "the", [phrases.ANYWHERE]
-    elif selector is None and plural and after and moved != "size" and "side" not in filters:
-        # "all the red cups", and "all the cups of small size", have the form of a concept.
-        article = rng.choice(("the", "all the"))
-    if selector is None:
-        return " ".join([article, *before, _noun(meaning, plural), *after])
-    return _selected_phrase(selector, before, meaning, plural, after, rng)
-
-
-def _selected_phrase(
-    selector: Selector, before: list[str], meaning: Meaning, plural: bool, after: list[str], rng: Random
-) -> str:
-    """The noun phrase of a meaning that compares."""
-    noun = _noun(meaning, plural)
-    if selector.excluded:
-        rest = rng.choice(phrases.ALL_BUT).format(x=rng.choice(words.EXTREME_WORDS[selector.value]))
-        return " ".join(["all the", *before, noun, *after, rest])
-    if selector.kind == "extreme" and selector.count > 1:
-        side = rng.choice(words.EXTREME_WORDS[selector.value])
-        return " ".join(["the", phrases.NUMBER_WORDS[selector.count], side, *before, noun, *after])
-    if selector.kind in ("extreme", "size"):
-        table = words.EXTREME_WORDS if selector.kind == "extreme" else words.EXTREME_SIZE_WORDS
-        template = rng.choice(phrases.SUPERLATIVES)
-        slots = {"n": " ".join([*before, noun]), "ns": " ".join([*before, _noun(meaning, True)])}
-        return " ".join([template.format(x=rng.choice(table[selector.value]), **slots), *after])
-    if selector.kind == "ordinal":
-        first, last = phrases.ORDINAL_WORDS[selector.count], phrases.ORDINAL_STARTS[selector.value]
-    elif selector.kind == "beside":
-        direction = rng.choice(words.DIRECTION_WORDS[selector.value])
-        first, last = rng.choice((("", f"just {direction}"), ("first", direction)))
-        last += f" the {selector.reference}"
+        return Phrasing(str(meaning.noun), "concept/category/0/0", False)
+    simple = level is InstructionLevel.SIMPLE
+    carriers = lexicon.simple_carriers if simple else lexicon.complex_carriers
+    templates = lexicon.simple[_main_part(meaning)[0]] if simple else _complex_templates(meaning, lexicon)
+    which = choose(range(3)) if held_out else None  # held out: the template, the carrier, or both
+    template = _pick(templates, None if held_out is None else which in (0, 2), choose)
+    carrier = _pick(carriers, None if held_out is None else which in (1, 2), choose)
+    plural = number == PLURAL
+    if simple:
+        phrase = _simple_phrase(meaning, plural, choose, lexicon, templates[template])
     else:
-        first, last = "", f"{rng.choice(words.DISTANCE_WORDS[selector.value])} the {selector.reference}"
-        last = rng.choice((last, f"that is {last}"))
-    return " ".join(word for word in ("the", first, *before, noun, *after, last) if word)
-
-
-def _noun(meaning: Meaning, plural: bool) -> str:
-    return plural_of(meaning.noun) if plural else meaning.noun
-
-
-def _moved_after(filters: Mapping[str, Filter], meaning: Meaning, rng: Random) -> str | None:
-    """Which of colour and size stands after the noun: only where nothing else does, so that it cannot be misread."""
-    movable = [kind for kind in _BEFORE_NOUN if kind in filters]
-    if meaning.selector is not None or len(filters) > len(movable) or rng.random() > phrases.AFTER_SHARE:
-        return None
-    return rng.choice(movable) if movable else None
-
-
-def _after(item: Filter, plural: bool, before: list[str], rng: Random) -> str:
-    whole = "" if item.whole is None else noun_phrase(item.whole, SINGULAR, rng)
-    table = phrases.COLOUR_AFTER_SIZED if item.kind == "colour" and before else phrases.SIMPLE_AFTER[item.kind]
-    return rng.choice(table).format(
-        value=item.value,
-        size=rng.choice(words.SIZE_WORDS.get(item.value or "", ("",))),
-        half=rng.choice(words.SIDE_WORDS.get(item.value or "", ("",))),
-        x=rng.choice(words.DIRECTION_WORDS.get(item.value or "", ("",))),
-        ref=item.reference,
-        whole=whole,
-        be="are" if plural else "is",
-        have="have" if plural else "has",
+        phrase = templates[template].format(**_complex_slots(meaning, plural, choose, lexicon))
+    return Phrasing(
+        carriers[carrier].format(np=phrase), f"{level.value}/{meaning.family}/{template}/{carrier}", bool(held_out)
     )
 
 
-def _open_phrase(meaning: Meaning, number: str, rng: Random, descriptors: Descriptors) -> str:
-    """The complex instruction's phrase: what the noun is for, or what sets its instances apart."""
-    plural = number == PLURAL
-    thing = rng.choice(words.THINGS)
-    slots = {
+def _pick(phrasings: Sequence[str], last: bool | None, choose: Choose) -> int:
+    return len(phrasings) - 1 if last else choose(range(len(phrasings) - (last is False)))
+
+
+def _main_part(meaning: Meaning) -> tuple[str, tuple[Filter | Selector, ...]]:
+    """The family whose template carries a simple sentence, and its conditions; all others are said with the noun."""
+    if meaning.selector is not None:
+        return selector_family(meaning.selector), (meaning.selector,)
+    adjectives = tuple(item for item in meaning.filters if item.kind in _BEFORE_NOUN)
+    others = sorted(
+        (item for item in meaning.filters if item.kind not in _BEFORE_NOUN), key=lambda item: item.kind == "count"
+    )
+    if others:
+        return others[-1].kind, (others[-1],)
+    if not adjectives:
+        return "category", ()
+    return (adjectives[0].kind if len(adjectives) == 1 else "colour_size"), adjectives
+
+
+def _simple_phrase(meaning: Meaning, plural: bool, choose: Choose, lexicon: Lexicon, template: str) -> str:
+    """The noun phrase of a simple instruction: the template of its main condition; the others stay with the noun."""
+    family, main = _main_part(meaning)
+    slots: dict[str, Any] = {}
+    for item in main:
+        slots |= {key: value for key, value in _slots(family, item, plural, choose, lexicon).items() if value}
+    rest = [item for item in meaning.filters if item not in main]
+    before = [_slots(kind, item, plural, choose, lexicon)["s" if kind == "size" else "c"]
+              for kind in _BEFORE_NOUN for item in rest if item.kind == kind]  # fmt: skip
+    after = []
+    for item in rest:
+        if item.kind not in _BEFORE_NOUN:
+            phrasing = choose([t for t in lexicon.simple[item.kind] if t.startswith("the {n} ")])
+            words = _slots(item.kind, item, plural, choose, lexicon)
+            after.append(phrasing.removeprefix("the {n} ").format(**words))
+    one, many = (" ".join([*before, noun, *after]) for noun in (meaning.noun, lexicon.plural(str(meaning.noun))))
+    number_words = (
+        {"be": "are", "have": "have", "the": "all the"} if plural else {"be": "is", "have": "has", "the": "the"}
+    )
+    return template.format(n=many if plural else one, ns=many, **number_words | slots)
+
+
+def _slots(family: str, item: Filter | Selector, plural: bool, choose: Choose, lexicon: Lexicon) -> dict[str, Any]:
+    """The words that one condition gives to a template."""
+    value, words = item.value or "", FAMILY_WORDS.get(family)
+    number, whole = "", ""
+    if isinstance(item, Selector):
+        number = ORDINAL_WORDS.get(item.count, "") if item.kind == "ordinal" else NUMBER_WORDS.get(item.count, "")
+    elif item.kind == "count":
+        number = NUMBER_WORDS[int(value)]
+    elif item.whole is not None:
+        templates = lexicon.simple[_main_part(item.whole)[0]]
+        whole = _simple_phrase(item.whole, False, choose, lexicon, choose(templates))
+    return {
+        "c": "" if value in SIZE_WORDS else COLOR_WORDS.get(value, value),
+        "s": choose(SIZE_WORDS[value]) if value in SIZE_WORDS else "",
+        "x": choose(words[value]) if words else "",
+        "side": value,
+        "k": number,
+        "ref": item.reference or "",
+        "whole": whole,
+        "be": "are" if plural else "is",
+        "have": "have" if plural else "has",
+    }
+
+
+def _complex_templates(meaning: Meaning, lexicon: Lexicon) -> tuple[str, ...]:
+    if meaning.family in lexicon.complex:
+        return lexicon.complex[meaning.family]
+    related = meaning.selector is not None or any(item.reference for item in meaning.filters)
+    return lexicon.complex["related" if related else "modified"]
+
+
+def _complex_slots(meaning: Meaning, plural: bool, choose: Choose, lexicon: Lexicon) -> dict[str, str]:
+    """What the noun is for, or what sets its instances apart."""
+    described = meaning.category
+    thing = lexicon.kinds.get(described or "") or choose(THINGS)
+    clause = choose(lexicon.descriptors[described]) if described is not None else ""
+    conditions: list[tuple[str, Filter | Selector]] = [
+        (item.kind, item)
+        for item in sorted(meaning.filters, key=lambda item: item.reference is not None)  # a clause comes last
+        if item.kind not in OPEN_KINDS
+    ]
+    if meaning.selector is not None:
+        conditions.append((_modifier_kind(meaning.selector), meaning.selector))
+    return {
         "t": thing + "s" if plural else thing,
-        "the": "all the" if plural else "the",
         "be": "are" if plural else "is",
         "all": "everything" if plural else "the only thing",
-        "d": "",
-        "m": "",
+        "the": "all the" if plural else "the",
+        "d": clause,
+        "m": " and ".join(_modifier(kind, item, choose, lexicon) for kind, item in conditions),
     }
-    described = meaning.noun
-    if meaning.noun is None:
-        kind = meaning.filters[0].kind
-        described = meaning.filters[0].reference
-        templates = phrases.COMPLEX_TEMPLATES["anything" if kind == "colour" else kind]
-    elif meaning.selector is not None and meaning.selector.excluded:
-        templates = phrases.COMPLEX_TEMPLATES["all_but"]
-    else:
-        compares = meaning.selector is not None or any(item.reference for item in meaning.filters)
-        templates = phrases.COMPLEX_TEMPLATES["related" if compares else "modified" if meaning.filters else "category"]
-    if described is not None:
-        slots["d"] = rng.choice(descriptors[described])
-    ordered = sorted(meaning.filters, key=lambda item: item.reference is not None)  # a clause comes last
-    modifiers = [_modifier(item.kind, item, rng, descriptors) for item in ordered]
-    if meaning.selector is not None:
-        kind = "extreme_size" if meaning.selector.kind == "size" else meaning.selector.kind
-        modifiers.append(_modifier(kind, meaning.selector, rng, descriptors))
-    slots["m"] = " and ".join(modifier for modifier in modifiers if modifier)
-    return rng.choice(templates).format(**slots)
 
 
-def _modifier(kind: str, item: Filter | Selector, rng: Random, descriptors: Descriptors) -> str:
-    if kind in ("not_noun", *_OPEN_KINDS):
-        return ""
-    table = phrases.COMPLEX_MODIFIERS
-    return rng.choice(table.get((kind, item.value)) or table[kind, None]).format(
-        c=rng.choice(phrases.COLOUR_REFERENCES.get(item.value or "", ("",))),
-        x=rng.choice(words.DIRECTION_WORDS.get(item.value or "", ("",))),
-        d2=rng.choice(descriptors[item.reference]) if item.reference else "",
+def _modifier_kind(selector: Selector) -> str:
+    return "extreme_size" if selector.kind == "size" else selector.kind
+
+
+def _modifiers(kind: str, item: Filter | Selector, lexicon: Lexicon) -> tuple[str, ...]:
+    return lexicon.modifiers.get((kind, item.value)) or lexicon.modifiers.get((kind, None), ())
+
+
+def _modifier(kind: str, item: Filter | Selector, choose: Choose, lexicon: Lexicon) -> str:
+    """What narrows the choice, said without a color's name and without a noun."""
+    return choose(_modifiers(kind, item, lexicon)).format(
+        c=choose(lexicon.color_references.get(item.value or "", ("",))),
+        x=choose(DIRECTION_WORDS.get(item.value or "", ("",))),
+        d2=choose(lexicon.descriptors[item.reference]) if item.reference else "",
     )
+
+
+__all__ = ["Phrasing", "can_say", "say"]

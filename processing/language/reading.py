@@ -12,19 +12,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ..levels import COMMAND
-from . import phrases
-from . import words as instruction_words
-from .colors import COLOUR_NAMES
+from . import lexicon
+from .colors import COLOR_NAMES
 from .meaning import Filter, Meaning, Selector
 from .nouns import NounForms, plural_of, words_of
 
-_COLOURS = {name: name for name in COLOUR_NAMES} | {"gray": "grey", "violet": "purple"}
-_SIZES = {word: size for size, words in instruction_words.SIZE_WORDS.items() for word in words}
-_LARGEST = {word: size for size, words in instruction_words.EXTREME_SIZE_WORDS.items() for word in words}
-_EXTREMES = {word: side for side, words in instruction_words.EXTREME_WORDS.items() for word in words}
+_COLORS = {name: name for name in COLOR_NAMES} | {"gray": "grey", "violet": "purple"}
+_SIZES = {word: size for size, words in lexicon.SIZE_WORDS.items() for word in words}
+_LARGEST = {word: size for size, words in lexicon.EXTREME_SIZE_WORDS.items() for word in words}
+_EXTREMES = {word: side for side, words in lexicon.EXTREME_WORDS.items() for word in words}
 _EXTREMES |= {"topmost": "top", "uppermost": "top", "bottommost": "bottom", "lowermost": "bottom"}
-_NUMBERS = {word: number for number, word in phrases.NUMBER_WORDS.items()}
-_ORDINALS = {word: number for number, word in phrases.ORDINAL_WORDS.items()}
+_NUMBERS = {word: number for number, word in lexicon.NUMBER_WORDS.items()}
+_ORDINALS = {word: number for number, word in lexicon.ORDINAL_WORDS.items()}
 _HALVES = {"left": "left", "right": "right", "upper": "top", "top": "top", "lower": "bottom", "bottom": "bottom"}
 _DIRECTIONS = {
     "left of": "left",
@@ -49,8 +48,8 @@ _AFTER_PATTERNS = (
     ("same_colour", rf"(?:with|that (?:has|have)) the colou?r of {_REFERENCE}"),
     ("inside", rf"inside(?: of)? {_REFERENCE}"),
     ("containing", rf"(?:with|that (?:has|have)) {_REFERENCE} inside"),
-    ("not_colour", rf"(?:not (?:in )?|without )({'|'.join(_COLOURS)})(?: colou?r)?\b"),
-    ("colour", rf"(?:in |of )?({'|'.join(_COLOURS)})(?: colou?r)?\b"),
+    ("not_colour", rf"(?:not (?:in )?|without )({'|'.join(_COLORS)})(?: colou?r)?\b"),
+    ("colour", rf"(?:in |of )?({'|'.join(_COLORS)})(?: colou?r)?\b"),
     ("size", rf"(?:of )?({'|'.join(_SIZES)})(?: size)?\b"),
     ("near", rf"(?:nearest|closest) to {_REFERENCE}"),
     ("far", rf"(?:farthest|furthest|most distant) from {_REFERENCE}"),
@@ -138,8 +137,8 @@ def _noun_phrase(text: str, table: dict[int, str]) -> Reading | None:
 def _with_adjectives(meaning: Meaning, words: list[str]) -> Meaning | None:
     filters, selector, number = list(meaning.filters), None, None
     for word in words:
-        if word in _COLOURS:
-            filters.append(Filter("colour", _COLOURS[word]))
+        if word in _COLORS:
+            filters.append(Filter("colour", _COLORS[word]))
         elif word in _SIZES:
             filters.append(Filter("size", _SIZES[word]))
         elif word in _EXTREMES and selector is None:
@@ -205,7 +204,7 @@ def _after_filter(kind: str, groups: tuple[str, ...], table: dict[int, str]) -> 
     if kind == "side":
         return Filter("side", _DIRECTIONS[groups[0]], table[int(groups[1])])
     if kind in ("colour", "not_colour"):
-        return Filter(kind, _COLOURS[groups[0]])
+        return Filter(kind, _COLORS[groups[0]])
     if kind == "size":
         return Filter(kind, _SIZES[groups[0]])
     return Filter(kind, reference=table[int(groups[0])])

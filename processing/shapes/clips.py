@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ..datasets.schema import TARGET_KINDS
-from .meaning import denotation, families_of
+from ..language.meaning import TARGET_KINDS
+from .questions import denotation, families_of
 from .rendering import IMAGE_SIZE, ShapeObject, render
 from .world import ShapesWorld
 from .writer import InstructionWriter, WrittenTarget

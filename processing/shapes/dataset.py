@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..datasets.conversion import write_official
 from ..datasets.schema import InstructionRow, make_row
+from ..language.meaning import NONE
 from ..masks import encode_mask
-from .meaning import NONE, families_of
+from .questions import families_of
 from .world import Scene, ShapesWorld
 from .writer import InstructionWriter, WrittenTarget, kinds_of
 
@@ -47,7 +48,7 @@ class ShapesCase:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether training has neither seen this phrasing nor this pair of colour and noun (either suffices)."""
+        """Whether training has neither seen this phrasing nor this pair of color and noun (either suffices)."""
         return self.target.held_out_pair or self.target.phrasings[self.level].held_out
 
 
@@ -134,8 +135,8 @@ class ShapesInstructionDataset(Dataset):
 
         Simple and complex cases of a kind ask the same questions as far as both can say them. A concept names all
         instances, so it has no 1-to-N; its other two positive kinds get twice the cases, which leaves a fifth without
-        a target. Held-out compositions: about half of the phrasings, and every colour-noun pair in proportion to the
-        pictures.
+        a target. Held-out compositions: about half of the phrasings, and every color-noun pair in proportion to the
+        images.
         """
         world = ShapesWorld(seed, split)
         wanted = {}
@@ -171,12 +172,13 @@ class ShapesInstructionDataset(Dataset):
         return self.sample(self.cases[position])
 
     def sample(self, case: ShapesCase, mirrored: bool = False) -> dict[str, Any]:
-        """The sample of a case; `mirrored` exchanges left and right in picture and words (an augmentation)."""
+        """The sample of a case; `mirrored` exchanges left and right in image and words (an augmentation)."""
         scene = self.scene(case.scene_index)
         if mirrored:
             scene = scene.mirror()
             case = ShapesCase(case.scene_index, case.target.mirror(), case.level)
         chosen = list(case.target.targets)
+        image_id = _image_id(self.world, case.scene_index)
         return {
             "image": scene.image,
             "text": case.text,
@@ -188,8 +190,8 @@ class ShapesInstructionDataset(Dataset):
             "pair_text": case.pair_text,
             "template": case.target.phrasings[case.level].template,
             "is_held_out": case.is_held_out,
-            "row_id": _row_id(self.world, case.scene_index, case.target),
-            "image_id": _image_id(self.world, case.scene_index),
+            "row_id": _row_id(image_id, case.target.asked),
+            "image_id": image_id,
         }
 
 
@@ -208,32 +210,38 @@ def shapes_rows(
     for index, target in write_targets(world, numbers, targets_per_scene, concepts_per_scene=0):
         if index != number:
             number, scene = index, world.scene(index)
-        chosen = list(target.targets)
-        height, width = scene.image.shape[:2]
         texts = {level.value: [phrasing.text] for level, phrasing in target.phrasings.items()}
         yield make_row(
-            image=Image.fromarray(scene.image),
-            width=width,
-            height=height,
-            row_id=_row_id(world, index, target),
-            image_id=_image_id(world, index),
-            masks=[encode_mask(scene.masks[i]) for i in chosen],
-            boxes=[pixel_box(scene.boxes[i], height, width) for i in chosen],
+            **world_fields(scene, _image_id(world, index), target.asked, target.targets),
             concept=[target.concept],
             simple=texts.get("simple"),
             complex=texts.get("complex"),
             target_kind=target.kind,
-            annotation_ids=[index * 10 + i for i in chosen],
             dataset=DATASET_NAME,
             split=split,
         )
+
+
+def world_fields(scene: Scene, image_id: str, asked: Sequence[str | None], targets: Sequence[int]) -> dict[str, Any]:
+    """The fields of a row that say where it comes from and what its target is; `asked` makes the row's id."""
+    height, width = scene.image.shape[:2]
+    return {
+        "image": Image.fromarray(scene.image),
+        "width": width,
+        "height": height,
+        "row_id": _row_id(image_id, asked),
+        "image_id": image_id,
+        "masks": [encode_mask(scene.masks[i]) for i in targets],
+        "boxes": [pixel_box(scene.boxes[i], height, width) for i in targets],
+        "annotation_ids": [scene.index * 10 + i for i in targets],
+    }
 
 
 def write_official_json(directory: str | Path, split: str, num_scenes: int, seed: int = 0) -> Path:
     """Write scenes as PNG files and their rows in the authors' format; returns the JSON's path.
 
     The authors' loader needs all three instruction lists, so only targets that every level can ask for are written.
-    A picture appears under several record ids, one per target.
+    An image appears under several record ids, one per target.
     """
     path = Path(directory) / f"sam3i_{split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,10 +255,8 @@ def pixel_box(box: np.ndarray, height: int, width: int) -> list[float]:
     return [float(round(value)) for value in ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)]
 
 
-def _row_id(world: ShapesWorld, index: int, target: WrittenTarget) -> str:
-    meaning = target.meaning
-    details = (meaning.noun, meaning.value, meaning.second, meaning.reference, target.number)
-    return f"{_image_id(world, index)}-{meaning.family}-" + "-".join(part for part in details if part)
+def _row_id(image_id: str, asked: Sequence[str | None]) -> str:
+    return "-".join([image_id, *(part for part in asked if part)])
 
 
 def _image_id(world: ShapesWorld, index: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Domains beside the shapes world: other shapes, other colours, other words, in the same rows.
+"""Domains beside the shapes world: other shapes, other colors, other words, in the same rows.
 
 A domain stands for the pictures of somebody who fine-tunes: the model has seen neither its shapes nor its words.
 """
@@ -10,29 +10,30 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
-from PIL import Image
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..datasets.schema import InstructionRow, make_row
-from ..masks import encode_mask
-from .dataset import pixel_box
-from .lexicon import EXTREME_WORDS, PLURAL, SIDE_WORDS, SIMPLE_CARRIERS, SIMPLE_TEMPLATES, SINGULAR, in_training
-from .meaning import ALL, FAMILIES, NONE, ONE, SOME, Meaning, denotation, one_of, target_kind
+from ..language.lexicon import PLURAL, SINGULAR
+from ..language.meaning import NONE, TARGET_KINDS, Meaning
+from ..language.phrasing import say
+from .dataset import world_fields
+from .lexicon import LEXICON
+from .questions import FAMILIES, denotation, details, kind_of, one_of, question
 from .rendering import ShapeObject, fit_unit, render
 from .world import SPLITS, Scene, mask_boxes, place_object
 
 _FAMILIES = ("category", "colour", "not_colour", "region", "extreme")
-_KINDS = (ONE, SOME, ALL, NONE)
 _TRIES = 60  # random questions per target before a scene is left without it
 _LEVELS = (InstructionLevel.CONCEPT, InstructionLevel.SIMPLE)
 
 
 @dataclass(frozen=True)
 class ShapesDomain:
-    """A source of scenes and rows with shapes, colours and words of its own.
+    """A source of scenes and rows with shapes, colors and words of its own.
 
     Backgrounds, sizes and sentences are those of the shapes world, and its rules of truth. Instructions are concepts
     and simple ones: what a new thing is for (the complex level) is not asked.
@@ -41,13 +42,13 @@ class ShapesDomain:
         name: of the data set; scenes are a pure function of it, the split, the seed and an index.
         shapes: unit outlines by noun, see `shapes_rendering.outlines`.
         plurals: the plural of every noun.
-        colours: RGB by name.
+        colors: RGB by name.
     """
 
     name: str
     shapes: Mapping[str, list[np.ndarray]] = field(repr=False)
     plurals: Mapping[str, str]
-    colours: Mapping[str, tuple[int, int, int]]
+    colors: Mapping[str, tuple[int, int, int]]
 
     def rng(self, split: str, index: int, stream: int, seed: int = 0) -> np.random.Generator:
         """The private generator of one scene."""
@@ -59,13 +60,13 @@ class ShapesDomain:
         order = [str(noun) for noun in rng.permutation(list(self.shapes))]
         count = int(rng.integers(3, 7))
         repeats = int(rng.integers(1, min(count, 4)))
-        palette = rng.permutation(list(self.colours))[:3]
+        palette = rng.permutation(list(self.colors))[:3]
         placed: list[ShapeObject] = []
         for noun in rng.permutation([order[0]] * repeats + (order[1:3] * count)[: count - repeats]):
             item = place_object(rng, placed, str(noun), str(rng.choice(palette)))
             if item is not None:
                 placed.append(item)
-        image, masks = render(tuple(placed), self.rng(split, index, 1, seed), self.shapes, self.colours)
+        image, masks = render(tuple(placed), self.rng(split, index, 1, seed), self.shapes, self.colors)
         return Scene(image, tuple(placed), masks, mask_boxes(masks), split, index)
 
     def rows(
@@ -108,7 +109,7 @@ class ShapesDomain:
         """A row of the kind of target that is rarest so far, or None where this scene has none to give."""
         families = ("category",) if level is InstructionLevel.CONCEPT else _FAMILIES
         kinds = {kind for name in families for own in FAMILIES[name].kinds.values() for kind in own}
-        noise = dict(zip(_KINDS, rng.random(len(_KINDS)), strict=True))
+        noise = dict(zip(TARGET_KINDS, rng.random(len(TARGET_KINDS)), strict=True))
         kind = min(kinds, key=lambda each: (counts[each], noise[each]))
         nouns = [item.noun for item in scene.objects]
         for _ in range(_TRIES):
@@ -118,50 +119,28 @@ class ShapesDomain:
                 continue
             absent = kind == NONE and (family == "category" or rng.random() < 0.3)
             noun = one_of(rng, [name for name in self.shapes if name not in nouns] if absent else nouns)
-            values = tuple(self.colours) if "colour" in family else FAMILIES[family].values
-            meaning = Meaning(family, noun, one_of(rng, values) if values else None)
+            values = tuple(self.colors) if "colour" in family else FAMILIES[family].values
+            meaning = question(family, noun, one_of(rng, values) if values else None)
             targets = denotation(meaning, scene.objects)
-            if targets is not None and target_kind(meaning, targets, scene.objects) == kind:
-                text = noun if level is InstructionLevel.CONCEPT else self._say(meaning, number, scene.split, rng)
-                return self._make_row(scene, meaning, sorted(targets), kind, level, number, text, seed)
+            if targets is not None and kind_of(meaning, targets, scene.objects) == kind:
+                text = self._say(meaning, number, level, scene.split, rng)
+                asked = [part for part in (level.value, meaning.family, *details(meaning), number) if part]
+                return make_row(
+                    **world_fields(scene, f"{self.name}-{seed}-{scene.split}-{scene.index}", asked, sorted(targets)),
+                    concept=[noun],
+                    simple=[text] if level is InstructionLevel.SIMPLE else None,
+                    target_kind=kind,
+                    dataset=self.name,
+                    split=scene.split,
+                )
         return None
 
-    def _say(self, meaning: Meaning, number: str, split: str, rng: np.random.Generator) -> str:
-        """A simple instruction, in a template of the shapes world."""
-        templates, carriers = SIMPLE_TEMPLATES[meaning.family], SIMPLE_CARRIERS
-        if split == "train":
-            templates, carriers = in_training(templates), in_training(carriers)
-        places = {"region": SIDE_WORDS, "extreme": EXTREME_WORDS}.get(meaning.family)
-        plural = number == PLURAL
-        phrase = one_of(rng, templates).format(
-            n=self.plurals[meaning.noun] if plural else meaning.noun,
-            ns=self.plurals[meaning.noun],
-            c=meaning.value,
-            x=one_of(rng, places[meaning.value]) if places else "",
-            be="are" if plural else "is",
-            the="all the" if plural else "the",
-        )
-        return one_of(rng, carriers).format(np=phrase)
-
-    def _make_row(self, scene, meaning, targets, kind, level, number, text, seed) -> InstructionRow:
-        height, width = scene.image.shape[:2]
-        image_id = f"{self.name}-{seed}-{scene.split}-{scene.index}"
-        asked = [part for part in (level.value, meaning.family, meaning.noun, meaning.value, number) if part]
-        return make_row(
-            image=Image.fromarray(scene.image),
-            width=width,
-            height=height,
-            row_id="-".join([image_id, *asked]),
-            image_id=image_id,
-            masks=[encode_mask(scene.masks[i]) for i in targets],
-            boxes=[pixel_box(scene.boxes[i], height, width) for i in targets],
-            concept=[meaning.noun],
-            simple=[text] if level is InstructionLevel.SIMPLE else None,
-            target_kind=kind,
-            annotation_ids=[scene.index * 10 + i for i in targets],
-            dataset=self.name,
-            split=scene.split,
-        )
+    def _say(
+        self, meaning: Meaning, number: str, level: InstructionLevel, split: str, rng: np.random.Generator
+    ) -> str:
+        """A concept, or a simple instruction in a template of the shapes world."""
+        lexicon = replace(LEXICON, plural=self.plurals.__getitem__)
+        return say(meaning, number, level, partial(one_of, rng), lexicon, False if split == "train" else None).text
 
 
 def _outdoors_outlines() -> dict[str, list[np.ndarray]]:
@@ -186,9 +165,9 @@ OUTDOORS = ShapesDomain(
         "home": "things like a home",
         "box": "things like a box",
     },
-    colours={"love": (238, 120, 178), "ocean": (22, 150, 150), "treasure": (150, 102, 52)},
+    colors={"love": (238, 120, 178), "ocean": (22, 150, 150), "treasure": (150, 102, 52)},
 )
-"""Four shapes and three colours that no picture of the shapes world shows.
+"""Four shapes and three colors that no picture of the shapes world shows.
 
 Their names are words that its text encoder has read in descriptions ("could be stacked like a box") but never as the
 name of a shape or of a colour. Words that its tokenizer lacks would fall to letters, which it never learned to read.

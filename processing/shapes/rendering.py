@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 IMAGE_SIZE = 112  # pixels, both sides
-COLOURS = {
+COLORS = {
     "red": (214, 48, 49),
     "orange": (243, 140, 38),
     "yellow": (247, 214, 60),
@@ -29,7 +29,7 @@ class ShapeObject:
     """One object of a scene; `cx`, `cy`, `radius` are pixels, `angle` degrees counter-clockwise."""
 
     noun: str
-    colour: str
+    color: str
     size: str
     cx: float
     cy: float
@@ -46,7 +46,7 @@ class ShapeObject:
 def outlines() -> dict[str, list[np.ndarray]]:
     """Unit outlines by noun (y points down): the first polygon is filled, a second one is cut out of it.
 
-    Every outline is centred on its bounding box, whose longer side spans [-1, 1] (the square's [-0.88, 0.88], so that
+    Every outline is centered on its bounding box, whose longer side spans [-1, 1] (the square's [-0.88, 0.88], so that
     it does not look larger than its neighbours).
     """
     turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
@@ -72,7 +72,7 @@ def outlines() -> dict[str, list[np.ndarray]]:
 
 
 def fit_unit(polygons: list[np.ndarray], reach: float = 1.0) -> list[np.ndarray]:
-    """Polygons moved and scaled so that the box of the first is centred and its longer side spans [-reach, reach]."""
+    """Polygons moved and scaled so that the box of the first is centered and its longer side spans [-reach, reach]."""
     low, high = polygons[0].min(axis=0), polygons[0].max(axis=0)
     scale = 2 * reach / (high - low).max()
     return [(polygon - (low + high) / 2) * scale for polygon in polygons]
@@ -103,7 +103,7 @@ def render(
     objects: tuple[ShapeObject, ...],
     rng: np.random.Generator,
     shapes: Mapping[str, list[np.ndarray]] | None = None,
-    colours: Mapping[str, tuple[int, int, int]] = COLOURS,
+    colors: Mapping[str, tuple[int, int, int]] = COLORS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint objects back to front on a textured background.
 
@@ -111,7 +111,7 @@ def render(
         objects: what to paint.
         rng: texture, tints and noise.
         shapes: unit outlines by noun, as [`outlines`] gives them; those of this world if not given.
-        colours: RGB by name.
+        colors: RGB by name.
 
     Returns:
         uint8 [H, W, 3] and the visible masks, bool [N, H, W]: pixels that the object covers by half or more and that
@@ -124,11 +124,11 @@ def render(
     for row, item in enumerate(objects):
         body, edge, shadow = _coverage(item, shapes[item.noun])
         canvas *= 1 - 0.30 * shadow[..., None]
-        colour = np.asarray(colours[item.colour], dtype=np.float32) + rng.uniform(-9, 9, size=3).astype(np.float32)
+        color = np.asarray(colors[item.color], dtype=np.float32) + rng.uniform(-9, 9, size=3).astype(np.float32)
         # Light falls from the upper left: brighter there, darker at the lower right.
         slope = (grid[None, :] - item.cx + grid[:, None] - item.cy) / (2 * item.radius)
         shade = np.clip(1.06 - 0.14 * slope, 0.85, 1.25)[..., None]
-        paint = np.clip(colour * shade, 0, 255) * (1 - 0.38 * edge[..., None])
+        paint = np.clip(color * shade, 0, 255) * (1 - 0.38 * edge[..., None])
         canvas += body[..., None] * (paint - canvas)
         masks[row] = body >= 0.5
         masks[:row] &= ~masks[row]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shapes world: small deterministic scenes of coloured shapes with exact visible masks.
+"""The shapes world: small deterministic scenes of colored shapes with exact visible masks.
 
 A scene is a pure function of `(seed, split, index)`: nothing reads or changes a global random state. Objects are
-listed back to front. The colour-noun pairs of [`HELD_OUT_PAIRS`] never appear in a training picture; validation and
-test pictures contain them like any other pair.
+listed back to front. The color-noun pairs of [`HELD_OUT_PAIRS`] never appear in a training image; validation and
+test images contain them like any other pair.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .rendering import COLOURS, IMAGE_SIZE, NOUNS, ShapeObject, render
+from .rendering import COLORS, IMAGE_SIZE, NOUNS, ShapeObject, render
 
 SPLITS = ("train", "validation", "test")
 SIZES = ("small", "large")
 RADII = {"small": (10.0, 12.5), "large": (16.0, 20.0)}  # pixels, half of the longer side before rotation
 MAX_ROTATION = 15.0  # degrees
-# One pair per colour, six different nouns: compositions that no training picture or sentence contains.
+# One pair per color, six different nouns: compositions that no training image or sentence contains.
 HELD_OUT_PAIRS = frozenset(
     {
         ("red", "ring"),
@@ -96,11 +96,11 @@ class ShapesWorld:
         rng = self.rng(index, stream=0)
         forbidden = HELD_OUT_PAIRS if self.split == "train" else frozenset()
         count = int(rng.choice([2, 3, 4, 5, 6], p=[0.08, 0.16, 0.24, 0.26, 0.26]))
-        palette = rng.permutation(list(COLOURS))[: int(rng.integers(2, 5))]
+        palette = rng.permutation(list(COLORS))[: int(rng.integers(2, 5))]
         placed: list[ShapeObject] = []
         for noun in _draw_nouns(rng, count):
-            allowed = [colour for colour in palette if (colour, noun) not in forbidden]
-            allowed = allowed or [colour for colour in COLOURS if (colour, noun) not in forbidden]
+            allowed = [color for color in palette if (color, noun) not in forbidden]
+            allowed = allowed or [color for color in COLORS if (color, noun) not in forbidden]
             item = place_object(rng, placed, noun, str(rng.choice(allowed)))
             if item is not None:
                 placed.append(item)
@@ -120,8 +120,8 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
     for row, mask in enumerate(masks):
         xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
         left, right, top, bottom = xs[0], xs[-1] + 1, ys[0], ys[-1] + 1
-        centre = (left + right) / 2 / width, (top + bottom) / 2 / height
-        boxes[row] = (*centre, (right - left) / width, (bottom - top) / height)
+        center = (left + right) / 2 / width, (top + bottom) / 2 / height
+        boxes[row] = (*center, (right - left) / width, (bottom - top) / height)
     return boxes
 
 
@@ -136,7 +136,7 @@ def _draw_nouns(rng: np.random.Generator, count: int) -> list[str]:
     return [str(noun) for noun in rng.permutation(nouns)]
 
 
-def place_object(rng: np.random.Generator, placed: list[ShapeObject], noun: str, colour: str) -> ShapeObject | None:
+def place_object(rng: np.random.Generator, placed: list[ShapeObject], noun: str, color: str) -> ShapeObject | None:
     """A free place for one more object (smaller if need be), or None in a crowded scene."""
     large = rng.random() < 0.5
     for size in ("large", "small") if large else ("small",):
@@ -150,6 +150,6 @@ def place_object(rng: np.random.Generator, placed: list[ShapeObject], noun: str,
             )
             if clear:
                 angle = float(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
-                return ShapeObject(noun, colour, size, cx, cy, radius, angle, bool(rng.random() < 0.5))
+                return ShapeObject(noun, color, size, cx, cy, radius, angle, bool(rng.random() < 0.5))
     # The first object always fits, so a scene is never empty; two objects always fit as well.
     return None

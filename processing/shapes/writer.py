@@ -11,30 +11,30 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from .meaning import (
-    ALL,
+from ..language.meaning import ALL, NONE, ONE, SOME, Meaning
+from ..language.phrasing import Phrasing, say
+from .lexicon import LEXICON, MIRROR_WORDS
+from .questions import (
     FAMILIES,
-    NONE,
-    ONE,
-    SOME,
-    Meaning,
     denotation,
+    details,
     draw_meaning,
     families_of,
+    kind_of,
     names_held_out_pair,
+    one_of,
     place_shortcuts,
-    target_kind,
 )
-from .phrasing import Phrasing, mirror_text, say
 from .rendering import NOUNS, ShapeObject
 
 NONE_SHARE = 0.25
 HELD_OUT_PHRASING_SHARE = 0.5  # of the validation and test instructions
-ABSENT_SHARE = 0.12  # of the sentences without a target: the noun asked about is not in the picture at all
+ABSENT_SHARE = 0.12  # of the sentences without a target: the noun asked about is not in the image at all
 SINGLE_SHARE = 0.12  # of the draws: a 1-to-1 target may be the only object of its noun, so that nothing is to choose
 _TRIES = 12  # random meanings per cell before the next cell is tried
 _CELLS_PER_DRAW = 10
@@ -59,7 +59,7 @@ class WrittenTarget:
         meaning, number, kind: the question, its grammatical number, its target kind.
         targets: indices of the denoted objects, ascending.
         phrasings: by level; simple and complex, where both exist, have the same meaning.
-        held_out_pair: the words combine a colour and a noun that training keeps apart.
+        held_out_pair: the words combine a color and a noun that training keeps apart.
     """
 
     meaning: Meaning
@@ -72,7 +72,12 @@ class WrittenTarget:
     @property
     def concept(self) -> str:
         """The category as a noun phrase ("object" where any object may answer)."""
-        return self.meaning.noun or "object"
+        return self.meaning.category or "object"
+
+    @property
+    def asked(self) -> list[str | None]:
+        """What makes the question one of its own, for ids."""
+        return [self.meaning.family, *details(self.meaning), self.number]
 
     def mirror(self) -> WrittenTarget:
         """The same target in the mirrored scene: left and right exchanged in meaning and words."""
@@ -96,6 +101,11 @@ def cell_weights(families: Sequence[str]) -> dict[Cell, float]:
             nothing = Cell(name, number, NONE)
             weights[nothing] = weights.get(nothing, 0.0) + share * NONE_SHARE / (1 - NONE_SHARE)
     return weights
+
+
+def mirror_text(text: str) -> str:
+    """The sentence that says of the mirrored scene what `text` says of the scene."""
+    return " ".join(MIRROR_WORDS.get(word, word) for word in text.split())
 
 
 @dataclass
@@ -159,7 +169,7 @@ class InstructionWriter:
         if self.split == "train" and names_held_out_pair(meaning):
             return None
         targets = denotation(meaning, objects)
-        if targets is None or target_kind(meaning, targets, objects) != cell.kind:
+        if targets is None or kind_of(meaning, targets, objects) != cell.kind:
             return None
         if meaning.family in ("side", "beside") and cell.kind != NONE:
             shortcut = targets in place_shortcuts(meaning, objects)
@@ -196,7 +206,7 @@ class InstructionWriter:
         for level in self.levels:
             held_out = self.split != "train" and rng.random() < HELD_OUT_PHRASING_SHARE
             if meaning.family in families_of(level):
-                phrasings[level] = say(meaning, number, level, rng, held_out)
+                phrasings[level] = say(meaning, number, level, partial(one_of, rng), LEXICON, held_out)
         return phrasings
 
 

@@ -22,7 +22,7 @@ from sam3i.processing.chat.server import Answer, ScriptedChatServer, images_of, 
 from sam3i.processing.data_engine.scene import marks
 from sam3i.processing.data_engine.scene.facts import Facts, grow_mask
 from sam3i.processing.data_engine.scene.sources import ShapesSource
-from sam3i.processing.data_engine.writers.template_writer import TemplateWriter
+from sam3i.processing.data_engine.writers.template_writer import TemplateWriter, lexicon_of
 from sam3i.processing.language.meaning import denote
 from sam3i.processing.language.phrasing import can_say, say
 
@@ -109,7 +109,7 @@ class FaultyModels:
             kind = rng.choice(("1-to-1", "1-to-N", "1-to-all", "none"))
             family = rng.choice(("colour", "not_colour", "region", "extreme", "size", "side", "distance", "all_but"))
             drawn = self.drawer.draw_meaning(family, facts, kind, rng)
-            if drawn is None or drawn.noun != noun or not can_say(drawn, level, scene.descriptors):
+            if drawn is None or drawn.noun != noun or not can_say(drawn, level, lexicon_of(facts)):
                 continue
             found = denote(drawn, facts)
             if found is not None and fits(found):
@@ -120,7 +120,7 @@ class FaultyModels:
                 scene, f"the {noun} of old" if level is SIMPLE else "whatever it may be", None, "hopeless"
             )
         plural = "plural" if len(target) != 1 else "singular"
-        text = say(meaning, plural, level, rng, scene.descriptors)
+        text = say(meaning, plural, level, rng.choice, lexicon_of(facts)).text
         if fault == "wrong noun":
             text = text.replace(noun, rng.choice(others))
             return self.remember(scene, text, None, fault)

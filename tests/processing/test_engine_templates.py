@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import time
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.scene.facts import Facts
 from sam3i.processing.data_engine.scene.sources import ShapesSource
 from sam3i.processing.datasets.schema import TARGET_KINDS
+from sam3i.processing.language import lexicon as shared
+from sam3i.processing.language.lexicon import COLOR_REFERENCES
 from sam3i.processing.language.meaning import Meaning, denote
 from sam3i.processing.language.nouns import NounForms
+from sam3i.processing.language.phrasing import say
 from sam3i.processing.language.reading import read_simple
 from sam3i.processing.shapes import lexicon
-from sam3i.processing.shapes.lexicon import COLOUR_REFERENCES, DESCRIPTORS
-from sam3i.processing.shapes.meaning import FAMILIES, draw_meaning, families_of
-from sam3i.processing.shapes.phrasing import say
+from sam3i.processing.shapes.lexicon import DESCRIPTORS
+from sam3i.processing.shapes.questions import FAMILIES, draw_meaning, families_of, one_of
 from sam3i.processing.shapes.tokenizer import build_tokenizer
 from sam3i.processing.shapes.world import HELD_OUT_PAIRS, ShapesWorld
 
@@ -52,7 +55,7 @@ def verified_pairs(run, split="train"):
                     named = {meaning.noun, *(item.reference for item in meaning.filters)}
                     named.add(meaning.selector and meaning.selector.reference)
                     assert described == named - {None}, pair["text"]
-                    painted = {c for c, words in COLOUR_REFERENCES.items() if any(w in pair["text"] for w in words)}
+                    painted = {c for c, words in COLOR_REFERENCES.items() if any(w in pair["text"] for w in words)}
                     assert painted == {i.value for i in meaning.filters if i.kind in ("colour", "not_colour")}
                 else:
                     reading = read_simple(pair["text"], nouns, forms)
@@ -98,7 +101,7 @@ def test_no_kind_is_told_by_its_words_alone(tmp_path):
             family = Meaning.from_dict(target["meaning"]).family
             families.setdefault(family, Counter())[target["kind"] == "none"] += 1
     # "The two cups" supposes two cups, and where every cup is told apart by colour nothing is left to be absent.
-    free = {"count", "noun_shared", "noun_alone", "colour_shared", "colour_alone", "not_noun"}
+    free = {"count", "shape_shared", "shape_alone", "colour_shared", "colour_alone", "except"}
     common = {family: counts for family, counts in families.items() if counts.total() >= 12 and family not in free}
     assert len(common) >= 4
     for family, counts in common.items():
@@ -106,14 +109,19 @@ def test_no_kind_is_told_by_its_words_alone(tmp_path):
 
 
 def form_of(text):
-    """A sentence with its nouns, colours, sizes, places and knowledge blotted out."""
-    tables = (lexicon.EXTREME_WORDS, lexicon.EXTREME_SIZE_WORDS, lexicon.DIRECTION_WORDS, lexicon.DISTANCE_WORDS)
-    tables += (lexicon.SIDE_WORDS, lexicon.SIZE_WORDS)
+    """A sentence with its nouns, colors, sizes, places and knowledge blotted out."""
+    tables = (
+        shared.EXTREME_WORDS,
+        shared.EXTREME_SIZE_WORDS,
+        shared.DIRECTION_WORDS,
+        shared.DISTANCE_WORDS,
+    )
+    tables += (shared.SIDE_WORDS, shared.SIZE_WORDS)
     blots = [(words, "(place)") for table in tables for texts in table.values() for words in texts]
     blots += [
-        (words, "(knowledge)") for table in (DESCRIPTORS, COLOUR_REFERENCES) for t in table.values() for words in t
+        (words, "(knowledge)") for table in (DESCRIPTORS, COLOR_REFERENCES) for t in table.values() for words in t
     ]
-    blots += [(colour, "(colour)") for colour in COLOUR_REFERENCES]
+    blots += [(colour, "(colour)") for colour in COLOR_REFERENCES]
     blots += [
         (form, name) for pair in lexicon.PLURALS.items() for form, name in zip(pair, ("(one)", "(many)"), strict=True)
     ]
@@ -124,7 +132,7 @@ def form_of(text):
 
 
 def test_what_the_shapes_world_keeps_for_testing_is_not_written(tmp_path):
-    """Neither its held-out phrasings nor its held-out pairs of colour and noun."""
+    """Neither its held-out phrasings nor its held-out pairs of color and noun."""
     rng, forms = np.random.default_rng(0), {True: set(), False: set()}
     for family in FAMILIES:
         for _ in range(150):
@@ -133,7 +141,10 @@ def test_what_the_shapes_world_keeps_for_testing_is_not_written(tmp_path):
                 if family in families_of(InstructionLevel.from_any(level)):
                     for number in FAMILIES[family].kinds:
                         held_out = bool(rng.integers(2))
-                        said = say(meaning, number, InstructionLevel.from_any(level), rng, held_out)
+                        choose = partial(one_of, rng)
+                        said = say(
+                            meaning, number, InstructionLevel.from_any(level), choose, lexicon.LEXICON, held_out
+                        )
                         forms[held_out].add(form_of(said.text))
     kept = forms[True] - forms[False]
     assert len(kept) > 300

@@ -11,7 +11,7 @@ from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.datasets.schema import row_features, validate_row
 from sam3i.processing.masks import box_of_rle, decode_mask
 from sam3i.processing.shapes.dataset import ShapesInstructionDataset, shapes_rows, write_official_json
-from sam3i.processing.shapes.meaning import denotation
+from sam3i.processing.shapes.questions import denotation
 from sam3i.processing.shapes.writer import kinds_of
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from sam3i.processing.datasets.schema import TARGET_KINDS, validate_row
+from sam3i.processing.language.lexicon import COLOR_REFERENCES
 from sam3i.processing.shapes.clips import moving_clips
 from sam3i.processing.shapes.domain import OUTDOORS
-from sam3i.processing.shapes.lexicon import COLOUR_REFERENCES, PLURALS, vocabulary
-from sam3i.processing.shapes.rendering import COLOURS, NOUNS
+from sam3i.processing.shapes.lexicon import PLURALS, vocabulary
+from sam3i.processing.shapes.rendering import COLORS, NOUNS
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,10 @@ def test_masks_are_what_a_concept_names(rows):
             assert len(row["masks"]) == sum(item.noun == row["concept"][0] for item in objects)
 
 
-def test_shapes_and_colours_are_new_and_the_words_are_known(rows):
-    assert not set(OUTDOORS.shapes) & set(NOUNS) and not set(OUTDOORS.colours) & set(COLOURS)
-    named = {*PLURALS, *PLURALS.values(), *COLOUR_REFERENCES}
-    assert not {*OUTDOORS.shapes, *OUTDOORS.colours} & named
+def test_shapes_and_colors_are_new_and_the_words_are_known(rows):
+    assert not set(OUTDOORS.shapes) & set(NOUNS) and not set(OUTDOORS.colors) & set(COLORS)
+    named = {*PLURALS, *PLURALS.values(), *COLOR_REFERENCES}
+    assert not {*OUTDOORS.shapes, *OUTDOORS.colors} & named
     words = {word for row in rows for text in (*row["concept"], *row["simple"]) for word in text.split()}
     assert words <= set(vocabulary())
 

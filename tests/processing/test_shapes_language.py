@@ -2,34 +2,41 @@
 """What sentences of the shapes world mean, how they are said, and that their words give nothing away."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
+from sam3i.processing.language import phrasing as language
+from sam3i.processing.language.lexicon import PLURAL, SINGULAR
 from sam3i.processing.shapes import lexicon
-from sam3i.processing.shapes.lexicon import PLURAL, SINGULAR, vocabulary
-from sam3i.processing.shapes.meaning import (
+from sam3i.processing.shapes.lexicon import vocabulary
+from sam3i.processing.shapes.questions import (
     FAMILIES,
-    Meaning,
     denotation,
     draw_meaning,
     families_of,
+    kind_of,
     names_held_out_pair,
+    one_of,
     place_shortcuts,
-    target_kind,
+    question,
 )
-from sam3i.processing.shapes.phrasing import mirror_text, say
-from sam3i.processing.shapes.rendering import COLOURS, NOUNS, ShapeObject
+from sam3i.processing.shapes.rendering import COLORS, NOUNS, ShapeObject
 from sam3i.processing.shapes.tokenizer import MAX_TOKENS, build_tokenizer
 from sam3i.processing.shapes.world import ShapesWorld
-from sam3i.processing.shapes.writer import InstructionWriter, cell_weights, kinds_of
+from sam3i.processing.shapes.writer import InstructionWriter, cell_weights, kinds_of, mirror_text
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 
 
-def thing(noun, colour, size, cx, cy, radius):
-    return ShapeObject(noun, colour, size, float(cx), float(cy), float(radius), 0.0)
+def say(meaning, number, level, rng, held_out=False):
+    return language.say(meaning, number, level, partial(one_of, rng), lexicon.LEXICON, held_out)
+
+
+def thing(noun, color, size, cx, cy, radius):
+    return ShapeObject(noun, color, size, float(cx), float(cy), float(radius), 0.0)
 
 
 SCENE = (
@@ -44,54 +51,54 @@ SCENE = (
 @pytest.mark.parametrize(
     ("meaning", "targets", "kind"),
     [
-        (Meaning("category", "circle"), {0, 1, 2}, "1-to-all"),
-        (Meaning("category", "star"), {3}, "1-to-1"),
-        (Meaning("category", "moon"), set(), "none"),
-        (Meaning("colour", "circle", "red"), {0, 2}, "1-to-N"),
-        (Meaning("colour", "circle", "green"), set(), "none"),
-        (Meaning("size", "circle", "large"), {1, 2}, "1-to-N"),
-        (Meaning("colour_size", "circle", "red", "small"), {0}, "1-to-1"),
-        (Meaning("not_colour", "circle", "red"), {1}, "1-to-1"),
-        (Meaning("not_colour", "circle", "green"), {0, 1, 2}, "1-to-all"),
-        (Meaning("region", "circle", "left"), {0, 2}, "1-to-N"),
-        (Meaning("region", "circle", "bottom"), {2}, "1-to-1"),
-        (Meaning("extreme", "circle", "right"), {1}, "1-to-1"),
-        (Meaning("extreme", "circle", "top"), {0}, "1-to-1"),
-        (Meaning("all_but_extreme", "circle", "bottom"), {0, 1}, "1-to-N"),
-        (Meaning("extreme_size", "circle", "small"), {0}, "1-to-1"),
-        (Meaning("extreme_size", "circle", "large"), {1}, "1-to-1"),
-        (Meaning("side", "circle", "left", reference="star"), {0, 2}, "1-to-N"),
-        (Meaning("side", "circle", "right", reference="ring"), set(), "none"),
-        (Meaning("side", "circle", "left", reference="moon"), set(), "none"),
-        (Meaning("beside", "circle", "left", reference="star"), {0}, "1-to-1"),
-        (Meaning("distance", "circle", "near", reference="ring"), {2}, "1-to-1"),
-        (Meaning("distance", "circle", "far", reference="ring"), {0}, "1-to-1"),
-        (Meaning("same_colour", "circle", reference="star"), {1}, "1-to-1"),
-        (Meaning("any_colour", None, "red"), {0, 2}, "1-to-N"),
-        (Meaning("any_colour", None, "green"), {4}, "1-to-1"),
-        (Meaning("except", "circle"), {3, 4}, "1-to-N"),
-        (Meaning("except", "moon"), {0, 1, 2, 3, 4}, "1-to-all"),
-        (Meaning("shape_shared", None), {0, 1, 2}, "1-to-N"),
-        (Meaning("shape_alone", None), {3, 4}, "1-to-N"),
-        (Meaning("colour_shared", None), {0, 1, 2, 3}, "1-to-N"),
-        (Meaning("colour_alone", None), {4}, "1-to-1"),
+        (question("category", "circle"), {0, 1, 2}, "1-to-all"),
+        (question("category", "star"), {3}, "1-to-1"),
+        (question("category", "moon"), set(), "none"),
+        (question("colour", "circle", "red"), {0, 2}, "1-to-N"),
+        (question("colour", "circle", "green"), set(), "none"),
+        (question("size", "circle", "large"), {1, 2}, "1-to-N"),
+        (question("colour_size", "circle", "red", "small"), {0}, "1-to-1"),
+        (question("not_colour", "circle", "red"), {1}, "1-to-1"),
+        (question("not_colour", "circle", "green"), {0, 1, 2}, "1-to-all"),
+        (question("region", "circle", "left"), {0, 2}, "1-to-N"),
+        (question("region", "circle", "bottom"), {2}, "1-to-1"),
+        (question("extreme", "circle", "right"), {1}, "1-to-1"),
+        (question("extreme", "circle", "top"), {0}, "1-to-1"),
+        (question("all_but_extreme", "circle", "bottom"), {0, 1}, "1-to-N"),
+        (question("extreme_size", "circle", "small"), {0}, "1-to-1"),
+        (question("extreme_size", "circle", "large"), {1}, "1-to-1"),
+        (question("side", "circle", "left", reference="star"), {0, 2}, "1-to-N"),
+        (question("side", "circle", "right", reference="ring"), set(), "none"),
+        (question("side", "circle", "left", reference="moon"), set(), "none"),
+        (question("beside", "circle", "left", reference="star"), {0}, "1-to-1"),
+        (question("distance", "circle", "near", reference="ring"), {2}, "1-to-1"),
+        (question("distance", "circle", "far", reference="ring"), {0}, "1-to-1"),
+        (question("same_colour", "circle", reference="star"), {1}, "1-to-1"),
+        (question("any_colour", None, "red"), {0, 2}, "1-to-N"),
+        (question("any_colour", None, "green"), {4}, "1-to-1"),
+        (question("except", "circle"), {3, 4}, "1-to-N"),
+        (question("except", "moon"), {0, 1, 2, 3, 4}, "1-to-all"),
+        (question("shape_shared", None), {0, 1, 2}, "1-to-N"),
+        (question("shape_alone", None), {3, 4}, "1-to-N"),
+        (question("colour_shared", None), {0, 1, 2, 3}, "1-to-N"),
+        (question("colour_alone", None), {4}, "1-to-1"),
     ],
 )
 def test_denotations_by_hand(meaning, targets, kind):
     found = denotation(meaning, SCENE)
     assert found == targets
-    assert target_kind(meaning, found, SCENE) == kind
+    assert kind_of(meaning, found, SCENE) == kind
 
 
 @pytest.mark.parametrize(
     "meaning",
     [
-        Meaning("region", "star", "left"),  # 4 pixels from the middle line
-        Meaning("region", "circle", "top", None, None),
-        Meaning("side", "ring", "right", reference="circle"),  # three circles: which one?
-        Meaning("side", "circle", "top", reference="star"),
-        Meaning("beside", "ring", "bottom", reference="circle"),
-        Meaning("extreme", "circle", "left"),
+        question("region", "star", "left"),  # 4 pixels from the middle line
+        question("region", "circle", "top", None, None),
+        question("side", "ring", "right", reference="circle"),  # three circles: which one?
+        question("side", "circle", "top", reference="star"),
+        question("beside", "ring", "bottom", reference="circle"),
+        question("extreme", "circle", "left"),
     ],
 )
 def test_unclear_questions_are_not_asked(meaning):
@@ -154,8 +161,8 @@ def test_simple_names_the_noun_and_complex_neither_noun_nor_colour(sentences):
         if level is SIMPLE:
             assert words & {meaning.noun, lexicon.PLURALS[meaning.noun]}
         else:
-            assert not words & (naming | set(COLOURS))
-    assert say(Meaning("category", "star"), SINGULAR, CONCEPT, np.random.default_rng(0)).text == "star"
+            assert not words & (naming | set(COLORS))
+    assert say(question("category", "star"), SINGULAR, CONCEPT, np.random.default_rng(0)).text == "star"
 
 
 def test_every_sentence_fits_the_text_encoder_word_by_word(sentences):
@@ -180,9 +187,9 @@ def test_held_out_phrasings_are_new_but_their_words_are_not(sentences):
 
 def test_levels_say_only_what_they_can():
     with pytest.raises(ValueError, match="'except'"):
-        say(Meaning("except", "star"), PLURAL, SIMPLE, np.random.default_rng(0))
+        say(question("except", "star"), PLURAL, SIMPLE, np.random.default_rng(0))
     with pytest.raises(ValueError, match="'colour'"):
-        say(Meaning("colour", "star", "red"), PLURAL, CONCEPT, np.random.default_rng(0))
+        say(question("colour", "star", "red"), PLURAL, CONCEPT, np.random.default_rng(0))
     assert kinds_of(CONCEPT) == ("1-to-1", "1-to-all", "none")
     assert kinds_of(SIMPLE) == kinds_of(COMPLEX) == ("1-to-1", "1-to-N", "1-to-all", "none")
 
@@ -205,7 +212,7 @@ def training():
 def test_written_targets_are_true(training):
     for objects, target in training:
         assert denotation(target.meaning, objects) == set(target.targets)
-        assert target_kind(target.meaning, frozenset(target.targets), objects) == target.kind
+        assert kind_of(target.meaning, frozenset(target.targets), objects) == target.kind
 
 
 def test_no_family_and_no_wording_gives_its_kind_away(training):

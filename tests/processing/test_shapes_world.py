@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from sam3i.processing.shapes.rendering import COLOURS, IMAGE_SIZE, NOUNS, ShapeObject, outlines, render
+from sam3i.processing.shapes.rendering import COLORS, IMAGE_SIZE, NOUNS, ShapeObject, outlines, render
 from sam3i.processing.shapes.world import HELD_OUT_PAIRS, RADII, ShapesWorld, mask_boxes
 
 
@@ -36,7 +36,7 @@ def test_layouts_have_two_to_six_objects_of_every_kind_inside_the_picture():
     layouts = [ShapesWorld(0, "test").layout(index) for index in range(400)]
     assert {len(objects) for objects in layouts} == {2, 3, 4, 5, 6}
     items = [item for objects in layouts for item in objects]
-    assert {item.noun for item in items} == set(NOUNS) and {item.colour for item in items} == set(COLOURS)
+    assert {item.noun for item in items} == set(NOUNS) and {item.color for item in items} == set(COLORS)
     for item in items:
         low, high = RADII[item.size]
         assert low <= item.radius <= high and abs(item.angle) <= 15
@@ -79,21 +79,21 @@ def test_mask_area_of_a_circle_and_a_ring_is_that_of_geometry():
     assert not masks[0, 56, 56]
 
 
-def test_colours_on_the_mask_are_the_named_ones():
+def test_colors_on_the_mask_are_the_named_ones():
     scene = ShapesWorld(0, "test").scene(3)
     for item, mask in zip(scene.objects, scene.masks, strict=True):
         mean = scene.image[mask].mean(0)
-        distance = {name: np.abs(mean - np.array(rgb)).sum() for name, rgb in COLOURS.items()}
-        assert min(distance, key=distance.get) == item.colour
+        distance = {name: np.abs(mean - np.array(rgb)).sum() for name, rgb in COLORS.items()}
+        assert min(distance, key=distance.get) == item.color
 
 
 def test_held_out_pairs_are_kept_from_training_pictures_only():
     def pairs(split):
-        return {(o.colour, o.noun) for index in range(600) for o in ShapesWorld(0, split).layout(index)}
+        return {(o.color, o.noun) for index in range(600) for o in ShapesWorld(0, split).layout(index)}
 
-    assert {colour for colour, _ in HELD_OUT_PAIRS} == set(COLOURS)
+    assert {color for color, _ in HELD_OUT_PAIRS} == set(COLORS)
     assert len({noun for _, noun in HELD_OUT_PAIRS}) == len(HELD_OUT_PAIRS)
-    assert len(pairs("train")) == len(COLOURS) * len(NOUNS) - len(HELD_OUT_PAIRS)
+    assert len(pairs("train")) == len(COLORS) * len(NOUNS) - len(HELD_OUT_PAIRS)
     assert not pairs("train") & HELD_OUT_PAIRS
     assert HELD_OUT_PAIRS < pairs("test") and HELD_OUT_PAIRS < pairs("validation")
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from ....modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...language import phrases
-from ...language.colors import COLOUR_NAMES, HUES
+from ...language.colors import COLOR_NAMES, HUES
+from ...language.everyday import everyday_lexicon
+from ...language.lexicon import NUMBER_WORDS, PLURAL, SIDES, SINGULAR, Lexicon
 from ...language.meaning import ALL, NONE, ONE, SOME, Filter, Meaning, Selector, denote, target_kind
 from ...language.phrasing import can_say, say
-from ...language.words import PLURAL, SINGULAR
-from ..scene.facts import SIDES, Facts
+from ..scene.facts import Facts
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 ABSENT_SHARE = 0.15  # of the questions without an answer: their category is not in the picture
@@ -126,7 +126,7 @@ class TemplateWriter:
     def write(self, plan: TargetPlan, facts: Facts, rng: Random) -> list[tuple[InstructionLevel, str]]:
         """One text per level that can say the question; the concept, too, where it denotes the same."""
         texts = [
-            (level, say(plan.meaning, plan.number, level, rng, facts.scene.descriptors))
+            (level, say(plan.meaning, plan.number, level, rng.choice, lexicon_of(facts)).text)
             for level in self._levels_of(plan.meaning, facts)
         ]
         named = Meaning(plan.meaning.noun)
@@ -137,7 +137,7 @@ class TemplateWriter:
         return texts
 
     def _levels_of(self, meaning: Meaning, facts: Facts) -> list[InstructionLevel]:
-        return [level for level in self.levels if can_say(meaning, level, facts.scene.descriptors)]
+        return [level for level in self.levels if can_say(meaning, level, lexicon_of(facts))]
 
     def _plan(self, meaning: Meaning, found: frozenset[int], kind: str, facts: Facts, rng: Random) -> TargetPlan:
         chosen = [facts.scene.instances[i] for i in sorted(found)]
@@ -215,7 +215,7 @@ class TemplateWriter:
             return None
         owner = rng.choice(sorted(owners))
         selector = rng.choice((None, Selector("extreme", rng.choice(SIDES)), Selector("size", "large")))
-        colour = rng.choice((None, Filter("colour", rng.choice(COLOUR_NAMES))))
+        colour = rng.choice((None, Filter("colour", rng.choice(COLOR_NAMES))))
         whole = Meaning(owner, (colour,) if colour else (), None if colour else selector)
         return Meaning(noun, (Filter("part", whole=whole),))
 
@@ -241,7 +241,7 @@ class TemplateWriter:
     @staticmethod
     def _filter(kind: str, noun: str, references: list[str], facts: Facts, rng: Random) -> Filter | None:
         if kind in ("colour", "not_colour"):
-            seen = sorted({colour for colour in facts.colours if colour is not None})
+            seen = sorted({colour for colour in facts.colors if colour is not None})
             return Filter(kind, rng.choice([*seen, rng.choice(list(HUES)[:6])]))
         if kind == "size":
             return Filter(kind, rng.choice(("large", "small")))
@@ -249,7 +249,7 @@ class TemplateWriter:
             return Filter(kind, rng.choice(SIDES))
         if kind == "count":
             count = len(facts.scene.nouns.get(noun, ())) or rng.choice((2, 2, 3))
-            return Filter(kind, str(count)) if count in phrases.NUMBER_WORDS else None
+            return Filter(kind, str(count)) if count in NUMBER_WORDS else None
         if not references:
             return None
         if kind == "side":
@@ -281,3 +281,8 @@ def _needs_plural(meaning: Meaning) -> bool:
 
 def _ids(found: frozenset[int], facts: Facts) -> tuple[int, ...]:
     return tuple(sorted(facts.scene.instances[i].annotation_id for i in found))
+
+
+def lexicon_of(facts: Facts) -> Lexicon:
+    """The words for a scene: everyday ones, and what its source says its nouns are for."""
+    return everyday_lexicon(facts.scene.descriptors)

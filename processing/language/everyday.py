@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words for images of everyday things: what the template writer says about COCO-style categories.
+
+Simple instructions can be said of every noun. Complex ones need to know what a noun is for or does; that is known of
+COCO's 80 categories (`descriptors.json`, each clause chosen to fit one of them only) and of nouns that a source
+describes itself. Templates say function, habit, color, size, place and relation; they cannot say what is going on in
+an image, who does what to whom, or what a person would infer from looking: that takes a chat model as the writer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from . import lexicon as shared
+from .lexicon import Lexicon, Table, in_training
+from .nouns import plural_of
+
+_SIMPLE = {family: in_training(phrasings) for family, phrasings in shared.SIMPLE_TEMPLATES.items()} | {
+    # "all the red cups" and "the cups" have the form of a concept.
+    "category": ("{the} {n} in the picture",),
+    "colour": ("the {c} {n}", "the {n} that {be} {c}", "the {n} in {c}"),
+    "size": ("the {s} {n}", "the {n} that {be} {s}", "the {n} of {s} size"),
+    "inside": ("the {n} inside the {ref}", "the {n} that {be} inside the {ref}"),
+    "containing": ("the {n} with the {ref} inside", "the {n} that {have} the {ref} inside"),
+    "part": ("the {n} of {whole}",),
+    "count": ("the {k} {n}",),
+    "pair": ("the {k} {x} {n}",),
+    "ordinal": ("the {k} {n} from the {side}",),
+}
+_KNOWN: dict[str, list[str]] = json.loads((Path(__file__).parent / "descriptors.json").read_text(encoding="utf-8"))
+EVERYDAY = Lexicon(
+    plural=plural_of,
+    descriptors={noun: tuple(clauses) for noun, (_, *clauses) in _KNOWN.items()},
+    kinds={noun: kind for noun, (kind, *_) in _KNOWN.items()},
+    color_references=shared.MORE_COLOR_REFERENCES,
+    modifiers=shared.COMPLEX_MODIFIERS | {("inside", None): ("inside whatever {d2}",)},
+    simple=_SIMPLE,
+    complex={family: in_training(phrasings) for family, phrasings in shared.COMPLEX_TEMPLATES.items()},
+    simple_carriers=(*in_training(shared.SIMPLE_CARRIERS), "please show {np}"),
+    complex_carriers=in_training(shared.COMPLEX_CARRIERS),
+)
+
+
+def everyday_lexicon(descriptors: Mapping[str, tuple[str, ...]]) -> Lexicon:
+    """The everyday words together with what a source says its own nouns are for."""
+    return _with_descriptors(tuple(descriptors.items())) if descriptors else EVERYDAY
+
+
+@lru_cache(maxsize=16)
+def _with_descriptors(items: tuple[tuple[str, tuple[str, ...]], ...]) -> Lexicon:
+    known: Table = {**EVERYDAY.descriptors, **dict(items)}
+    return replace(
+        EVERYDAY, descriptors=known, kinds={k: v for k, v in EVERYDAY.kinds.items() if k not in dict(items)}
+    )
+
+
+__all__ = ["EVERYDAY", "everyday_lexicon"]

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 def _check_address(host: str, port: int | None) -> None:
     """Raise `OSError` when nothing can listen there: Gradio would wait for ever, or say so after loading the model."""
@@ -39,7 +37,7 @@ def demo(
         typer.echo(f"Written to {export_demo_space(model, export_space)}")
         return
     from .model import DemoModel
-    from .page import DemoPage
+    from .page import LOOPBACK, DemoPage
 
     _check_address(host, port)
     typer.echo(f"Loading {model} ...")
@@ -50,7 +48,7 @@ def demo(
     typer.echo(f"{loaded.parameters / 1e6:.1f} M parameters on {loaded.device}")
     page = DemoPage(loaded, threshold)
     _, address, _ = page.launch(host, port, prevent_thread_lock=True)
-    if host not in _LOOPBACK:
+    if host not in LOOPBACK:
         typer.echo(f"Anyone who can reach this machine can use the page (host {host}).")
     typer.echo(f"Open {address} (Ctrl+C to stop)")
     page.blocks.block_thread()

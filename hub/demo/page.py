@@ -7,6 +7,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
 from ...processing.results import results_to_json
 from . import html
 from .examples import demo_examples
@@ -14,6 +17,8 @@ from .layout import LIKE, DemoLayout, gr
 from .model import DemoModel
 from .session import DemoSession, read_corners
 from .style import CSS, theme
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _FILE_SECONDS = 3600
 """How long files that were made for a visitor are kept."""
@@ -71,14 +76,10 @@ class DemoPage:
         Raises:
             OSError: when the port is taken.
         """
-        settings: dict[str, Any] = {
-            "share": False,
-            "show_error": True,
-            "footer_links": [],
-            "ssr_mode": False,
-            "max_file_size": "20mb",
-        }
+        settings: dict[str, Any] = {"share": False, "show_error": True, "footer_links": [], "ssr_mode": False}
         settings |= {"max_file_size": "20mb", "theme": theme(), "css": CSS, "quiet": True}
+        if host in LOOPBACK:  # a name of another site that leads here is not answered
+            settings["app_kwargs"] = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])]}
         return self.blocks.launch(server_name=host, server_port=port, **(settings | options))
 
     def _connect(self) -> None:

@@ -6,13 +6,14 @@ import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
+from ..publish.staging import RepositoryForm, find_form, stage_repository
 from .model import check_model_name
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _FOLDERS = ("modeling_sam3i", "processing", "trainer", "hub")
 
 _APP = '''# SPDX-License-Identifier: Apache-2.0
-"""The demo of SAM3-I for {model}."""
+"""The demo of SAM3-I."""
 
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def export_demo_space(model: str, output_dir: str | Path) -> Path:
     Raises:
         FileExistsError: when `output_dir` exists and is not an empty folder.
         FileNotFoundError: when `model` is neither a folder nor a Hub name.
+        ValueError: when the folder holds no model that can be put together.
         ImportError: when gradio, whose version the Space needs, is not installed.
     """
     from .layout import gr
@@ -60,21 +62,29 @@ def export_demo_space(model: str, output_dir: str | Path) -> Path:
     output_dir, local = Path(output_dir), Path(model).is_dir()
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"Expected a new or empty folder to write to, found {output_dir}.")
-    if local and not any((Path(model) / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise FileNotFoundError(f"{model} holds neither config.json nor adapter_config.json.")
     check_model_name(model)
     output_dir.mkdir(parents=True, exist_ok=True)
     _copy_package(output_dir / "sam3i")
     if local:
-        shutil.copytree(model, output_dir / "model")
+        _copy_model(Path(model), output_dir / "model")
     source = 'str(Path(__file__).parent / "model")' if local else repr(model)
-    app = _APP.format(model=Path(model).name if local else model, source=source)
+    app = _APP.format(source=source)
     if not local:
         app = app.replace("from pathlib import Path\n\n", "")
     (output_dir / "app.py").write_text(app, encoding="utf-8")
     (output_dir / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
     (output_dir / "README.md").write_text(_card(model, local, gr.__version__), encoding="utf-8")
     return output_dir
+
+
+def _copy_model(folder: Path, target: Path) -> None:
+    """The whole model, also where the folder holds adapters or what a training left: a Space has nothing else."""
+    form = RepositoryForm.FULL if find_form(folder) is RepositoryForm.ADAPTER else find_form(folder)
+    stage_repository(folder, form, None, target)
+    for link in [path for path in target.iterdir() if path.is_symlink()]:
+        source = link.resolve()
+        link.unlink()
+        shutil.copyfile(source, link)
 
 
 def _copy_package(target: Path) -> None:

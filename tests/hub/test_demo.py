@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -402,3 +403,44 @@ def _connect(client_class, address: str, process: subprocess.Popen, log: Path):
         except Exception:  # not up yet: whatever the connection says
             time.sleep(1)
     raise AssertionError(f"The Space did not start: {log.read_text()}")
+
+
+def test_a_folder_name_is_no_code_in_the_space(tmp_path):
+    pytest.importorskip("gradio", reason='the page needs gradio: pip install "sam3i[demo]"')
+    from sam3i.hub.demo.space import export_demo_space
+
+    named = tmp_path / '"""\nraise SystemExit("owned")\n"""'
+    shutil.copytree(SHAPES_TINY, named)
+    folder = export_demo_space(str(named), tmp_path / "space")
+    assert "owned" not in (folder / "app.py").read_text()
+    assert not any(path.is_symlink() for path in (folder / "model").iterdir())
+
+
+def test_a_space_of_adapters_holds_the_whole_model(tmp_path, tiny_stock_repos, train_adapters, tiny_model):
+    pytest.importorskip("gradio", reason='the page needs gradio: pip install "sam3i[demo]"')
+    from sam3i import save_adapter
+    from sam3i.hub.demo.space import export_demo_space
+
+    train_adapters(tiny_model)
+    save_adapter(tiny_model, tmp_path / "adapters", str(tiny_stock_repos["sam3"]))
+    (tmp_path / "adapters" / "credentials.json").write_text("secret")
+    folder = export_demo_space(str(tmp_path / "adapters"), tmp_path / "space")
+    names = {path.name for path in (folder / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json"} <= names
+    assert "credentials.json" not in names and "adapter_config.json" not in names
+
+
+def test_the_page_answers_only_its_own_host():
+    pytest.importorskip("gradio", reason='the page needs gradio: pip install "sam3i[demo]"')
+    import httpx
+
+    from sam3i.hub.demo.model import DemoModel
+    from sam3i.hub.demo.page import DemoPage
+
+    page = DemoPage(DemoModel.load(str(SHAPES_TINY), "cpu"))
+    _, address, _ = page.launch("127.0.0.1", prevent_thread_lock=True)
+    try:
+        assert httpx.get(address).status_code == 200
+        assert httpx.get(address, headers={"host": "elsewhere.example"}).status_code == 400
+    finally:
+        page.blocks.close(verbose=False)

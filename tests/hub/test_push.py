@@ -385,3 +385,17 @@ def test_command_line(hub_here, adapters, whole):
     hub_here.fail("POST", "/commit/", 500)
     done = run(app, ["push", str(whole), "org/cli"])
     assert done.exit_code == 1 and "Error: The Hub is out of order" in done.output
+
+
+def test_only_what_belongs_to_a_model_leaves(hub_here, whole, tmp_path):
+    secret = tmp_path / "secret.json"
+    secret.write_text("secret")
+    (whole / "credentials.json").write_text("secret")
+    (whole / "notes.md").write_text("secret")
+    (whole / "tokenizer_extra.py").write_text("secret")
+    (whole / "vocab.json").unlink(missing_ok=True)
+    (whole / "vocab.json").symlink_to(secret)
+    push_folder(whole, "org/careful")
+    files = hub_here.files("org/careful")
+    assert "model.safetensors" in files
+    assert not {"credentials.json", "notes.md", "tokenizer_extra.py", "vocab.json"} & set(files)

@@ -19,7 +19,8 @@ from timing import in_fresh_process, peak_mib, table
 from transformers import Sam3Model
 
 from sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
+from sam3i.modeling_sam3i.adapter_io import save_adapter
+from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
 
 
 def load(case: str, folder: Path) -> dict[str, float]:

@@ -19,8 +19,7 @@ from finetune_lora import TARGETS
 from peft import LoraConfig, get_peft_model
 from transformers import Sam3Config, Sam3Model
 
-from sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.adapter_io.files import save_adapter
+from sam3i import Sam3IForInstructionSegmentation, save_adapter
 from sam3i.trainer.feature_cache import VisionFeatureCache
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from domain_common import DomainData, LevelBatches, domain_arguments, load_model, print_table, report, tune
 
-from sam3i.modeling_sam3i.adapter_io.files import save_adapter
+from sam3i import save_adapter
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage, is_trained
 from sam3i.trainer.evaluation.stage_evaluation import ConceptCheck
 from sam3i.trainer.feature_cache import VisionFeatureCache

@@ -30,9 +30,7 @@ from shapes_curriculum import (
     training_rows,
 )
 
-from sam3i import InstructionLevel, Sam3ITrainer
-from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter
-from sam3i.modeling_sam3i.losses.config import Sam3ILossConfig
+from sam3i import InstructionLevel, Sam3ILossConfig, Sam3ITrainer, load_instruction_adapter
 from sam3i.processing.datasets.schema import TARGET_KINDS
 from sam3i.processing.shapes.dataset import ShapesInstructionDataset
 from sam3i.trainer.curriculum import TrainingStage

@@ -23,8 +23,8 @@ from sam3i import (
     Sam3IProcessor,
     Sam3ITrainer,
     Sam3ITrainingArguments,
+    load_instruction_adapter,
 )
-from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter
 from sam3i.processing.datasets.schema import TARGET_KINDS, InstructionRow, row_features
 from sam3i.processing.levels import classify_level
 from sam3i.processing.shapes.dataset import ShapesInstructionDataset, shapes_rows

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The taxonomy of instructions and the configuration of SAM3-I."""
 
+from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, Sam3Config
@@ -47,54 +48,12 @@ AUTO_LEVEL_INDEX = -1
 """In `instruction_levels` tensors: let the model's own router choose the level of the row."""
 
 
-def check_settings(settings: Any) -> None:
-    """Check the ranges of the adapters' settings, in whatever object they are.
-
-    Raises:
-        ValueError: when one is out of its range; the message ends with the value received.
-    """
-    for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(settings, name)}.")
-    for name in ("adapter_rank", "selector_queries", "router_dim"):
-        if getattr(settings, name) < 0:
-            raise ValueError(f"`{name}` must be at least 0, got {getattr(settings, name)}.")
-    if settings.selector_dim % settings.selector_heads:
-        raise ValueError(
-            f"`selector_heads` must divide `selector_dim` ({settings.selector_dim}), got {settings.selector_heads}."
-        )
-    if not 0 <= settings.adapter_dropout < 1:
-        raise ValueError(f"`adapter_dropout` must be in [0, 1), got {settings.adapter_dropout}.")
-    if settings.max_instruction_length < 3:
-        raise ValueError(f"`max_instruction_length` must be at least 3, got {settings.max_instruction_length}.")
-
-
-def check_fits(settings: Any, text_config: CLIPTextConfig) -> None:
-    """Check the adapters' settings against the text encoder that they are for.
-
-    Raises:
-        ValueError: when heads or lengths do not fit.
-    """
-    text_width, positions = text_config.hidden_size, text_config.max_position_embeddings
-    if settings.adapter_design == "cascade" and text_width % settings.adapter_heads:
-        raise ValueError(
-            f"`adapter_heads` must divide the text encoder's width {text_width}, got {settings.adapter_heads}."
-        )
-    if settings.max_instruction_length > positions and not settings.mask_padding_in_adapters:
-        raise ValueError(
-            f"`max_instruction_length` above the text encoder's {positions} positions needs "
-            f"`mask_padding_in_adapters=True`, got {settings.max_instruction_length} with False."
-        )
-
-
 @strict
-class Sam3IConfig(Sam3Config):
-    r"""
-    Configuration of [`Sam3IForInstructionSegmentation`]: a stock [`Sam3Config`] and the instruction adapters on it.
-
-    Everything that is not listed here is inherited from [`Sam3Config`] with its meaning and default. The
-    configuration of a stock `sam3` or `sam3_video` repository loads as it is: the detector's part is taken and the
-    adapters get the defaults below.
+@dataclass
+class AdapterSettings:
+    """
+    What shapes instruction adapters, on whatever model they sit: fields of [`Sam3IConfig`], of
+    [`InstructionAdapterConfig`] and of `adapter_config.json` alike.
 
     Args:
         adapter_design (`str`, defaults to `"selective"`): The kind of the level modules: `"selective"` are low-rank
@@ -124,13 +83,13 @@ class Sam3IConfig(Sam3Config):
             does. The authors' code does not; converted checkpoints set `False`.
         max_instruction_length (`int`, defaults to 32): Longest instruction in tokens. Above the text encoder's own
             length a second, trainable position table serves the longer instructions; shorter ones keep theirs.
-        loss_config (`dict`, *optional*): Weights of the training loss where they differ from the paper's.
+        score_calibration (`dict`, *optional*): `{"simple": [scale, bias], "complex": [scale, bias]}`: what becomes of
+            the classification logits of a level at inference, so that .5 is the best threshold. Absent: nothing.
 
     Raises:
         ValueError: when a field is out of its range; the message ends with the value received.
+        StrictDataclassError: when a field is of another type.
     """
-
-    model_type = "sam3i"
 
     adapter_design: Literal["cascade", "selective"] = "selective"
     adapter_dim: int = 64
@@ -147,6 +106,82 @@ class Sam3IConfig(Sam3Config):
     always_encode_geometry: bool = False
     clamp_presence_logits: bool = True
     max_instruction_length: int = 32
+    score_calibration: dict | None = None
+
+    def __post_init__(self):
+        self.check_adapters()
+
+    def check_adapters(self) -> None:
+        """Check the ranges of the settings.
+
+        Raises:
+            ValueError: when one is out of its range; the message ends with the value received.
+        """
+        for name in ("adapter_dim", "adapter_heads", "selector_dim", "selector_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("adapter_rank", "selector_queries", "router_dim"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if self.selector_dim % self.selector_heads:
+            raise ValueError(
+                f"`selector_heads` must divide `selector_dim` ({self.selector_dim}), got {self.selector_heads}."
+            )
+        if not 0 <= self.adapter_dropout < 1:
+            raise ValueError(f"`adapter_dropout` must be in [0, 1), got {self.adapter_dropout}.")
+        if self.max_instruction_length < 3:
+            raise ValueError(f"`max_instruction_length` must be at least 3, got {self.max_instruction_length}.")
+
+    def check_fits(self, text_config: CLIPTextConfig) -> None:
+        """Check what depends on the text encoder.
+
+        Raises:
+            ValueError: when heads or lengths do not fit it.
+        """
+        text_width, positions = text_config.hidden_size, text_config.max_position_embeddings
+        if self.adapter_design == "cascade" and text_width % self.adapter_heads:
+            raise ValueError(
+                f"`adapter_heads` must divide the text encoder's width {text_width}, got {self.adapter_heads}."
+            )
+        if self.max_instruction_length > positions and not self.mask_padding_in_adapters:
+            raise ValueError(
+                f"`max_instruction_length` above the text encoder's {positions} positions needs "
+                f"`mask_padding_in_adapters=True`, got {self.max_instruction_length} with False."
+            )
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """The fields above, without those that a subclass adds."""
+        return [item.name for item in fields(AdapterSettings)]
+
+    @classmethod
+    def from_model_config(cls, config: "Sam3IConfig", **others: Any) -> Self:
+        """The settings of a native model's adapters."""
+        return cls(**config.settings(), **others)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields above by name."""
+        return {name: getattr(self, name) for name in self.setting_names()}
+
+
+@strict
+class Sam3IConfig(Sam3Config, AdapterSettings):
+    r"""
+    Configuration of [`Sam3IForInstructionSegmentation`]: a stock [`Sam3Config`] and the instruction adapters on it.
+
+    Its fields are those of [`Sam3Config`] and of [`AdapterSettings`], with their meanings and defaults. The
+    configuration of a stock `sam3` or `sam3_video` repository loads as it is: the detector's part is taken and the
+    adapters get their defaults.
+
+    Args:
+        loss_config (`dict`, *optional*): Weights of the training loss where they differ from the paper's.
+
+    Raises:
+        ValueError: when a field is out of its range; the message ends with the value received.
+    """
+
+    model_type = "sam3i"
+
     loss_config: dict | None = None
 
     def __post_init__(self, **kwargs):
@@ -154,13 +189,13 @@ class Sam3IConfig(Sam3Config):
         self.check_adapters()
 
     def check_adapters(self) -> None:
-        """Check the fields above; the model does it again, as `from_pretrained(..., adapter_dim=8)` sets them later.
+        """As above, with the text encoder; the model does it again, as `from_pretrained` sets fields later.
 
         Raises:
             ValueError: when a field is out of its range; the message ends with the value received.
         """
-        check_settings(self)
-        check_fits(self, self.text_config)
+        AdapterSettings.check_adapters(self)
+        self.check_fits(self.text_config)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -191,4 +226,4 @@ class Sam3IConfig(Sam3Config):
         }
 
 
-__all__ = ["AUTO_LEVEL_INDEX", "InstructionLevel", "Sam3IConfig"]
+__all__ = ["AUTO_LEVEL_INDEX", "AdapterSettings", "InstructionLevel", "Sam3IConfig"]

@@ -12,8 +12,7 @@ from transformers import Sam3Model
 from transformers.utils import logging
 
 from ..compat import has_adapters_loaded
-from .adapter_io.loading import load_with_base
-from .adapter_io.repository import AdapterSource, find_instruction_adapter
+from .adapter_io import AdapterSource, find_instruction_adapter, load_with_base
 from .adapters.cascade import MaskEmbedderLevels, adapter_sites
 from .configuration_sam3i import Sam3IConfig
 

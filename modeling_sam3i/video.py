@@ -14,8 +14,8 @@ from torch import nn
 from transformers import Sam3VideoModel
 from transformers.utils import ModelOutput
 
-from .adapter_io.files import load_instruction_adapter
 from .inputs import resolve_levels
+from .peft.loading import load_instruction_adapter
 from .pretrained import Sam3IPreTrainedModel
 
 _HOOK = "_sam3i_video_hook"

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import BatchEncoding, Sam3Processor
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
-from ..modeling_sam3i.adapter_io.repository import (
+from ..modeling_sam3i.adapter_io import (
     DOWNLOAD_ARGUMENTS,
     BaseModelNotFoundError,
     find_instruction_adapter,

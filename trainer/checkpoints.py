@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
+from ..modeling_sam3i.adapter_io import save_adapter
+from ..modeling_sam3i.peft.loading import load_instruction_adapter
 from .curriculum import TrainingStage
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import Any
 
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, PROCESSOR_NAME
 
-from ...modeling_sam3i.adapter_io.files import save_adapter
-from ...modeling_sam3i.adapter_io.repository import PEFT_TYPE
+from ...modeling_sam3i.adapter_io import PEFT_TYPE, save_adapter
 from ...trainer.hub_upload import repository_files
 from ...trainer.record import RECORD_NAME
 from ..cards.model_card import CARD_NAME, is_hub_id

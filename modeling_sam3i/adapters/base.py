@@ -1,28 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every design of instruction adapters has in common: settings, interface and initialisation."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from ...compat import init
+from ..configuration_sam3i import AdapterSettings
 from .routing import LevelRouting
-
-
-class AdapterSettings(Protocol):
-    """What the adapters need to know; `Sam3IConfig` and `InstructionAdapterConfig` both say it."""
-
-    adapter_design: str
-    adapter_dim: int
-    adapter_heads: int
-    adapter_dropout: float
-    adapter_scale: float
-    decoder_c_adapter_skip: bool
-    adapter_rank: int
-    selector_dim: int
-    selector_heads: int
-    selector_queries: int
-    router_dim: int
 
 
 def has_selector(settings: AdapterSettings) -> bool:

@@ -20,8 +20,8 @@ from ...compat import (
     Sam3MaskEmbedder,
     init,
 )
-from ..configuration_sam3i import InstructionLevel
-from .base import AdapterSettings, LevelModules, has_selector, init_linear, init_norm
+from ..configuration_sam3i import AdapterSettings, InstructionLevel
+from .base import LevelModules, has_selector, init_linear, init_norm
 from .low_rank import LowRankLevels
 from .router import LevelRouter
 from .routing import LevelRouting

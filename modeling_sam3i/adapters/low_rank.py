@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ...compat import CLIPMLP, CLIPAttention, Sam3Attention, Sam3MLP
-from ..configuration_sam3i import InstructionLevel
-from .base import AdapterSettings, LevelModules, init_linear
+from ..configuration_sam3i import AdapterSettings, InstructionLevel
+from .base import LevelModules, init_linear
 from .routing import LevelRouting
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2")

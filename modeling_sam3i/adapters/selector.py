@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...compat import init
-from ..configuration_sam3i import InstructionLevel
-from .base import AdapterSettings, LevelModules, init_linear, init_norm
+from ..configuration_sam3i import AdapterSettings, InstructionLevel
+from .base import LevelModules, init_linear, init_norm
 from .routing import LevelRouting
 
 PAIR_NUMBERS = 12

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Sam3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ...compat import record_outputs
-from ..adapter_io.repository import CONTAINER
+from ..adapter_io import CONTAINER
 from ..adapters.base import has_selector
 from ..adapters.router import choose_levels
 from ..adapters.routing import LevelRouting

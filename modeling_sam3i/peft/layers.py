@@ -23,11 +23,10 @@ from ...compat import (
     Sam3MaskEmbedder,
     inverse_sigmoid,
 )
-from ..adapter_io.repository import CONTAINER
+from ..adapter_io import CONTAINER
 from ..adapters.base import has_selector
 from ..adapters.low_rank import BLOCK_CLASSES
 from ..adapters.routing import LevelRouting
-from ..adapters.settings import AdapterSettings
 from ..adapters.sites import (
     Sam3IDetrDecoderLayer,
     Sam3IDetrEncoderLayer,
@@ -36,6 +35,7 @@ from ..adapters.sites import (
     Sam3ITextEmbeddings,
     Sam3ITextLayer,
 )
+from ..configuration_sam3i import AdapterSettings
 from ..decoder import Sam3IMaskDecoder
 
 SELECTION = "_sam3i_selection"

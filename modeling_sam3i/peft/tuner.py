@@ -15,10 +15,10 @@ from torch import nn
 from transformers import Sam3Model
 
 from ...compat import CLIPTextEmbeddings, mark_adapters_loaded, register_peft_method
-from ..adapter_io.repository import CONTAINER, PEFT_TYPE, AdapterMismatchError
+from ..adapter_io import CONTAINER, PEFT_TYPE, AdapterFileError, AdapterMismatchError, check_weights
 from ..adapters.cascade import adapter_sites, build_adapter
-from ..adapters.settings import AdapterSettings
 from ..adapters.sites import Sam3ITextEmbeddings
+from ..configuration_sam3i import AdapterSettings
 from ..pretrained import Sam3IPreTrainedModel
 from .hooks import exchange, prepare_stock, restore_stock
 from .layers import AdapterNotMergeableError, InstructionAdapterLayer, TunedTextEmbeddings
@@ -59,7 +59,7 @@ class InstructionAdapterConfig(AdapterSettings, PeftConfig):
 
     def __post_init__(self):
         PeftConfig.__post_init__(self)
-        AdapterSettings.__post_init__(self)
+        self.check_adapters()
         self.peft_type = Sam3IPeftType.SAM3I
 
 
@@ -160,7 +160,8 @@ class InstructionAdapterModel(BaseTuner):
         expected = {name: tensor for name, tensor in model.state_dict().items() if part in name}
         try:
             AdapterMismatchError.check(state_dict, expected)
-        except AdapterMismatchError:
+            check_weights(state_dict.items(), f"the adapter {adapter_name!r}")
+        except AdapterFileError:
             discard_adapter(model.get_base_model() if isinstance(model, PeftModel) else model, adapter_name)
             raise
         return state_dict

@@ -15,7 +15,7 @@ from sam3i.hub.cards.model_card import ModelCardError, card_files, is_placeholde
 from sam3i.hub.cards.scores import ScoresFileError, eval_results, read_scores
 from sam3i.hub.cards.text import CardBody, generated_block, markdown_text
 from sam3i.hub.cards.training_curves import draw_curves
-from sam3i.modeling_sam3i.adapter_io.files import save_adapter
+from sam3i.modeling_sam3i.adapter_io import save_adapter
 
 HOSTILE = [
     "---\nlicense: mit\n---",

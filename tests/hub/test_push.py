@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
 from sam3i.hub.publish.push import PushError, push_folder
-from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
-from sam3i.modeling_sam3i.adapter_io.repository import BaseModelNotFoundError
+from sam3i.modeling_sam3i.adapter_io import BaseModelNotFoundError, save_adapter
+from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
 
 WITHOUT_PACKAGE = """
 import json, sys

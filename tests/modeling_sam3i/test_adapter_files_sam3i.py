@@ -10,17 +10,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Sam3Config, Sam3Model, pipeline
 
 from sam3i.modeling_sam3i import pretrained as pretrained_sam3i
-from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
-from sam3i.modeling_sam3i.adapter_io.repository import (
+from sam3i.modeling_sam3i.adapter_io import (
     AdapterDescription,
     AdapterFileError,
     AdapterMismatchError,
     BaseModelNotFoundError,
     read_adapter_config,
     read_adapter_tensors,
+    save_adapter,
     to_file_name,
 )
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
 from sam3i.modeling_sam3i.peft.tuner import InstructionAdapterConfig
 from sam3i.modeling_sam3i.pretrained import CheckpointMismatchError
 
@@ -268,9 +269,29 @@ FAULTS = {
     "unknown design": (
         lambda repo: edit_config(repo, adapter_design="prefix"),
         AdapterFileError,
-        "`adapter_design` must be one of .* got 'prefix'",
+        r"(?s)adapter_config.json.*'adapter_design' expected one of .* got prefix",
     ),
-    "wrong type": (lambda repo: edit_config(repo, adapter_dim="8"), AdapterFileError, "of type int, got '8'"),
+    "wrong type": (lambda repo: edit_config(repo, adapter_dim="8"), AdapterFileError, "(?s)'adapter_dim'.*expected int, got .*'8'"),
+    "not a number": (
+        lambda repo: edit_tensors(repo, lambda t, n: t[n].view(-1)[0].fill_(float("nan"))),
+        AdapterFileError,
+        "found NaN or infinity in 1 tensors",
+    ),
+    "infinite": (
+        lambda repo: edit_tensors(repo, lambda t, n: t[n].view(-1)[0].fill_(float("-inf"))),
+        AdapterFileError,
+        "found NaN or infinity in 1 tensors",
+    ),
+    "integers": (
+        lambda repo: edit_tensors(repo, lambda t, n: t.update({n: t[n].to(torch.int8)})),
+        AdapterFileError,
+        "Expected adapter weights in fp32, bf16 or fp16.*found 1 others .*int8",
+    ),
+    "truth values": (
+        lambda repo: edit_tensors(repo, lambda t, n: t.update({n: t[n].bool()})),
+        AdapterFileError,
+        "found 1 others .*bool",
+    ),
     "unknown setting": (lambda repo: edit_config(repo, gate="on"), AdapterFileError, r"\(gate\).*Update sam3i"),
 }
 

@@ -7,8 +7,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import Sam3Model
 
-from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
+from sam3i.modeling_sam3i.adapter_io import save_adapter
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
 from sam3i.modeling_sam3i.peft.tuner import InstructionAdapterConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2"]

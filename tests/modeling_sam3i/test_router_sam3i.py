@@ -117,8 +117,7 @@ def test_encoded_text_has_a_level_already(model, inputs):
 
 @torch.no_grad()
 def test_the_same_file_routes_a_stock_model_through_peft(model, inputs, tmp_path):
-    from sam3i.modeling_sam3i.adapter_io.files import save_adapter
-    from sam3i.modeling_sam3i.adapters.settings import AdapterSettings
+    from sam3i.modeling_sam3i.adapter_io import save_adapter
 
     favour(model, 1)
     stock = Sam3Model(model.config)
@@ -132,7 +131,7 @@ def test_the_same_file_routes_a_stock_model_through_peft(model, inputs, tmp_path
     assert native.instruction_levels.tolist() == [1, 2, 1]
     torch.testing.assert_close(found.pred_masks, native.pred_masks, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.pred_logits, native.pred_logits.squeeze(), atol=1e-6, rtol=0)
-    settings = AdapterSettings.from_model_config(model.config).settings() | {"router_dim": 0}
+    settings = model.config.settings() | {"router_dim": 0}
     tuned.add_adapter("routerless", InstructionAdapterConfig(**settings))
     tuned.set_adapter("routerless")
     with pytest.raises(ValueError, match="auto_levels='rules'"):

@@ -8,17 +8,18 @@ import json
 import weakref
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 import torch
 from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Sam3Model, Sam3VideoModel
 
-from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter, save_adapter
-from sam3i.modeling_sam3i.adapter_io.repository import AdapterMismatchError, to_file_name
-from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
+from sam3i.modeling_sam3i.adapter_io import AdapterMismatchError, save_adapter, to_file_name
+from sam3i.modeling_sam3i.configuration_sam3i import AdapterSettings, Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from sam3i.modeling_sam3i.peft.layers import SELECTION, AdapterNotMergeableError, InstructionAdapterLayer
+from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
 from sam3i.modeling_sam3i.peft.tuner import InstructionAdapterConfig, Sam3IPeftType
 
 OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
@@ -121,14 +122,11 @@ LOADERS = [on_stock_by_peft_model, on_stock_by_load_adapter, on_stock_by_our_fun
 class TestConfig:
     def test_settings_and_defaults_are_those_of_the_native_model(self, tiny_sam3_config):
         native = Sam3IConfig.from_dict(tiny_sam3_config.to_dict() | {"model_type": "sam3i"})
-        names = set(InstructionAdapterConfig.setting_names())
-        annotations = Sam3IConfig.__dict__["__annotations__"]
-        assert names == set(annotations) - {"model_type", "loss_config"}
         assert InstructionAdapterConfig.from_model_config(native) == InstructionAdapterConfig()
 
     def test_every_setting_is_explained(self):
-        for item in dataclasses.fields(InstructionAdapterConfig):
-            assert item.metadata["help"]
+        for name in InstructionAdapterConfig.setting_names():
+            assert f"        {name} (`" in AdapterSettings.__doc__
 
     @pytest.mark.parametrize(
         "field, value",
@@ -150,7 +148,7 @@ class TestConfig:
         ],
     )
     def test_a_wrong_value_is_named(self, field, value):
-        with pytest.raises(ValueError, match=f"{field}.*{value!s}"):
+        with pytest.raises((ValueError, StrictDataclassError), match=f"(?s){field}.*{value!s}"):
             InstructionAdapterConfig(**{field: value})
 
     def test_saves_and_loads(self, tmp_path):

@@ -14,7 +14,7 @@ from transformers import (
     Sam3VideoProcessor,
 )
 
-from sam3i.modeling_sam3i.adapter_io.files import save_adapter
+from sam3i.modeling_sam3i.adapter_io import save_adapter
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from sam3i.modeling_sam3i.video import add_instructions, follow_instructions, track_instructions

@@ -16,8 +16,7 @@ from pycocotools import mask as coco_mask
 from transformers import Sam3ImageProcessor, Sam3Model, Sam3Processor, pipeline
 
 import sam3i
-from sam3i.modeling_sam3i.adapter_io.files import save_adapter
-from sam3i.modeling_sam3i.adapter_io.repository import BaseModelNotFoundError
+from sam3i.modeling_sam3i.adapter_io import BaseModelNotFoundError, save_adapter
 from sam3i.processing.pipeline.pipeline_sam3i import InstructionSegmentationPipeline
 from sam3i.processing.pipeline.registration import TASK, register_pipeline
 from sam3i.processing.predict import predict, repo_info

@@ -25,8 +25,8 @@ from training_fixtures import (
 from transformers import TrainerCallback
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer
-from sam3i.modeling_sam3i.adapter_io.files import load_instruction_adapter
 from sam3i.modeling_sam3i.losses.alignment import Sam3IAlignmentLoss
+from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
 from sam3i.trainer.checkpoints import CheckpointNotFoundError, find_checkpoint, read_checkpoint
 from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage, is_trained

@@ -68,6 +68,7 @@ except ImportError:  # Transformers before 5.14
 OVERRIDDEN = {
     "PreTrainedModel._adjust_missing_and_unexpected_keys": "the only place that can say that a stock checkpoint "
     "lacks adapters by right, before it is reported as damaged",
+    "PreTrainedModel._load_pretrained_model": "the only place that knows the weight files before they are cast",
     "PreTrainedModel._upload_modified_files": "`push_to_hub` writes its card there, after everything else is saved",
     "Trainer._run_epoch": "the curriculum counts batches and samplers by stage",
     "Trainer._get_train_sampler": "rows of a stage are drawn level by level",

@@ -78,8 +78,15 @@ class AdapterMismatchError(AdapterFileError):
             )
 
 
-def check_weights(tensors: Iterable[tuple[str, torch.Tensor]], place: str) -> None:
+def check_weights(
+    tensors: Iterable[tuple[str, torch.Tensor]], place: str, error: type[ValueError] = AdapterFileError
+) -> None:
     """Check that weights of adapters are floating point numbers, all of them finite.
+
+    Args:
+        tensors: Names and weights.
+        place (`str`): Where they are from, for the message.
+        error: What to raise.
 
     Raises:
         AdapterFileError: names some that are not.
@@ -87,14 +94,14 @@ def check_weights(tensors: Iterable[tuple[str, torch.Tensor]], place: str) -> No
     tensors = [(name, tensor) for name, tensor in tensors if not tensor.is_meta]
     wrong = [f"{name} is {tensor.dtype}" for name, tensor in tensors if tensor.dtype not in WEIGHT_DTYPES]
     if wrong:
-        raise AdapterFileError(
+        raise error(
             f"Expected adapter weights in fp32, bf16 or fp16 in {place}, found {len(wrong)} others "
             f"({'; '.join(wrong[:3])}). Casting would change what the adapters compute: save them in floating point."
         )
     # The extremes of a tensor show NaN and infinity without a copy of it.
     bad = [name for name, tensor in tensors if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all()]
     if bad:
-        raise AdapterFileError(
+        raise error(
             f"Expected finite adapter weights in {place}, found NaN or infinity in {len(bad)} tensors "
             f"({'; '.join(bad[:3])}). Training has diverged, or the file is damaged: use an earlier checkpoint."
         )
@@ -204,7 +211,7 @@ def read_adapter_config(repo: str | os.PathLike, **download) -> AdapterDescripti
     try:
         return AdapterDescription(**{name: value for name, value in values.items() if name in known})
     except (ValueError, StrictDataclassError) as error:
-        raise AdapterFileError(f"{path}: {error}") from error
+        raise AdapterFileError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def read_adapter_tensors(repo: str | os.PathLike, **download) -> dict[str, torch.Tensor]:

@@ -48,6 +48,17 @@ AUTO_LEVEL_INDEX = -1
 """In `instruction_levels` tensors: let the model's own router choose the level of the row."""
 
 
+def explain_other_family(model_type: str | None) -> str:
+    """Why a repository of another family of models is none of ours, and what to name instead."""
+    found = "no config.json" if model_type is None else repr(model_type)
+    why = "Name a SAM3-I, SAM3 or SAM3 video repository."
+    if model_type in ("sam3_tracker", "sam3_tracker_video"):
+        why = "That is SAM 3's tracker alone, which reads no text: name a repository that holds the detector."
+    elif str(model_type).startswith(("sam", "edgetam")):
+        why = "That model is pointed at what it shall segment and reads no text: name a SAM3 repository."
+    return f"Expected a repository of model type 'sam3i', 'sam3' or 'sam3_video', found {found}. {why}"
+
+
 @strict
 @dataclass
 class AdapterSettings:
@@ -216,11 +227,7 @@ class Sam3IConfig(Sam3Config, AdapterSettings):
             detector = config_dict.get("detector_config") or {}
             config_dict = {**detector, "dtype": config_dict.get("dtype")}
         elif model_type != "sam3":
-            found = repr(model_type) if config_dict else "no config.json"
-            raise ValueError(
-                f"Expected a repository of model type 'sam3i', 'sam3' or 'sam3_video', found {found}. "
-                "Name a SAM3-I, SAM3 or SAM3 video repository."
-            )
+            raise ValueError(explain_other_family(model_type if config_dict else None))
         return {key: value for key, value in config_dict.items() if key != "architectures"} | {
             "model_type": cls.model_type
         }

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Sam3Model
 from transformers.utils import logging
 
 from ..compat import has_adapters_loaded
-from .adapter_io import AdapterSource, find_instruction_adapter, load_with_base
+from .adapter_io import AdapterSource, check_weights, find_instruction_adapter, load_with_base
 from .adapters.cascade import MaskEmbedderLevels, adapter_sites
 from .configuration_sam3i import Sam3IConfig
 
@@ -35,7 +35,21 @@ class CheckpointMismatchError(ValueError):
 
 
 class DamagedCheckpointError(ValueError):
-    """A weight file that cannot be read; nothing of it was loaded."""
+    """A weight file that cannot be read, or holds other than weights; nothing of it was loaded."""
+
+
+def _check_stored_types(files: list[str]) -> None:
+    """Refuse integers and truth values among weights, which Transformers would cast to numbers that mean nothing."""
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        wrong = [f"{name} is {kind}" for name, kind in stored.items() if kind not in ("F64", "F32", "F16", "BF16")]
+        if wrong:
+            raise DamagedCheckpointError(
+                f"Expected weights in fp32, bf16 or fp16 in {path}, found {len(wrong)} others "
+                f"({'; '.join(wrong[:3])}). Save the model in floating point; to quantize "
+                "it, pass `quantization_config` while loading."
+            )
 
 
 class Sam3IPreTrainedModel(Sam3Model):
@@ -72,6 +86,13 @@ class Sam3IPreTrainedModel(Sam3Model):
         if not has_adapters and not {name for name, _ in self.named_parameters()} <= loading_info.missing_keys:
             loading_info.missing_keys = loading_info.missing_keys - adapters
             self._has_fresh_adapters = True
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        """Called while loading, when the files are known and nothing is read."""
+        if checkpoint_files and checkpoint_files[0].endswith(".safetensors") and not load_config.is_quantized:
+            _check_stored_types(checkpoint_files)
+        return Sam3Model._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -126,11 +147,16 @@ class Sam3IPreTrainedModel(Sam3Model):
         """Load a whole model, and report on it; pickled weights are not read."""
         kwargs.setdefault("use_safetensors", True)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
         except SafetensorError as error:
             raise DamagedCheckpointError(
                 f"The weights in {pretrained_model_name_or_path} are damaged or cut off ({error}). Fetch them again."
             ) from error
+        adapters = model.adapter_parameters() if not model._has_fresh_adapters else {}
+        check_weights(adapters.items(), str(pretrained_model_name_or_path), DamagedCheckpointError)
+        return model, info
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args, **kwargs):
         """Called by `push_to_hub` when all is saved: the card that stock has put there becomes the model's own."""

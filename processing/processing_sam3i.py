@@ -46,6 +46,17 @@ def _read_images(images: Any, is_scaled: bool) -> list:
     return [read_image(images, allow_remote=True)]
 
 
+def _check_vocabulary(tokenizer: Any) -> None:
+    """Refuse what Transformers makes of a repository without tokenizer files: every text would be unknown tokens."""
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if not words:
+        raise ValueError(
+            f"Expected a tokenizer with its vocabulary, found one with special tokens alone in "
+            f"{tokenizer.name_or_path or 'the repository'}: its files are not there. Copy tokenizer.json and "
+            "tokenizer_config.json from the base model."
+        )
+
+
 class Sam3IProcessor(Sam3Processor):
     r"""
     Prepares images and instructions for [`Sam3IForInstructionSegmentation`] and turns its outputs into instances.
@@ -77,6 +88,7 @@ class Sam3IProcessor(Sam3Processor):
         **kwargs,
     ):
         super().__init__(image_processor, tokenizer, target_size, point_pad_value, **kwargs)
+        _check_vocabulary(tokenizer)
         if isinstance(max_instruction_length, bool) or not isinstance(max_instruction_length, int):
             raise TypeError(f"Expected `max_instruction_length` as an int, found {max_instruction_length!r}.")
         if max_instruction_length < 3:
@@ -120,6 +132,7 @@ class Sam3IProcessor(Sam3Processor):
         kwargs = {"max_instruction_length": adapter.max_instruction_length} | kwargs
         kwargs["revision"] = adapter.revision or "main"  # the one in `kwargs` is the adapter repository's
         kwargs.pop("subfolder", None)
+        logger.warning_once(f"The adapter in {repo} has no processor of its own: that of its base {base} is used.")
         try:
             return super().from_pretrained(base, **kwargs)
         except (OSError, HFValidationError) as error:

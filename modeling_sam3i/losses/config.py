@@ -125,7 +125,7 @@ class Sam3ILossConfig:
         try:
             return cls(**values)
         except StrictDataclassError as error:
-            raise ValueError(f"Loss settings: {error}") from error
+            raise ValueError("Loss settings: " + " ".join(str(error).split())) from error
 
 
 __all__ = ["HARD_REGION_DIVERGENCES", "Sam3ILossConfig"]

@@ -269,9 +269,13 @@ FAULTS = {
     "unknown design": (
         lambda repo: edit_config(repo, adapter_design="prefix"),
         AdapterFileError,
-        r"(?s)adapter_config.json.*'adapter_design' expected one of .* got prefix",
+        r"adapter_config.json.*'adapter_design' expected one of .* got prefix",
     ),
-    "wrong type": (lambda repo: edit_config(repo, adapter_dim="8"), AdapterFileError, "(?s)'adapter_dim'.*expected int, got .*'8'"),
+    "wrong type": (
+        lambda repo: edit_config(repo, adapter_dim="8"),
+        AdapterFileError,
+        "'adapter_dim' expected int, got .*'8'",
+    ),
     "not a number": (
         lambda repo: edit_tensors(repo, lambda t, n: t[n].view(-1)[0].fill_(float("nan"))),
         AdapterFileError,

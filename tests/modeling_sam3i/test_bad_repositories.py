@@ -64,6 +64,22 @@ BROKEN = {
     "truncated weights": (truncate, DamagedCheckpointError, "damaged or cut off .* Fetch them again"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), OSError, "no file named|model.safetensors"),
     "another model family": (change_config(model_type="clip"), ValueError, "'sam3i', 'sam3' or 'sam3_video'"),
+    "SAM 2": (change_config(model_type="sam2"), ValueError, "found 'sam2'. That model is pointed at"),
+    "the tracker of SAM 3": (
+        change_config(model_type="sam3_tracker_video"),
+        ValueError,
+        "tracker alone",
+    ),
+    "adapters that are not numbers": (
+        change_tensors(lambda tensors: {n: t * float("nan") if "sam3i_" in n else t for n, t in tensors.items()}),
+        DamagedCheckpointError,
+        "Expected finite adapter weights .* found NaN or infinity",
+    ),
+    "weights as integers": (
+        change_tensors(lambda tensors: {n: t.to(torch.int8) if "c_adapter" in n else t for n, t in tensors.items()}),
+        DamagedCheckpointError,
+        "Expected weights in fp32, bf16 or fp16 .* is I8",
+    ),
     "no model type": (change_config(model_type=None), ValueError, "'sam3i', 'sam3' or 'sam3_video'"),
     "an unknown adapter design": (change_config(adapter_design="bigger"), Exception, "adapter_design"),
     "a bottleneck of zero": (change_config(adapter_dim=0), ValueError, "`adapter_dim` must be at least 1, got 0"),

@@ -388,13 +388,13 @@ def test_config_round_trip_and_errors():
     assert Sam3ILossConfig.from_dict(None) == Sam3ILossConfig()
     for wrong, message in [
         ({"box_l1_weight": -1.0}, "box_l1_weight.*got -1.0"),
-        ({"box_l1_weight": "5"}, "box_l1_weight.*got '5'"),
+        ({"box_l1_weight": "5"}, "box_l1_weight.*got str .value: '5'"),
         ({"mask_focal_alpha": 1.5}, r"\[0, 1\], got 1.5"),
         ({"info_nce_temperature": 0.0}, "> 0, got 0.0"),
         ({"one_to_many_top_k": 0}, "whole number >= 1, got 0"),
-        ({"hard_region_divergence": "js"}, "got 'js'"),
+        ({"hard_region_divergence": "js"}, "hard_region_divergence.*got js"),
         ({"margin": float("nan")}, "finite"),
-        ({"scale_by_rows": 1}, "True or False, got 1"),
+        ({"scale_by_rows": 1}, "scale_by_rows.*expected bool, got int .value: 1"),
         ({"bbox_weight": 1.0}, "Unknown loss setting.*bbox_weight"),
         ({"match_class_cost": 0, "match_l1_cost": 0, "match_giou_cost": 0}, "At least one"),
     ]:

@@ -2,14 +2,13 @@
 """SAM3-I as a PEFT method: the same adapters on stock SAM3 compute what the native model computes."""
 
 import copy
-import dataclasses
 import gc
 import json
 import weakref
 
 import pytest
-from huggingface_hub.errors import StrictDataclassError
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the pages say exists: links, names in code blocks, commands and their options."""
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "examples/*.md", "benchmarks/*.md", "docs/**/*.md")
+    for page in ROOT.glob(pattern)
+    if page.name not in ("CHANGELOG.md", "LICENSE.md")
+)
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_code_blocks_compile_and_import_what_exists(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sam3i":
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_and_their_options_exist(page):
+    from sam3i.cli import app
+
+    root = typer.main.get_command(app)
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] != ["sam3i"]:
+                continue
+            command, rest = root, words[1:]
+            while rest and hasattr(command, "commands"):
+                if rest[0].startswith("-"):
+                    break
+                assert rest[0] in command.commands, line
+                command, rest = command.commands[rest[0]], rest[1:]
+            known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            unknown = [word for word in rest if word.startswith("--") and word not in known | {"--help", "--version"}]
+            assert not unknown, f"{line}: {unknown}"

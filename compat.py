@@ -102,18 +102,6 @@ def attention_of(config: Any) -> str | None:
     return config._attn_implementation
 
 
-def register_peft_method(peft_type: Any, config: type, tuner: type, prefix: str) -> None:
-    """Make PEFT know a method from outside; again, it changes nothing.
-
-    `peft.utils.register_peft_method` wants a member of PEFT's own enumeration, which cannot be extended.
-    """
-    from peft import mapping
-
-    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config
-    mapping.PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
-    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = prefix
-
-
 __all__ = [
     "CLIPMLP",
     "OVERRIDDEN",
@@ -147,6 +135,5 @@ __all__ = [
     "mark_adapters_loaded",
     "merge_with_config_defaults",
     "record_outputs",
-    "register_peft_method",
     "resolve_revision",
 ]

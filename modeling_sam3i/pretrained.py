@@ -64,7 +64,7 @@ class Sam3IPreTrainedModel(Sam3Model):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise what was not loaded: stock's modules as stock does, then the adapters as the identity."""
+        """Initialize what was not loaded: stock's modules as stock does, then the adapters as the identity."""
         super().initialize_weights()
         for _, site in adapter_sites(self):
             adapter = getattr(site, "sam3i_adapter", None)  # absent while stock's constructor runs

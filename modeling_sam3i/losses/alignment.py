@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .config import HARD_REGION_DIVERGENCES, Sam3ILossConfig
 from .criteria import resize_logits
-from .gather import gather_with_gradients
 
 # Keeps the logarithms of the hard-region weight finite.
 PROBABILITY_FLOOR = 1e-6
@@ -86,7 +85,7 @@ def instruction_info_nce_loss(
     Contrast the two instructions of a row against all other rows; negatives of the same concept count less.
 
     simple, complex [B,D]: features of the two instructions; concept_names: B noun phrases.
-    With z the 2B normalised features, S = z z^T / temperature and w the weights (1; same-concept negatives less; the
+    With z the 2B normalized features, S = z z^T / temperature and w the weights (1; same-concept negatives less; the
     anchor itself 0): mean over anchors of log(sum_j w_j exp(S_j - c) + 1e-8) - (S_positive - c), c the row maximum.
     Source: SAM3-I (arXiv 2512.04585), stage 3.
 
@@ -205,6 +204,51 @@ class Sam3IAlignmentLoss(nn.Module):
         return total
 
 
+class _AllGather(torch.autograd.Function):
+    """Concatenate [B_r,D] over processes; the gradient of a row is summed over the processes that used it."""
+
+    @staticmethod
+    def forward(ctx, local: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        padded = local.new_zeros(max(sizes), local.shape[1])
+        padded[: len(local)] = local
+        received = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(received, padded)
+        return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous().clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient.split(ctx.sizes)[torch.distributed.get_rank()], None
+
+
+def gather_with_gradients(features: Sequence[Tensor], names: Sequence[str]) -> tuple[list[Tensor], list[str]]:
+    """
+    Gather features [B,D_i] and their B names from all processes, in the order of the ranks; B may differ by process.
+
+    Every process then computes the same loss; the backward pass sums the gradients of all processes, so that the mean
+    over processes that `DistributedDataParallel` takes is the gradient of one process with all rows.
+    With one process, or without gradients (evaluation), the inputs come back unchanged.
+
+    Raises:
+        ValueError: the features and names differ in number.
+    """
+    features, names = list(features), list(names)
+    lengths = [len(feature) for feature in features]
+    if any(length != len(names) for length in lengths):
+        raise ValueError(f"Every feature needs one name: got {lengths} features and {len(names)} names.")
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not distributed or torch.distributed.get_world_size() == 1 or not torch.is_grad_enabled():
+        return features, names
+    names_by_rank: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(names_by_rank, names)
+    widths = [feature.shape[1] for feature in features]
+    together = torch.cat([feature.float() for feature in features], dim=1)  # [B,sum D_i]
+    gathered = _AllGather.apply(together, [len(part) for part in names_by_rank])  # [sum B,sum D_i]
+    return list(gathered.split(widths, dim=1)), [name for part in names_by_rank for name in part]
+
+
 def union_targets(
     labels: Sequence[Mapping[str, Tensor]], logits_size: tuple[int, int], device: torch.device
 ) -> list[tuple[list[int], Tensor]]:
@@ -248,6 +292,7 @@ def _check_names(names: Sequence[str], rows: int) -> None:
 __all__ = [
     "Sam3IAlignmentLoss",
     "concept_margin_loss",
+    "gather_with_gradients",
     "hard_region_loss",
     "instruction_info_nce_loss",
     "semantic_kl_loss",

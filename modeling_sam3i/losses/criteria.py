@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...compat import box_cxcywh_to_xyxy
 from .config import Sam3ILossConfig
-from .matcher import Match, box_overlap, cxcywh_to_xyxy
+from .matcher import Match, box_overlap
 from .targets import PackedTargets
 
 # A callable gives the mask logits [K,h,w] of the K queries asked for, so that no other mask is ever computed.
@@ -22,7 +23,7 @@ PIXELS_PER_CHUNK = 2**22
 
 
 @dataclass
-class Normaliser:
+class Normalizer:
     """
     What the sums of the losses are divided by, averaged over processes: so that the mean over processes of a loss is
     the loss of one process with all rows.
@@ -87,15 +88,15 @@ class BoxCriterion(nn.Module):
     """L1 (cxcywh) and 1 - GIoU (xyxy) of matched boxes: sums over pairs / number of objects."""
 
     def forward(
-        self, layer: Mapping[str, Tensor], match: Match, targets: PackedTargets, norm: Normaliser
+        self, layer: Mapping[str, Tensor], match: Match, targets: PackedTargets, norm: Normalizer
     ) -> dict[str, Tensor]:
         """pred_boxes [R,Q,4] xyxy, pred_boxes_cxcywh [R,Q,4] -> loss_bbox, loss_giou."""
         wanted = targets.boxes[match.target_index]  # [K,4]
-        centred = layer["pred_boxes_cxcywh"][match.row_index, match.query_index].float()  # [K,4]
+        centered = layer["pred_boxes_cxcywh"][match.row_index, match.query_index].float()  # [K,4]
         corners = layer["pred_boxes"][match.row_index, match.query_index].float()  # [K,4]
-        _, giou = box_overlap(corners, cxcywh_to_xyxy(wanted))
+        _, giou = box_overlap(corners, box_cxcywh_to_xyxy(wanted))
         return {
-            "loss_bbox": (centred - wanted).abs().sum() / norm.num_boxes,
+            "loss_bbox": (centered - wanted).abs().sum() / norm.num_boxes,
             "loss_giou": (1 - giou).sum() / norm.num_boxes,
         }
 
@@ -114,7 +115,7 @@ class ClassificationCriterion(nn.Module):
         self.config = config
 
     def forward(
-        self, layer: Mapping[str, Tensor], match: Match, targets: PackedTargets, norm: Normaliser
+        self, layer: Mapping[str, Tensor], match: Match, targets: PackedTargets, norm: Normalizer
     ) -> dict[str, Tensor]:
         """pred_logits [R,Q], pred_boxes [R,Q,4] xyxy -> loss_ce, and ce_f1 (of p > 0.5, all rows) without gradient."""
         config = self.config
@@ -122,7 +123,7 @@ class ClassificationCriterion(nn.Module):
         probability = logits.sigmoid()
         with torch.no_grad():
             boxes = layer["pred_boxes"][match.row_index, match.query_index].float()  # [K,4]
-            iou, _ = box_overlap(boxes, cxcywh_to_xyxy(targets.boxes[match.target_index]))  # [K]
+            iou, _ = box_overlap(boxes, box_cxcywh_to_xyxy(targets.boxes[match.target_index]))  # [K]
             exponent = config.classification_score_exponent
             score = probability[match.row_index, match.query_index] ** exponent
             quality = (score * iou.clamp(min=0) ** (1 - exponent)).clamp(min=0.01)
@@ -147,7 +148,7 @@ class PresenceCriterion(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, presence_logits: Tensor, targets: PackedTargets, norm: Normaliser) -> dict[str, Tensor]:
+    def forward(self, presence_logits: Tensor, targets: PackedTargets, norm: Normalizer) -> dict[str, Tensor]:
         """presence_logits [R,1] -> loss_presence, and presence_accuracy without gradient."""
         logits = presence_logits.float().squeeze(-1)  # [R]
         loss = sigmoid_focal_loss(logits, targets.has_target, self.config.presence_alpha, self.config.presence_gamma)
@@ -164,7 +165,7 @@ class MaskCriterion(nn.Module):
         self.config = config
 
     def forward(
-        self, pred_masks: Tensor | MaskPredictor, match: Match, targets: PackedTargets, norm: Normaliser
+        self, pred_masks: Tensor | MaskPredictor, match: Match, targets: PackedTargets, norm: Normalizer
     ) -> dict[str, Tensor]:
         """
         Mask logits -> loss_mask, loss_dice.
@@ -213,7 +214,7 @@ class SemanticCriterion(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, semantic_seg: Tensor, targets: PackedTargets, norm: Normaliser) -> dict[str, Tensor]:
+    def forward(self, semantic_seg: Tensor, targets: PackedTargets, norm: Normalizer) -> dict[str, Tensor]:
         """semantic_seg [R,1,h,w] logits -> loss_semantic_seg, loss_semantic_dice, and semantic_iou (local rows)."""
         alpha, gamma = self.config.semantic_focal_alpha, self.config.semantic_focal_gamma
         loss_seg = loss_dice = semantic_seg[:0].float().sum()
@@ -227,7 +228,7 @@ class SemanticCriterion(nn.Module):
         return {
             "loss_semantic_seg": loss_seg / norm.num_rows_with_target,
             "loss_semantic_dice": loss_dice / norm.num_rows_with_target,
-            # Nothing to find and nothing asked for: right.
+            # Nothing to find and nothing asked for: correct.
             "semantic_iou": torch.cat(ious).mean() if ious else targets.has_target.new_ones(()),
         }
 
@@ -237,7 +238,7 @@ __all__ = [
     "ClassificationCriterion",
     "MaskCriterion",
     "MaskPredictor",
-    "Normaliser",
+    "Normalizer",
     "PresenceCriterion",
     "SemanticCriterion",
     "mask_losses",

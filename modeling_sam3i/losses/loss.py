@@ -12,7 +12,7 @@ from .criteria import (
     BoxCriterion,
     ClassificationCriterion,
     MaskCriterion,
-    Normaliser,
+    Normalizer,
     PresenceCriterion,
     SemanticCriterion,
 )
@@ -97,7 +97,7 @@ class Sam3ICriterion(nn.Module):
         validate_labels(labels, num_rows=len(outputs["pred_logits"]))
         device = outputs["pred_logits"].device
         targets = pack_targets(labels, device)
-        norm = self.normaliser(targets)
+        norm = self.normalizer(targets)
         matches = self.one_to_one_matcher([outputs, *auxiliary], targets)
         parts = self._layer_losses(outputs, matches[0], targets, norm)
         for number, (layer, match) in enumerate(zip(auxiliary, matches[1:], strict=True)):
@@ -110,13 +110,13 @@ class Sam3ICriterion(nn.Module):
             loss = loss * norm.total_rows.sqrt()
         return loss, {name: value.detach() for name, value in parts.items()}
 
-    def normaliser(self, targets: PackedTargets) -> Normaliser:
+    def normalizer(self, targets: PackedTargets) -> Normalizer:
         """Counts of objects and rows, averaged over processes in one exchange."""
         with_target = sum(count > 0 for count in targets.counts)
         local = [float(sum(targets.counts)), float(targets.num_rows), float(with_target)]
         boxes, rows, rows_with_target = average_over_processes(torch.tensor(local, device=targets.boxes.device))
         world_size = _world_size() if torch.is_grad_enabled() else 1
-        return Normaliser(
+        return Normalizer(
             num_boxes=boxes.clamp(min=1 / world_size),
             num_rows=rows.clamp(min=1 / world_size),
             num_rows_with_target=rows_with_target.clamp(min=1 / world_size),
@@ -124,7 +124,7 @@ class Sam3ICriterion(nn.Module):
         )
 
     def _layer_losses(
-        self, layer: Mapping[str, Any], match: Match, targets: PackedTargets, norm: Normaliser
+        self, layer: Mapping[str, Any], match: Match, targets: PackedTargets, norm: Normalizer
     ) -> dict[str, Tensor]:
         parts = self.boxes(layer, match, targets, norm) | self.classification(layer, match, targets, norm)
         if layer.get("presence_logits") is not None:
@@ -134,7 +134,7 @@ class Sam3ICriterion(nn.Module):
         return parts
 
     def _one_to_many_losses(
-        self, outputs: Mapping[str, Any], targets: PackedTargets, norm: Normaliser
+        self, outputs: Mapping[str, Any], targets: PackedTargets, norm: Normalizer
     ) -> dict[str, Tensor]:
         """The presence token belongs to the one-to-one queries, and earlier layers are matched one to one here too."""
         layers = [outputs, *(outputs.get("auxiliary_outputs") or ())]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from ...compat import box_cxcywh_to_xyxy
 from .config import Sam3ILossConfig
 from .targets import PackedTargets
 
@@ -25,15 +26,9 @@ class Match:
         return len(self.query_index)
 
 
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(cx, cy, w, h) -> (x0, y0, x1, y1), same unit, any leading dimensions."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=-1)
-
-
 def box_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """
-    IoU and generalised IoU of xyxy boxes, elementwise with broadcasting: [...,4] and [...,4] -> [...], [...].
+    IoU and generalized IoU of xyxy boxes, elementwise with broadcasting: [...,4] and [...,4] -> [...], [...].
 
     Two boxes without area give 0 and a finite gradient instead of 0 / 0.
     """
@@ -97,7 +92,7 @@ class HungarianMatcher(nn.Module):
         missed = -(1 - alpha) * probability**gamma * F.logsigmoid(-logits)
         class_cost = (found - missed)[..., None]  # [R,Q,1]
         l1_cost = (layer["pred_boxes_cxcywh"].float()[:, :, None] - wanted).abs().sum(-1)  # [R,Q,M]
-        _, giou = box_overlap(layer["pred_boxes"].float()[:, :, None], cxcywh_to_xyxy(wanted))  # [R,Q,M]
+        _, giou = box_overlap(layer["pred_boxes"].float()[:, :, None], box_cxcywh_to_xyxy(wanted))  # [R,Q,M]
         return config.match_class_cost * class_cost + config.match_l1_cost * l1_cost - config.match_giou_cost * giou
 
     @staticmethod
@@ -132,7 +127,7 @@ class OneToManyMatcher(nn.Module):
             return Match(empty, empty, empty)
         config = self.config
         probability = layer["pred_logits"].float().sigmoid()[..., None]  # [R,Q,1]
-        wanted = cxcywh_to_xyxy(targets.padded_boxes)[:, None]  # [R,1,M,4]
+        wanted = box_cxcywh_to_xyxy(targets.padded_boxes)[:, None]  # [R,1,M,4]
         iou, _ = box_overlap(layer["pred_boxes"].float()[:, :, None], wanted)  # [R,Q,M]
         a = config.one_to_many_score_weight
         quality = a * probability + (1 - a) * iou  # [R,Q,M]
@@ -144,4 +139,4 @@ class OneToManyMatcher(nn.Module):
         return Match(row_index, query_index, offsets[row_index] + slot_index)
 
 
-__all__ = ["HungarianMatcher", "Match", "OneToManyMatcher", "box_overlap", "cxcywh_to_xyxy"]
+__all__ = ["HungarianMatcher", "Match", "OneToManyMatcher", "box_overlap"]

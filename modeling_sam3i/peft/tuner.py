@@ -9,12 +9,12 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, mapping
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import Sam3Model
 
-from ...compat import CLIPTextEmbeddings, mark_adapters_loaded, register_peft_method
+from ...compat import CLIPTextEmbeddings, mark_adapters_loaded
 from ..adapter_io import CONTAINER, PEFT_TYPE, AdapterFileError, AdapterMismatchError, check_weights
 from ..adapters.cascade import adapter_sites, build_adapter
 from ..adapters.sites import Sam3ITextEmbeddings
@@ -180,8 +180,9 @@ def discard_adapter(model: Sam3Model, adapter_name: str) -> None:
         mark_adapters_loaded(model, False)
 
 
-register_peft_method(
-    Sam3IPeftType.SAM3I, InstructionAdapterConfig, InstructionAdapterModel, InstructionAdapterModel.prefix
-)
+# `peft.utils.register_peft_method` wants a member of PEFT's own enumeration, which cannot be extended.
+mapping.PEFT_TYPE_TO_CONFIG_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterConfig
+mapping.PEFT_TYPE_TO_TUNER_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel
+mapping.PEFT_TYPE_TO_PREFIX_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel.prefix
 
 __all__ = ["InstructionAdapterConfig", "InstructionAdapterModel", "Sam3IPeftType"]

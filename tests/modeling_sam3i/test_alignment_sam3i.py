@@ -9,17 +9,17 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
+from sam3i.compat import box_cxcywh_to_xyxy
 from sam3i.modeling_sam3i.losses.alignment import (
     Sam3IAlignmentLoss,
     concept_margin_loss,
+    gather_with_gradients,
     hard_region_loss,
     instruction_info_nce_loss,
     semantic_kl_loss,
     union_targets,
 )
-from sam3i.modeling_sam3i.losses.gather import gather_with_gradients
 from sam3i.modeling_sam3i.losses.loss import Sam3ICriterion
-from sam3i.modeling_sam3i.losses.matcher import cxcywh_to_xyxy
 
 CASES = ["mixed", "allpos", "allneg"]
 CONTRASTIVE = ["b1", "b4_same", "b4_diff", "b6_mixed"]
@@ -115,7 +115,7 @@ def reference_outputs(tensors, prefix):
         boxes = tensors[f"{prefix}/{name}pred_boxes{suffix}"]
         return {
             "pred_logits": tensors[f"{prefix}/{name}pred_logits{suffix}"].squeeze(-1),
-            "pred_boxes": cxcywh_to_xyxy(boxes),
+            "pred_boxes": box_cxcywh_to_xyxy(boxes),
             "pred_boxes_cxcywh": boxes,
         }
 
@@ -280,7 +280,7 @@ def supervised_case():
         "pred_masks": torch.randn(4, 6, 5, 5, generator=generator),
         "semantic_seg": torch.randn(4, 1, 5, 5, generator=generator),
     }
-    base["pred_boxes"] = cxcywh_to_xyxy(base["pred_boxes_cxcywh"])
+    base["pred_boxes"] = box_cxcywh_to_xyxy(base["pred_boxes_cxcywh"])
     labels = [
         {
             "masks": torch.rand(count, 8, 8, generator=generator) > 0.5,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sam3i.compat import box_cxcywh_to_xyxy
 from sam3i.modeling_sam3i.losses import criteria as criteria_sam3i
 from sam3i.modeling_sam3i.losses.config import Sam3ILossConfig
 from sam3i.modeling_sam3i.losses.criteria import mask_losses, sigmoid_focal_loss
 from sam3i.modeling_sam3i.losses.loss import Sam3ICriterion
-from sam3i.modeling_sam3i.losses.matcher import cxcywh_to_xyxy
 from sam3i.modeling_sam3i.losses.targets import pack_targets, validate_labels
 
 CASES = ["mixed", "allpos", "allneg"]
@@ -59,7 +59,7 @@ def reference_outputs(reference, case, group="outputs"):
         boxes = leaf(f"{prefix}pred_boxes{suffix}")
         return {
             "pred_logits": leaf(f"{prefix}pred_logits{suffix}").squeeze(-1),
-            "pred_boxes": cxcywh_to_xyxy(boxes),
+            "pred_boxes": box_cxcywh_to_xyxy(boxes),
             "pred_boxes_cxcywh": boxes,
         }
 
@@ -89,7 +89,7 @@ def random_outputs(num_rows=2, num_queries=5, size=6, dtype=torch.float32, one_t
         boxes = leaf(num_rows, num_queries, 4).sigmoid()
         values = {
             "pred_logits": leaf(num_rows, num_queries),
-            "pred_boxes": cxcywh_to_xyxy(boxes),
+            "pred_boxes": box_cxcywh_to_xyxy(boxes),
             "pred_boxes_cxcywh": boxes,
         }
         return values | ({"presence_logits": leaf(num_rows, 1)} if presence else {})
@@ -194,7 +194,7 @@ def test_perfect_prediction_by_hand():
     logits = torch.where(mask, 20.0, -20.0)
     outputs = {
         "pred_logits": torch.zeros(1, 1),
-        "pred_boxes": cxcywh_to_xyxy(box),
+        "pred_boxes": box_cxcywh_to_xyxy(box),
         "pred_boxes_cxcywh": box,
         "presence_logits": torch.zeros(1, 1),
         "pred_masks": logits[None, None],
@@ -218,7 +218,7 @@ def test_box_losses_by_hand():
     target = torch.tensor([[0.25, 0.5, 0.5, 1.0]])  # left half
     box = torch.tensor([[[0.875, 0.5, 0.25, 1.0]]])  # rightmost quarter
     outputs, _ = random_outputs(num_rows=1, num_queries=1, one_to_many=False)
-    outputs |= {"pred_boxes": cxcywh_to_xyxy(box), "pred_boxes_cxcywh": box, "auxiliary_outputs": []}
+    outputs |= {"pred_boxes": box_cxcywh_to_xyxy(box), "pred_boxes_cxcywh": box, "auxiliary_outputs": []}
     _, parts = Sam3ICriterion()(outputs, [{"masks": torch.ones(1, 4, 4, dtype=torch.bool), "boxes": target}])
     assert parts["loss_bbox"].item() == pytest.approx(0.625 + 0.25, rel=1e-6)
     assert parts["loss_giou"].item() == pytest.approx(1 + 0.25, rel=1e-6)
@@ -311,7 +311,7 @@ def test_size_of_empty_masks_does_not_matter(empty_size):
 
 
 def test_masks_of_different_sizes_equal_separate_rows():
-    """With a fixed normaliser the mask and semantic losses of a batch are the sums of its rows."""
+    """With a fixed normalizer the mask and semantic losses of a batch are the sums of its rows."""
     outputs, _ = random_outputs(num_rows=2, one_to_many=False)
     labels = random_labels([2, 3], [(8, 8), (5, 12)])
     _, both = Sam3ICriterion()(outputs, labels)
@@ -357,7 +357,7 @@ def test_chunked_masks_equal_unchunked_and_keep_less(monkeypatch):
 def test_degenerate_boxes_give_finite_gradients():
     boxes = torch.zeros(1, 2, 4, requires_grad=True)
     outputs, _ = random_outputs(num_rows=1, num_queries=2, one_to_many=False)
-    outputs |= {"pred_boxes": cxcywh_to_xyxy(boxes), "pred_boxes_cxcywh": boxes, "auxiliary_outputs": []}
+    outputs |= {"pred_boxes": box_cxcywh_to_xyxy(boxes), "pred_boxes_cxcywh": boxes, "auxiliary_outputs": []}
     labels = [{"masks": torch.ones(1, 4, 4, dtype=torch.bool), "boxes": torch.zeros(1, 4)}]
     loss, _ = Sam3ICriterion()(outputs, labels)
     loss.backward()

@@ -8,15 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sam3i.compat import box_cxcywh_to_xyxy
 from sam3i.modeling_sam3i.losses.config import Sam3ILossConfig
-from sam3i.modeling_sam3i.losses.matcher import HungarianMatcher, OneToManyMatcher, box_overlap, cxcywh_to_xyxy
+from sam3i.modeling_sam3i.losses.matcher import HungarianMatcher, OneToManyMatcher, box_overlap
 from sam3i.modeling_sam3i.losses.targets import pack_targets
 
 CASES = ["mixed", "allpos", "allneg"]
 
 
 def make_layer(logits, boxes):
-    return {"pred_logits": logits, "pred_boxes": cxcywh_to_xyxy(boxes), "pred_boxes_cxcywh": boxes}
+    return {"pred_logits": logits, "pred_boxes": box_cxcywh_to_xyxy(boxes), "pred_boxes_cxcywh": boxes}
 
 
 def make_targets(boxes_of_rows):
@@ -143,7 +144,7 @@ def test_one_to_many_with_fewer_queries_than_it_may_match():
 
 def test_one_to_many_ignores_padding():
     layer, targets = random_case([4, 0, 1], num_queries=20)
-    layer["pred_boxes"] = cxcywh_to_xyxy(targets.padded_boxes[:, :1].expand(3, 20, 4))
+    layer["pred_boxes"] = box_cxcywh_to_xyxy(targets.padded_boxes[:, :1].expand(3, 20, 4))
     match = OneToManyMatcher(Sam3ILossConfig())(layer, targets)
     assert set(match.row_index.tolist()) == {0, 2}
     assert torch.equal(targets.row_index[match.target_index], match.row_index)

@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 from transformers.utils import logging
 
+from ...compat import box_cxcywh_to_xyxy
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...modeling_sam3i.losses.matcher import box_overlap, cxcywh_to_xyxy
+from ...modeling_sam3i.losses.matcher import box_overlap
 from ..learner import encode_vision
 from ..processes import process_state
 
@@ -86,7 +87,7 @@ def right_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     if not len(targets):
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    iou, _ = box_overlap(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(targets))  # (queries, objects)
+    iou, _ = box_overlap(box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(targets))  # (queries, objects)
     best, target = iou.max(-1)
     holds = F.one_hot(target, len(targets)).bool() & (best > LEAST_IOU)[:, None]
     return (holds & (holds.cumsum(0) == 1)).any(-1)

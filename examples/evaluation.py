@@ -22,11 +22,10 @@ from sam3i.processing.datasets.schema import row_features
 from sam3i.processing.shapes.dataset import shapes_rows
 from sam3i.trainer.baselines.agent.agent import AgentSegmenter
 from sam3i.trainer.baselines.agent.oracle_server import OracleChat
-from sam3i.trainer.baselines.phrase_detector import PhraseDetector
-from sam3i.trainer.baselines.sam3i import Sam3ISegmenter
-from sam3i.trainer.baselines.stock import StockSam3Segmenter
-from sam3i.trainer.evaluation.cli import format_results
+from sam3i.trainer.baselines.segmenters import PhraseDetector, Sam3ISegmenter, StockSam3Segmenter
 from sam3i.trainer.evaluation.evaluate import evaluate_segmenter
+from sam3i.trainer.evaluation.result import LOWEST_SCORE
+from sam3i.trainer.evaluation.tables import format_results
 
 
 def main() -> None:
@@ -49,17 +48,20 @@ def main() -> None:
         rows = Dataset.from_list(made, features=row_features())
 
     # At the concept level SAM3-I computes exactly what stock SAM3 does, so the baselines run on the same weights.
+    # What scores above .05 is kept, so that the best threshold of each level can be told as well.
+    stock = PhraseDetector(model, processor, threshold=LOWEST_SCORE)
     detector = PhraseDetector(model, processor, threshold=options.threshold)
     oracle = None if options.chat_url else OracleChat.from_rows(rows).serve()
     with oracle or nullcontext():
         chat = EndpointChatModel(options.chat_url or oracle.base_url, options.chat_model or "oracle")
         systems = [
-            Sam3ISegmenter(model, processor, threshold=options.threshold),
-            StockSam3Segmenter(detector),
-            StockSam3Segmenter(detector, text_source="concept"),
+            Sam3ISegmenter(model, processor, threshold=LOWEST_SCORE),
+            StockSam3Segmenter(stock),
+            StockSam3Segmenter(stock, text_source="concept"),
             AgentSegmenter(detector, chat),
         ]
-        results = [evaluate_segmenter(system, rows, options.protocol, progress=False) for system in systems]
+        settings = {"threshold": options.threshold, "progress": False}
+        results = [evaluate_segmenter(system, rows, options.protocol, **settings) for system in systems]
     print(format_results(results))
 
 

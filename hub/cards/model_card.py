@@ -15,8 +15,8 @@ from typing import Any, cast
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ...trainer.evaluation.tables import format_count
 from ...trainer.record import RECORD_NAME, TrainingRecordError, read_record
-from ...trainer.report.report import format_count
 from ..repo_info import RepoInfo, repo_info
 from .scores import SCORES_NAME, Scores, eval_results, read_scores, score_tables, write_scores
 from .text import CardBody, generated_block, markdown_text, plain_text

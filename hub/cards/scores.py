@@ -4,20 +4,21 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ...trainer.predictions.log import read_settings
+from ...processing.atomic import write_whole
 from .text import plain_text
 
 SCORES_NAME = "evaluation.json"
 TASK = "image-segmentation"
-REPORTED = ("gIoU", "cIoU", "P@0.5", "N-acc")
-_FIGURE = re.compile(r"gIoU(-nothing)?|cIoU|P@0\.\d|AP(50)?|[NT]-acc|Acc|n")
+REPORTED = ("gIoU", "cIoU", "P@0.5", "AP50", "count_ratio", "exact", "N-acc")
+RATIOS = ("count_ratio",)  # the others are percent
+_FIGURE = re.compile(r"gIoU(-nothing)?|cIoU|P@0\.\d|AP(50)?|count_ratio|exact|[NT]-acc|Acc|n")
 
 
 class ScoresFileError(ValueError):
@@ -39,6 +40,8 @@ class Scores:
         datasets: names.
         level_accuracy: with "auto", percent of the instructions whose level was chosen rightly.
         threshold: score that an instance had to exceed; None where it is not known.
+        best_thresholds: per level the threshold of highest gIoU, and that gIoU.
+        failures: instructions without an answer, scored as wrong.
     """
 
     system: str
@@ -54,6 +57,8 @@ class Scores:
     datasets: list[str]
     level_accuracy: float | None = None
     threshold: float | None = None
+    best_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: int = 0
 
     @property
     def setting(self) -> tuple[str, str, int, str, float]:
@@ -82,9 +87,12 @@ def read_scores(path: str | Path) -> list[Scores]:
 
 def _from_evaluation(values: dict[str, Any], own: bool) -> Scores:
     named = {item.name: values[item.name] for item in fields(Scores) if item.name in values}
-    predictions = values.get("predictions")
-    if predictions is not None and Path(predictions).is_file():  # what was asked of the model is kept there
-        named["threshold"] = (read_settings(predictions) or {}).get("threshold")
+    named["failures"] = values.get("errors", 0)
+    named["best_thresholds"] = {
+        level: {"threshold": entry["best"], "gIoU": round(entry["figures"]["gIoU"], 2)}
+        for level, entry in (values.get("thresholds") or {}).items()
+        if entry["figures"].get("gIoU") is not None
+    }
     return Scores(
         **named,
         own=own,
@@ -104,7 +112,8 @@ def write_scores(path: str | Path, scores: Iterable[Scores]) -> None:
     """Keep scores as `evaluation.json`; later ones replace earlier ones of the same system and setting."""
     latest = {(entry.system, *entry.setting): entry for entry in scores}
     content = {"results": [asdict(entry) for entry in latest.values()]}
-    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with write_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def score_tables(scores: Sequence[Scores]) -> list[dict[str, Any]]:
@@ -117,7 +126,7 @@ def score_tables(scores: Sequence[Scores]) -> list[dict[str, Any]]:
         levels = [level for level in first.levels if len(first.levels) > 1]
         reported = [name for name in REPORTED if first.figures.get(name) is not None]
         rows = [
-            [entry.system, *(_cell(entry.figures.get(name)) for name in reported)]
+            [entry.system, *(_cell(entry.figures.get(name), name in RATIOS) for name in reported)]
             + [_cell(entry.levels.get(level, {}).get("gIoU")) for level in levels]
             for entry in entries
         ]
@@ -135,6 +144,8 @@ def score_tables(scores: Sequence[Scores]) -> list[dict[str, Any]]:
                 "rows": [["system", *reported, *(f"gIoU, {level}" for level in levels)], *rows],
                 "level_accuracy": first.level_accuracy,
                 "threshold": first.threshold,
+                "best_thresholds": first.best_thresholds,
+                "failures": {entry.system: entry.failures for entry in entries if entry.failures},
             }
         )
     return tables
@@ -165,8 +176,8 @@ def eval_results(scores: Sequence[Scores]) -> list[EvalResult]:
     return results
 
 
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def _cell(value: float | None, ratio: bool = False) -> str:
+    return "–" if value is None else f"{value:.2f}" if ratio else f"{value:.1f}"
 
 
 __all__ = ["SCORES_NAME", "Scores", "ScoresFileError", "eval_results", "read_scores", "score_tables", "write_scores"]

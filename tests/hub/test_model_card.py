@@ -270,9 +270,9 @@ def test_curves():
     from PIL import Image
 
     both = Image.open(BytesIO(draw_curves(training()["stages"])))
-    assert both.size == (920, 280) and len(np.unique(np.asarray(both.convert("L")))) > 10
+    assert both.size == (1380, 420) and len(np.unique(np.asarray(both.convert("L")))) > 10
     loss = [stage | {"log": [entry for entry in stage["log"] if "loss" in entry]} for stage in training()["stages"]]
-    assert Image.open(BytesIO(draw_curves(loss))).size == (460, 280)
+    assert Image.open(BytesIO(draw_curves(loss))).size == (690, 420)
     assert draw_curves([stage | {"log": []} for stage in loss]) is None and draw_curves([]) is None
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sam3i.processing.datasets.schema import make_row
 from sam3i.processing.masks import box_of_rle, decode_mask, encode_mask
-from sam3i.trainer.evaluation.segmenter import SegmentationCost, SegmentationResult, Segmenter
+from sam3i.trainer.baselines.segmenters import SegmentationCost, SegmentationResult, Segmenter
 
 HEIGHT, WIDTH = 24, 32
 

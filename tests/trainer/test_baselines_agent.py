@@ -12,7 +12,7 @@ from sam3i.processing.chat.endpoint import EndpointChatModel
 from sam3i.processing.chat.server import Answer, ScriptedChatServer, images_of, texts_of
 from sam3i.trainer.baselines.agent.agent import AgentSegmenter
 from sam3i.trainer.baselines.agent.oracle_server import OracleChat, OracleTruth, image_key
-from sam3i.trainer.baselines.phrase_detector import Detections, EncodedImages
+from sam3i.trainer.baselines.segmenters import Detections, EncodedImages
 
 HEIGHT, WIDTH = 60, 80
 LEFT, MIDDLE, RIGHT = (5, 10, 15, 30), (30, 20, 45, 40), (60, 5, 75, 50)  # x1, y1, x2, y2

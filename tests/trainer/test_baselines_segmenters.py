@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stock SAM3 and SAM3-I behind the interface of systems under evaluation, and the pieces the agent is made of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,13 @@ from sam3i.trainer.baselines.agent.agent import AgentSegmenter
 from sam3i.trainer.baselines.agent.mask_candidates import MaskCandidates, innermost_point, mask_colour
 from sam3i.trainer.baselines.agent.oracle_server import OracleChat, find_painted
 from sam3i.trainer.baselines.agent.prompts import AgentPrompts
-from sam3i.trainer.baselines.phrase_detector import Detections, EncodedImages, PhraseDetector
-from sam3i.trainer.baselines.sam3i import Sam3ISegmenter
-from sam3i.trainer.baselines.stock import StockSam3Segmenter
+from sam3i.trainer.baselines.segmenters import (
+    Detections,
+    EncodedImages,
+    PhraseDetector,
+    Sam3ISegmenter,
+    StockSam3Segmenter,
+)
 
 THRESHOLD = 0.2  # low enough that a random model finds something
 TEXTS = ["the dog", "cat", "a red dog on the left"]
@@ -100,10 +106,10 @@ class TestStockSam3:
         assert all(result.cost.seconds > 0 and result.cost.calls == 0 for result in results)
 
     def test_long_instructions_are_cut_with_a_warning(self, detector, images, monkeypatch):
-        from sam3i.trainer.baselines import phrase_detector
+        from sam3i.trainer.baselines import segmenters
 
         warnings = []
-        monkeypatch.setattr(phrase_detector.logger, "warning", lambda text, *values: warnings.append(text % values))
+        monkeypatch.setattr(segmenters.logger, "warning", lambda text, *values: warnings.append(text % values))
         (result,) = StockSam3Segmenter(detector).segment(images[0], ["the dog on the left " * 10], [None])
         assert result.masks.shape[1:] == (40, 50)
         assert len(warnings) == 1 and "reads 32 tokens" in warnings[0]
@@ -169,7 +175,7 @@ class TestSam3I:
 
     def test_half_precision(self, segmenter, images):
         segmenter.model.to(torch.bfloat16)
-        segmenter.threshold = 0.0
+        segmenter.settings = replace(segmenter.settings, threshold=0.0)
         (result,) = segmenter.segment(images[0], ["the red dog"], ["simple"])
         assert result.masks.shape == (6, 40, 50) and np.isfinite(result.scores).all()
 

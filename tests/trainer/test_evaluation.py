@@ -13,10 +13,11 @@ from datasets import Dataset
 from segmenter_fixtures import HEIGHT, WIDTH, HalfSegmenter, square_rows
 
 from sam3i.processing.datasets.schema import row_features
+from sam3i.trainer.baselines.segmenters import SegmentationResult, Segmenter
 from sam3i.trainer.evaluation.evaluate import evaluate_segmenter, group_questions
 from sam3i.trainer.evaluation.protocols import get_protocol
-from sam3i.trainer.evaluation.result import score_run
-from sam3i.trainer.evaluation.segmenter import SegmentationResult, Segmenter
+from sam3i.trainer.evaluation.result import NoAnswerError, choose_threshold, score_run
+from sam3i.trainer.evaluation.tables import format_results
 from sam3i.trainer.predictions.log import PredictionLog, PredictionLogError, read_records
 
 FOLDER = Path(__file__).parent
@@ -136,16 +137,72 @@ def test_masks_of_another_size_are_refused():
         run(square_rows(1), Wrong())
 
 
-def test_an_answer_in_error_counts_as_nothing(tmp_path):
-    class Failing(Segmenter):
-        num_parameters = None
+class Failing(HalfSegmenter):
+    """Gives no answer to some instructions."""
 
-        def segment(self, image, instructions, levels):
-            return [SegmentationResult.empty(HEIGHT, WIDTH, error="no reply") for _ in instructions]
+    def __init__(self, rows, failing=lambda text: True):
+        super().__init__(rows)
+        self.failing = failing
 
-    result = run(square_rows(1), Failing())
-    assert result.errors == 5
-    assert result.figures["T-acc"] == 0 and result.figures["N-acc"] == 100
+    def segment(self, image, instructions, levels):
+        found = super().segment(image, instructions, levels)
+        empty = SegmentationResult.empty(HEIGHT, WIDTH, error="no reply")
+        return [empty if self.failing(text) else one for text, one in zip(instructions, found, strict=True)]
+
+
+def test_a_failure_is_never_right_not_even_where_nothing_is_asked_for():
+    rows = square_rows(2)
+    result = run(rows, Failing(rows, lambda text: "circle" in text))
+    assert result.errors == result.figures["failures"] == 2 and result.first_error == "no reply"
+    assert result.figures["N-acc"] == 50  # "what has no corner" was answered
+    assert result.figures["gIoU"] == pytest.approx(100 * (0.5 + 0.5 + 0 + 0 + 1) / 5)
+    assert result.figures["exact"] == pytest.approx(100 * (1 + 1 + 0 + 0 + 1) / 5)
+    assert "2 of 10 instructions without an answer" in format_results([result])
+
+
+def test_a_system_that_fails_throughout_is_an_error_not_a_score(tmp_path):
+    rows = square_rows(2)
+    with pytest.raises(NoAnswerError, match="answered none of 10 instructions.*no reply") as caught:
+        run(rows, Failing(rows), output_dir=tmp_path)
+    assert caught.value.result.figures["gIoU"] == 0 and caught.value.result.figures["N-acc"] == 0
+    again = run(rows, output_dir=tmp_path, resume=True)  # failures are asked again
+    assert again.errors == 0 and again.figures["gIoU"] == pytest.approx(60)
+
+
+class Doubting(HalfSegmenter):
+    """Finds the whole square surely, and its upper half as a second thing with a score of .3."""
+
+    lowest_score = 0.05
+
+    def segment(self, image, instructions, levels):
+        results = super().segment(image, instructions, ["concept"] * len(instructions))
+        for result, level in zip(results, levels, strict=True):
+            half = result.masks.copy()
+            half[:, 8:] = False
+            result.masks = np.concatenate([result.masks, half])
+            low = 0.3 if level == "simple" else 0.45
+            result.scores = np.concatenate([np.full(len(half), low), np.full(len(half), 0.1)])
+        return results
+
+
+def test_the_best_threshold_stands_beside_the_asked_one():
+    rows = [row for row in square_rows(3) if row["target_kind"] != "none"]
+    result = run(rows, Doubting(rows), threshold=0.5)
+    assert result.threshold == 0.5 and result.figures["gIoU"] == 0 and result.figures["count_ratio"] == 0
+    assert {level: entry["best"] for level, entry in result.thresholds.items()} == {"simple": 0.25, "complex": 0.4}
+    simple = result.thresholds["simple"]
+    assert simple["figures"]["gIoU"] == 100 and simple["figures"]["exact"] == 100 and simple["figures"]["AP50"] == 100
+    assert simple["curve"][0.05] == 100  # merged, the second half is not seen,
+    assert run(rows, Doubting(rows), threshold=0.05).figures["count_ratio"] == 2  # counted, it is
+    assert simple["calibration_error"] == pytest.approx(100 * (0.7 + 0.1) / 2)  # .3 is always true, .1 never
+    table = format_results([result])
+    assert "Best threshold per level" in table and "0.25" in table
+
+
+def test_of_equal_thresholds_the_one_nearest_to_half_is_chosen():
+    assert choose_threshold({0.1: 70.0, 0.4: 70.0, 0.8: 70.0, 0.5: 60.0, 0.9: None}) == 0.4
+    with pytest.raises(ValueError, match="at least one threshold"):
+        choose_threshold({0.5: None})
 
 
 def test_resuming_asks_only_what_is_left(tmp_path):
@@ -179,7 +236,7 @@ def test_predictions_are_never_overwritten_or_mixed(tmp_path):
     with pytest.raises(PredictionLogError, match="other settings .*level: None there, 'simple' now"):
         run(rows, level="simple", output_dir=tmp_path, resume=True)
     other = [{**row, "simple": ["another text"]} for row in rows]
-    with pytest.raises(PredictionLogError, match="instructions_digest"):
+    with pytest.raises(PredictionLogError, match="data: "):
         run(other, HalfSegmenter(other), output_dir=tmp_path, resume=True)
 
 
@@ -229,7 +286,7 @@ sys.stdout.write(f"gIoU {result.figures['gIoU']} {result.instructions}\\n")  # i
 def environment() -> dict[str, str]:
     return {
         **os.environ,
-        "PYTHONPATH": str(FOLDER),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(FOLDER), os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from sam3i.processing.masks import encode_mask
-from sam3i.trainer.evaluation.mask_scores import score_masks
+from sam3i.trainer.evaluation.mask_scores import encode_prediction, encode_reference, score_masks
 from sam3i.trainer.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, register_protocol
-from sam3i.trainer.evaluation.samples import encode_prediction, encode_reference
-from sam3i.trainer.predictions.files import PredictionFileError, read_annotations, read_predictions
-from sam3i.trainer.predictions.pairs import pair_files
+from sam3i.trainer.predictions.files import PredictionFileError, pair_files, read_annotations, read_predictions
 
 SIDE = 10
 
@@ -52,7 +50,7 @@ def test_authors_figures_to_the_printed_digits(reference_dir, mode, protocol):
         read_predictions(reference_dir / "metrics_pred.json"),
         read_annotations(reference_dir / "metrics_gt.json"),
     )
-    figures = protocol.compute(score_masks(*pairs))
+    figures = protocol.compute(score_masks(*pairs[:2]))
     ours = {
         "gIoU": "gIoU",
         "mIoU": "cIoU",
@@ -230,7 +228,7 @@ def test_annotation_files_bring_every_encoding_ignore_regions_and_empty_masks(tm
         {"annotation_id": None, "image_id": 2, "predictions": [{"rle": encode_mask(block(10)), "score": 0.5}]},
     ]
     path = write(tmp_path / "p.json", records)
-    scores = score_masks(*pair_files(get_protocol("reasonseg"), read_predictions(path), file))
+    scores = score_masks(*pair_files(get_protocol("reasonseg"), read_predictions(path), file)[:2])
     assert scores.iou(0).tolist() == pytest.approx([1, 20 / 70])
     assert scores.levels == ["simple", ""]
     assert scores.kinds == ["", "1-to-N"]
@@ -262,6 +260,8 @@ def test_ten_thousand_predictions_a_minute(tmp_path):
     ]
     start = time.monotonic()
     protocol = get_protocol("sam3i-1to1")
-    scores = score_masks(*pair_files(protocol, read_predictions(files[0]), read_annotations(files[1])), check=False)
+    scores = score_masks(
+        *pair_files(protocol, read_predictions(files[0]), read_annotations(files[1]))[:2], check=False
+    )
     assert protocol.compute(scores)["n"] == count
     assert time.monotonic() - start < 60

@@ -3,26 +3,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .protocols import PROTOCOLS, get_protocol
+from ...processing.cli import read_image_roots
+from .protocols import PROTOCOLS, Protocol, get_protocol
 
 if TYPE_CHECKING:
+    from ..baselines.segmenters import Segmenter
+    from ..report.report import ReportEntry
     from .result import EvaluationResult
-    from .segmenter import Segmenter
-
 
 BASELINES = ("sam3", "sam3-concept", "agent")
 ORACLE = "oracle"
 DEFAULT_FOLDER = Path("evaluations")
+DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """The chat model of the agent: where it is, and what one answer and one instruction may take."""
+
+    url: str | None
+    model: str | None
+    workers: int
+    timeout: float
+    retries: int
+    answer_tokens: int
+    instruction_tokens: int | None
 
 
 def evaluate(
@@ -38,189 +55,200 @@ def evaluate(
     ] = None,
     references: Annotated[Path | None, typer.Option(help="Annotations of --predictions (COCO-style JSON).")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Instructions per forward pass.")] = 8,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Score an instance must exceed.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help=f"Score an instance must exceed, {DEFAULT_THRESHOLD} or a run's own."),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
-    image_root: Annotated[str | None, typer.Option(help="Folder of the images.")] = None,
+    image_root: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder of the images, or NAME=FOLDER for a data set or leading folder; several times."),
+    ] = None,
+    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Leave out records with faults.")] = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Evaluate the first rows only.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Where predictions are kept, a folder per system.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the predictions in the output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the predictions in the output folder, errors asked again.")
+    ] = False,
+    allow_changed: Annotated[
+        str, typer.Option(help="With --resume: what may differ from before, e.g. weights,data,images,threshold.")
+    ] = "",
     report: Annotated[Path | None, typer.Option(help="Write an HTML page and PNGs to this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     chat_url: Annotated[str | None, typer.Option(help="Agent: address of an OpenAI-compatible API.")] = None,
-    chat_model: Annotated[
-        str | None,
-        typer.Option(help="Agent: name at --chat-url, local model, or oracle."),
-    ] = None,
+    chat_model: Annotated[str | None, typer.Option(help="Agent: name at --chat-url, local model, or oracle.")] = None,
     chat_workers: Annotated[int, typer.Option(min=1, help="Agent: instructions under way at a time.")] = 1,
+    chat_timeout: Annotated[float, typer.Option(min=0.1, help="Agent: seconds to wait for an answer.")] = 120.0,
+    chat_retries: Annotated[int, typer.Option(min=0, help="Agent: times a failed request is sent again.")] = 5,
+    chat_tokens: Annotated[int, typer.Option(min=1, help="Agent: longest answer, in tokens.")] = 4096,
+    agent_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Agent: most tokens per instruction; no limit when absent.")
+    ] = None,
 ) -> None:
     """Score a model on data, compare it with baselines, or score prediction files alone.
 
     Runs on as many processes as torchrun or accelerate start, and continues after a kill with --resume. The protocol
-    is printed beside the figures; all figures are percent.
+    is printed beside the figures; all figures are percent, count_ratio is a ratio. Besides the figures at --threshold
+    the best threshold of each level is printed.
     """
-    try:
-        chosen = get_protocol(protocol)
-        if predictions is not None:
-            _check_unused("--predictions", model=model, data=data, baselines=baselines or None)
-            results, entries, dataset = _score_files(predictions, references, chosen)
-        else:
-            if model is None or data is None:
-                _fail("Give --model and --data to run a model, or --predictions (and --references) to score files.")
-            _check_unused("--model", references=references)
-            dataset = _load_data(data, split, image_root, max_rows)
-            folder = output_dir or DEFAULT_FOLDER / _folder_name(model, data, protocol, level)
-            with ExitStack() as stack:
-                if chat_model == ORACLE and chat_url is None:
-                    chat_url = stack.enter_context(_oracle_server(dataset)).base_url
-                chat = (chat_url, chat_model, chat_workers)
-                systems = _systems(model, baselines, batch_size, threshold, chat)
-                results = _run(systems, dataset, chosen, level, batch_size, threshold, folder, resume)
-            entries = None
-    except (ValueError, OSError, ImportError) as error:
-        _fail(str(error))
+    chosen = get_protocol(protocol)
+    entries: Sequence[ReportEntry] | None = None
+    dataset, failure = None, None
+    if predictions is not None:
+        _check_unused("--predictions", model=model, data=data, baselines=baselines or None)
+        entries = [_score_files(predictions, references, chosen, threshold)]
+        results = [entry.result for entry in entries]
+    else:
+        if model is None or data is None:
+            raise ValueError(
+                "Give --model and --data to run a model, or --predictions (and --references) to score files."
+            )
+        _check_unused("--model", references=references)
+        dataset, left_out = _load_data(data, split, image_root, skip_faulty, max_rows)
+        options: dict[str, Any] = {
+            "level": level,
+            "batch_size": batch_size,
+            "threshold": DEFAULT_THRESHOLD if threshold is None else threshold,
+            "resume": resume,
+            "allow_changed": [name.strip() for name in allow_changed.split(",") if name.strip()],
+            "left_out": left_out,
+        }
+        chat = ChatOptions(chat_url, chat_model, chat_workers, chat_timeout, chat_retries, chat_tokens, agent_tokens)
+        folder = output_dir or DEFAULT_FOLDER / _folder_name(model, data, protocol, level)
+        results, failure = _run(_named(baselines), model, dataset, chosen, chat, folder, options)
     if not _is_main_process():
         return
-    page = _write_report(results, entries, dataset, report) if report is not None else None
-    if as_json:
+    page = None
+    if report is not None and results:
+        from ..report.report import load_entry, write_report
+
+        page = write_report(entries or [load_entry(result) for result in results], report, dataset)
+    if results and as_json:
         typer.echo(json.dumps(_json_object(results, files=predictions is not None)))
-    else:
-        typer.echo(format_results(results))
-        if page is not None:
-            typer.echo(f"Report: {page}")
+    elif results:
+        from .tables import format_results
+
+        typer.echo(format_results(results) + (f"\nReport: {page}" if page is not None else ""))
+    if failure is not None:
+        raise failure
 
 
-def format_results(results: Sequence[EvaluationResult]) -> str:
-    """Tables of accuracy and cost for a terminal, the protocol and published figures beside them."""
-    from ..report.published_figures import SOURCE, published_for
-    from ..report.report import format_count
-
-    first = results[0]
-    names = [name for name in first.figures if name not in ("n", "gIoU-nothing")]
-    rows = [["system", *names, "n"]]
-    for result in results:
-        rows.append([result.system, *(_cell(result.figures[name]) for name in names), str(result.figures["n"])])
-    rows.append(["answering nothing", _cell(first.figures["gIoU-nothing"]), *[""] * len(names)])
-    for figures in published_for(first.protocol, first.datasets, first.level):
-        name = " ".join(filter(None, (figures.system, figures.level, figures.kind, "(published)")))
-        known = {"gIoU": figures.giou, "P@0.5": figures.p50}
-        rows.append([name, *(_cell(known[key]) if key in known else "" for key in names), ""])
-    parts = [f"Protocol {first.protocol_statement}", _aligned(rows)]
-    if any("(published)" in row[0] for row in rows):
-        parts.append(f"Published: {SOURCE}.")
-    for name, groups in first.breakdown.items():
-        if len(groups) > 1:
-            head = [f"gIoU per {name}", *groups]
-            body = [[r.system, *(_cell(r.breakdown[name].get(g, {}).get("gIoU")) for g in groups)] for r in results]
-            parts.append(_aligned([head, *body]))
-    if any(result.cost for result in results):
-        rows = [
-            ["system", "s/instruction", "passes", "vision passes", "chat calls", "tokens", "failures", "parameters"]
-        ]
-        for result in results:
-            cost = [
-                f"{result.cost[n]:.3g}" for n in ("seconds", "passes", "vision_passes", "calls", "tokens", "failures")
-            ]
-            rows.append([result.system, *cost, format_count(result.parameters)])
-        parts.append(_aligned(rows))
-    for result in results:
-        if result.level_accuracy is not None:
-            parts.append(
-                f"{result.system}: level chosen rightly in {result.level_accuracy:.1f} % of the instructions."
-            )
-    return "\n\n".join(parts)
-
-
-def _run(systems, dataset, protocol, level, batch_size, threshold, folder, resume) -> list[EvaluationResult]:
+def _run(
+    names: Sequence[str],
+    model: str,
+    dataset: Any,
+    protocol: Protocol,
+    chat: ChatOptions,
+    folder: Path,
+    options: Mapping[str, Any],
+) -> tuple[list[EvaluationResult], Exception | None]:
+    """The results of the model and its baselines; a system that answers nothing does not hide those of the others."""
     from .evaluate import evaluate_segmenter
+    from .result import NoAnswerError
 
-    return [
-        evaluate_segmenter(
-            system,
-            dataset,
-            protocol,
-            level=level,
-            batch_size=batch_size,
-            output_dir=folder / system.name,
-            resume=resume,
-            settings={"threshold": threshold},
-        )
-        for system in systems
-    ]
+    results: list[EvaluationResult] = []
+    failure = None
+    with ExitStack() as stack:
+        for system in _systems(names, model, dataset, chat, options, stack):
+            try:
+                results.append(
+                    evaluate_segmenter(system, dataset, protocol, output_dir=folder / system.name, **options)
+                )
+            except NoAnswerError as error:
+                failure = failure or error
+    return results, failure
 
 
 def _systems(
-    model: str, baselines: str, batch_size: int, threshold: float, chat: tuple[str | None, str | None, int]
+    names: Sequence[str], model: str, dataset: Any, chat: ChatOptions, options: Mapping[str, Any], stack: ExitStack
 ) -> list[Segmenter]:
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ...processing.processing_sam3i import Sam3IProcessor
     from ..baselines.agent.agent import AgentSegmenter
-    from ..baselines.phrase_detector import PhraseDetector
-    from ..baselines.sam3i import Sam3ISegmenter
-    from ..baselines.stock import StockSam3Segmenter
+    from ..baselines.segmenters import PhraseDetector, Sam3ISegmenter, StockSam3Segmenter
     from ..processes import process_state
+    from .result import LOWEST_SCORE
 
-    names = [name.strip() for name in baselines.split(",") if name.strip()]
+    chat_model = _chat_model(chat, dataset, stack) if "agent" in names else None
+    loaded = Sam3IForInstructionSegmentation.from_pretrained(model).to(process_state().device)
+    processor = Sam3IProcessor.from_pretrained(model)
+    threshold = options["threshold"]
+    swept = {"threshold": min(LOWEST_SCORE, threshold), "batch_size": options["batch_size"]}
+    systems: list[Segmenter] = [Sam3ISegmenter(loaded, processor, **swept)]
+    # at the concept level SAM3-I computes exactly what stock SAM3 does: no second copy is loaded
+    detector = PhraseDetector(loaded, processor, **swept)
+    for name in names:
+        if name == "agent":
+            asked = PhraseDetector(loaded, processor, threshold=threshold, batch_size=options["batch_size"])
+            budget = {"max_tokens": chat.instruction_tokens, "workers": chat.workers}
+            systems.append(AgentSegmenter(asked, chat_model, **budget))
+        else:
+            source = "concept" if name == "sam3-concept" else "instruction"
+            systems.append(StockSam3Segmenter(detector, text_source=source))
+    return systems
+
+
+def _named(baselines: str) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in baselines.split(",") if name.strip()))
     unknown = [name for name in names if name not in BASELINES]
     if unknown:
         raise ValueError(f"--baselines takes {', '.join(BASELINES)}, found {', '.join(unknown)}.")
-    *address, workers = chat
-    chat_model = _chat_model(*address) if "agent" in names else None
-    loaded = Sam3IForInstructionSegmentation.from_pretrained(model).to(process_state().device)
-    processor = Sam3IProcessor.from_pretrained(model)
-    systems: list[Segmenter] = [Sam3ISegmenter(loaded, processor, threshold=threshold, batch_size=batch_size)]
-    # at the concept level SAM3-I computes exactly what stock SAM3 does: no second copy is loaded
-    detector = PhraseDetector(loaded, processor, threshold=threshold, batch_size=batch_size)
-    makers = {
-        "sam3": lambda: StockSam3Segmenter(detector),
-        "sam3-concept": lambda: StockSam3Segmenter(detector, text_source="concept"),
-        "agent": lambda: AgentSegmenter(detector, chat_model, workers=workers),
-    }
-    return systems + [makers[name]() for name in dict.fromkeys(names)]
+    return names
 
 
-def _oracle_server(dataset: Any):
-    """A chat endpoint on this machine that knows the targets; it bounds from above what a chat model can do."""
-    from ..baselines.agent.oracle_server import OracleChat
-
-    return OracleChat.from_rows(dataset).serve()
-
-
-def _chat_model(chat_url: str | None, chat_model: str | None) -> Any:
-    if chat_model is None:
+def _chat_model(chat: ChatOptions, dataset: Any, stack: ExitStack) -> Any:
+    if chat.model is None:
         raise ValueError("The agent needs --chat-model: a name at --chat-url, or a local image-text-to-text model.")
-    if chat_url is not None:
+    url = chat.url
+    if chat.model == ORACLE and url is None:
+        # an endpoint on this machine that knows the targets bounds from above what a chat model can do
+        from ..baselines.agent.oracle_server import OracleChat
+
+        url = stack.enter_context(OracleChat.from_rows(dataset).serve()).base_url
+    if url is not None:
         from ...processing.chat.endpoint import EndpointChatModel
 
-        return EndpointChatModel(chat_url, chat_model)
+        return EndpointChatModel(
+            url, chat.model, timeout=chat.timeout, max_retries=chat.retries, max_tokens=chat.answer_tokens
+        )
     from ...processing.chat.client import LocalChatModel
 
-    return LocalChatModel.from_pretrained(chat_model)
+    return LocalChatModel.from_pretrained(chat.model, max_tokens=chat.answer_tokens)
 
 
-def _load_data(data: str, split: str | None, image_root: str | None, max_rows: int | None) -> Any:
+def _load_data(
+    data: str, split: str | None, image_root: list[str] | None, skip_faulty: bool, max_rows: int | None
+) -> tuple[Any, dict[str, int]]:
+    """The rows, and how many of the file were left out by reason."""
     from ...processing.datasets.loading import load_instruction_dataset
 
-    dataset = load_instruction_dataset(data, split=split, image_root=image_root)
-    return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
+    roots = read_image_roots(image_root)
+    dataset = load_instruction_dataset(data, split=split, image_root=roots, skip_faulty=skip_faulty)
+    left_out: dict[str, int] = {}
+    if max_rows is not None and max_rows < len(dataset):
+        left_out["beyond --max-rows"] = len(dataset) - max_rows
+        dataset = dataset.select(range(max_rows))
+    return dataset, left_out
 
 
-def _score_files(predictions: Path, references: Path | None, protocol) -> tuple[list[EvaluationResult], Any, None]:
-    from ..predictions.files import read_annotations, read_predictions
-    from ..predictions.pairs import pair_files
+def _score_files(
+    predictions: Path, references: Path | None, protocol: Protocol, threshold: float | None
+) -> ReportEntry:
+    from ..predictions.files import pair_files, read_annotations, read_predictions
     from ..report.report import ReportEntry, load_entry
-    from .mask_scores import score_masks
+    from .mask_scores import sweep_masks
     from .result import EvaluationResult, score_run
 
     if predictions.suffix == ".jsonl":
         if references is not None:
             raise ValueError("A run's predictions.jsonl holds its targets: leave --references out.")
-        result = score_run(predictions, protocol)
-        return [result], [load_entry(result)], None
+        return load_entry(score_run(predictions, protocol, threshold=threshold))
     if references is None:
         raise ValueError("Give the annotations of the predictions with --references.")
     records = read_predictions(predictions)
     annotations = read_annotations(references)
-    scores = score_masks(*pair_files(protocol, records, annotations, str(predictions)), check=False)
+    answers, targets, unknown = pair_files(protocol, records, annotations, str(predictions))
+    (scores,) = sweep_masks(answers, targets, (threshold,), check=False)
     result = EvaluationResult(
         system=predictions.stem,
         protocol=protocol.name,
@@ -233,14 +261,10 @@ def _score_files(predictions: Path, references: Path | None, protocol) -> tuple[
         instructions=len(records),
         images=len({record.image_id for record in records}),
         datasets=sorted(annotations.datasets),
+        threshold=threshold,
+        left_out={"predictions of no annotated target": unknown} if unknown else {},
     )
-    return [result], [ReportEntry(result, scores)], None
-
-
-def _write_report(results, entries, dataset, directory: Path) -> Path:
-    from ..report.report import load_entry, write_report
-
-    return write_report(entries or [load_entry(result) for result in results], directory, dataset)
+    return ReportEntry(result, scores)
 
 
 def _json_object(results: Sequence[EvaluationResult], *, files: bool) -> dict[str, Any]:
@@ -259,9 +283,12 @@ def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _folder_name(*parts: str | None) -> str:
-    named = [Path(part).name for part in parts if part]
-    return "-".join(re.sub(r"[^\w.+]+", "_", part) for part in named)
+def _folder_name(model: str, data: str, *others: str | None) -> str:
+    """Readable, and another one for every model and data, whatever their base names."""
+    places = [str(Path(part).resolve()) if Path(part).exists() else part for part in (model, data)]
+    named = [Path(part).name for part in (*places, *others) if part]
+    readable = "-".join(re.sub(r"[^\w.+]+", "_", part) for part in named)
+    return f"{readable}-{hashlib.sha256(json.dumps(places).encode()).hexdigest()[:8]}"
 
 
 def _check_unused(option: str, **others: Any) -> None:
@@ -270,25 +297,4 @@ def _check_unused(option: str, **others: Any) -> None:
         raise ValueError(f"{option} does not go together with {', '.join(given)}.")
 
 
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(1)
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-__all__ = ["evaluate", "format_results"]
+__all__ = ["evaluate"]

@@ -5,29 +5,63 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...processing.fingerprint import fingerprint_files, fingerprint_json
 from ...processing.images import read_image
+from ..baselines.segmenters import Segmenter
 from ..predictions.log import PredictionLog, make_record
 from .protocols import Protocol, get_protocol
-from .result import AUTO, EvaluationResult, score_run
-from .segmenter import Segmenter
+from .result import AUTO, LOWEST_SCORE, EvaluationResult, NoAnswerError, score_run
 
 
-@dataclass
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How an evaluation is run.
+
+    Attributes:
+        protocol: name, see `trainer.evaluation.protocols`, or a `Protocol`.
+        level: "concept", "simple" or "complex" asks the instructions of that level; None those of all levels, each
+            down its own path; "auto" those of all levels, the model choosing the path. Where a row has instructions,
+            its concept only names the kind of thing and need not denote the target: None and "auto" ask it in rows
+            that have nothing else, "concept" asks it always.
+        batch_size: instructions per forward pass; images are handed over together until they bring this many.
+        threshold: score in [0, 1] that an instance must exceed, for systems that return scored candidates.
+        output_dir: where predictions are kept; needed to resume and with several processes.
+        resume: continue the predictions in `output_dir`; what ended in an error is asked again.
+        allow_changed: settings (weights, data, images, processor, threshold, ...) that may differ from those of the
+            predictions that are continued.
+        fingerprint: keep what decides the predictions (weights, data, images, processor) by content, for `resume`.
+        left_out: rows that the caller left out of the data, by reason; told with the result.
+        progress: show a progress bar.
+    """
+
+    protocol: str | Protocol = "default"
+    level: str | None = None
+    batch_size: int = 8
+    threshold: float = 0.5
+    output_dir: str | Path | None = None
+    resume: bool = False
+    allow_changed: Sequence[str] = ()
+    fingerprint: bool = True
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    progress: bool = True
+
+
+@dataclass(frozen=True)
 class Question:
-    """One instruction about one row: `place` is [row index, level index, text index], `text` what the system reads."""
+    """One instruction about one row: `place` is [row, level, text] by index, `prompt` what the system reads."""
 
     place: tuple[int, int, int]
     level: str
     text: str
-    heard: str
+    prompt: str
 
 
 def evaluate_model(
@@ -36,109 +70,84 @@ def evaluate_model(
     dataset: Any,
     protocol: str | Protocol = "default",
     *,
-    level: str | None = None,
-    batch_size: int = 8,
-    threshold: float = 0.5,
     mask_threshold: float = 0.5,
-    output_dir: str | Path | None = None,
-    resume: bool = False,
     name: str = "sam3-i",
-    progress: bool = True,
+    **options: Any,
 ) -> EvaluationResult:
     """Evaluates a model on rows of the schema.
 
     All instructions of an image share one vision pass. With several processes (torchrun, accelerate) each answers its
-    share of the images and every one of them returns the whole result.
+    share of the images and every one of them returns the whole result. Instances above a score of .05 are kept, so
+    that the result also tells the best threshold of each level.
 
     Args:
         model, processor: a `Sam3IForInstructionSegmentation` and its `Sam3IProcessor`.
         dataset: rows, a `datasets.Dataset` or any sequence of them.
-        protocol: name, see `trainer.protocols`.
-        level: "concept", "simple" or "complex" asks the instructions of that level; None those of all levels, each
-            down its own path; "auto" those of all levels, the model choosing the path. Where a row has instructions,
-            its concept only names the kind of thing and need not denote the target: None and "auto" ask it in rows
-            that have nothing else, "concept" asks it always.
-        batch_size: instructions per forward pass.
-        threshold, mask_threshold: in [0, 1].
-        output_dir: where predictions are kept; needed to resume and with several processes.
-        resume: continue the predictions in `output_dir`.
+        mask_threshold: probability from which a pixel belongs to a mask.
+        name: how tables call the model.
+        options: fields of `EvaluationOptions`: level, batch_size, threshold, output_dir, resume, ...
 
     Raises:
         ValueError: for an unknown protocol or level, or data without an instruction at the level.
         PredictionLogError: when `output_dir` holds predictions of other settings, or any without `resume`.
     """
-    from ..baselines.sam3i import Sam3ISegmenter
+    from ..baselines.segmenters import Sam3ISegmenter
 
+    chosen = EvaluationOptions(protocol=protocol, **options)
     was_training = model.training
     segmenter = Sam3ISegmenter(
-        model, processor, threshold=threshold, mask_threshold=mask_threshold, batch_size=batch_size
+        model,
+        processor,
+        name=name,
+        threshold=min(LOWEST_SCORE, chosen.threshold),
+        mask_threshold=mask_threshold,
+        batch_size=chosen.batch_size,
     )
-    segmenter.name = name
     try:
-        return evaluate_segmenter(
-            segmenter,
-            dataset,
-            protocol,
-            level=level,
-            batch_size=batch_size,
-            output_dir=output_dir,
-            resume=resume,
-            settings={"threshold": threshold, "mask_threshold": mask_threshold},
-            progress=progress,
-        )
+        return _evaluate(segmenter, dataset, chosen)
     finally:
         model.train(was_training)
 
 
 def evaluate_segmenter(
-    segmenter: Segmenter,
-    dataset: Any,
-    protocol: str | Protocol = "default",
-    *,
-    level: str | None = None,
-    batch_size: int = 8,
-    output_dir: str | Path | None = None,
-    resume: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    segmenter: Segmenter, dataset: Any, protocol: str | Protocol = "default", **options: Any
 ) -> EvaluationResult:
-    """Evaluates any system; see `evaluate_model` for the arguments.
+    """Evaluates any system; `options` are fields of `EvaluationOptions`, see also `evaluate_model`.
 
-    Args:
-        batch_size: images are handed over together until they bring this many instructions.
-        settings: further settings that decide the predictions; resuming under others is refused.
+    Raises:
+        NoAnswerError: when every single answer was an error.
     """
+    return _evaluate(segmenter, dataset, EvaluationOptions(protocol=protocol, **options))
+
+
+def _evaluate(segmenter: Segmenter, dataset: Any, options: EvaluationOptions) -> EvaluationResult:
     from ..processes import process_state
 
-    protocol = get_protocol(protocol)
+    if options.output_dir is not None:
+        return _run(segmenter, dataset, options)
+    if process_state().num_processes > 1:
+        raise ValueError("Several processes need output_dir, a folder they share, to bring their answers together.")
+    if options.resume:
+        raise ValueError("resume needs output_dir, the folder of the run to continue.")
+    with tempfile.TemporaryDirectory() as folder:
+        result = _run(segmenter, dataset, replace(options, output_dir=folder, fingerprint=False))
+    return replace(result, predictions=None)
+
+
+def _run(segmenter: Segmenter, dataset: Any, options: EvaluationOptions) -> EvaluationResult:
+    from ..processes import process_state
+
     state = process_state()
-    if output_dir is None:
-        if state.num_processes > 1:
-            raise ValueError(
-                "Several processes need output_dir, a folder they share, to bring their answers together."
-            )
-        if resume:
-            raise ValueError("resume needs output_dir, the folder of the run to continue.")
-        with tempfile.TemporaryDirectory() as folder:
-            result = _evaluate(
-                segmenter, dataset, protocol, level, batch_size, folder, False, settings, progress, state
-            )
-        result.predictions = None
-        return result
-    return _evaluate(segmenter, dataset, protocol, level, batch_size, output_dir, resume, settings, progress, state)
-
-
-def _evaluate(segmenter, dataset, protocol, level, batch_size, output_dir, resume, settings, progress, state):
-    from accelerate.utils import broadcast_object_list
-
-    images = group_questions(dataset, protocol, level, segmenter.text_source)
-    questions = [question for group in images for question in group]
+    protocol = get_protocol(options.protocol)
+    images = group_questions(dataset, protocol, options.level, segmenter.text_source)
+    expected = sum(map(len, images))
     log = PredictionLog(
-        output_dir,
-        _settings(segmenter, level, questions) | dict(settings or {}),
+        str(options.output_dir),
+        _on_main_process(lambda: _settings(segmenter, dataset, images, options)),
         process_index=state.process_index,
         num_processes=state.num_processes,
-        resume=resume,
+        resume=options.resume,
+        allow_changed=options.allow_changed,
     )
     state.wait_for_everyone()  # nobody writes before everybody has read what is there
     mine = images[state.process_index :: state.num_processes]
@@ -148,18 +157,28 @@ def _evaluate(segmenter, dataset, protocol, level, batch_size, output_dir, resum
         initial=sum(map(len, mine)) - sum(map(len, left)),
         desc=f"{segmenter.name} ({protocol.name})",
         unit="instruction",
-        disable=not (progress and state.is_main_process),
+        disable=not (options.progress and state.is_main_process),
     )
     with bar:
-        for batch in _batches([group for group in left if group], batch_size):
-            log.append(_answer(segmenter, dataset, batch, level))
+        for batch in _batches([group for group in left if group], options.batch_size):
+            log.append(_answer(segmenter, dataset, batch, options.level))
             bar.update(sum(map(len, batch)))
     log.close()
     state.wait_for_everyone()
-    shared = [None]
-    if state.is_main_process:
-        merged = log.merge(len(questions))
-        shared = [score_run(merged, protocol, parameters=segmenter.num_parameters)]
+    result = _on_main_process(lambda: score_run(log.merge(expected), protocol, parameters=segmenter.num_parameters))
+    if result.errors == result.instructions:
+        raise NoAnswerError(result)
+    return result
+
+
+def _on_main_process(compute: Any) -> Any:
+    """What the main process computes, on every process."""
+    from accelerate.utils import broadcast_object_list
+
+    from ..processes import process_state
+
+    state = process_state()
+    shared = [compute() if state.is_main_process else None]
     if state.num_processes > 1:
         broadcast_object_list(shared)
     return shared[0]
@@ -187,29 +206,40 @@ def group_questions(
         for level_index, name in enumerate(names):
             texts = row[name] if name in wanted else []
             for text_index, text in enumerate(texts[:1] if protocol.texts == "first" else texts):
-                heard = text
+                prompt = text
                 if text_source == "concept":
                     if not row["concept"]:
                         raise ValueError(
                             f"Row {row['row_id']!r} has no concept, which a system with text_source 'concept' reads; "
                             "add the noun phrase to the rows or leave the system out."
                         )
-                    heard = row["concept"][0]
-                question = Question((row_index, level_index, text_index), name, text, heard)
+                    prompt = row["concept"][0]
+                question = Question((row_index, level_index, text_index), name, text, prompt)
                 images.setdefault((row["dataset"], row["image_id"]), []).append(question)
     if not images:
         raise ValueError(f"The data has no instruction at level {level or 'any'!r} to evaluate.")
     return list(images.values())
 
 
+def row_image(row: Mapping[str, Any]) -> Any:
+    """The image (PIL, RGB, as it is shown) of a row.
+
+    Raises:
+        ValueError: when the row has none, or one that cannot be read.
+    """
+    if row["image"] is None:
+        raise ValueError(f"Row {row['row_id']!r} has no image; read the data with its image folder (--image-root).")
+    return read_image(row["image"])
+
+
 def _answer(
     segmenter: Segmenter, dataset: Any, batch: list[list[Question]], level: str | None
 ) -> list[dict[str, Any]]:
     light = _rows_without_images(dataset)
-    # the rows of a group show one picture: it is decoded once
-    images = [read_image(dataset[group[0].place[0]]["image"]) for group in batch]
+    # the rows of a group show one image: it is decoded once
+    images = [row_image(dataset[group[0].place[0]]) for group in batch]
     levels = [[_path(segmenter, question, level) for question in group] for group in batch]
-    answers = segmenter.segment_images(images, [[q.heard for q in group] for group in batch], levels)
+    answers = segmenter.segment_images(images, [[q.prompt for q in group] for group in batch], levels)
     records = []
     for group, results in zip(batch, answers, strict=True):
         for question, result in zip(group, results, strict=True):
@@ -230,17 +260,54 @@ def _path(segmenter: Segmenter, question: Question, level: str | None) -> str | 
     return None if level == AUTO else question.level
 
 
-def _settings(segmenter: Segmenter, level: str | None, questions: list[Question]) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for question in questions:
-        digest.update(repr((question.place, question.heard)).encode())
-    return {
+def _settings(
+    segmenter: Segmenter, dataset: Any, images: list[list[Question]], options: EvaluationOptions
+) -> dict[str, Any]:
+    """What decides the predictions and their scores; see `PredictionLog`."""
+    settings: dict[str, Any] = {
         "system": segmenter.name,
         "parameters": segmenter.num_parameters,
-        "level": level,
-        "instructions": len(questions),
-        "instructions_digest": digest.hexdigest()[:16],
+        "level": options.level,
+        "instructions": sum(map(len, images)),
+        "threshold": options.threshold,
+        "lowest_score": segmenter.lowest_score,
     }
+    left_out, unasked = dict(options.left_out), len(dataset) - len({q.place[0] for group in images for q in group})
+    if unasked:
+        left_out[f"rows without an instruction of the level {options.level}"] = unasked
+    if left_out:
+        settings["left_out"] = left_out
+    light = _rows_without_images(dataset)
+    digest = hashlib.sha256()
+    for group in images:
+        for question in group:
+            row = light[question.place[0]]
+            target = [row[name] for name in ("row_id", "height", "width", "masks", "is_crowd", "ignore_masks")]
+            digest.update(fingerprint_json([question.place, question.prompt, target]).encode())
+    settings["data"] = digest.hexdigest()
+    if options.fingerprint:
+        settings |= {"images": _images_fingerprint(dataset, [group[0].place[0] for group in images])}
+        settings |= segmenter.identity()
+    return settings
+
+
+def _images_fingerprint(dataset: Any, rows: Sequence[int]) -> str:
+    """Of the images of some rows by their bytes, or by their pixels where they are open already."""
+    if hasattr(dataset, "cast_column") and "image" in dataset.column_names:
+        from datasets import Image
+
+        dataset = dataset.cast_column("image", Image(decode=False))
+    digest = hashlib.sha256()
+    for index in rows:
+        image = dataset[index]["image"]
+        if isinstance(image, Mapping):
+            image = image.get("bytes") or image.get("path")
+        if isinstance(image, (str, Path)):
+            image = fingerprint_files([image]).encode() if Path(image).is_file() else str(image).encode()
+        elif image is not None and not isinstance(image, bytes):
+            image = f"{image.mode} {image.size}".encode() + image.tobytes()
+        digest.update(hashlib.sha256(image or b"").digest())
+    return digest.hexdigest()
 
 
 def _batches(groups: list[list[Question]], batch_size: int) -> Iterator[list[list[Question]]]:
@@ -258,3 +325,6 @@ def _rows_without_images(dataset: Any) -> Any:
     if hasattr(dataset, "remove_columns") and "image" in dataset.column_names:
         return dataset.remove_columns(["image"])
     return dataset
+
+
+__all__ = ["EvaluationOptions", "Question", "evaluate_model", "evaluate_segmenter", "group_questions", "row_image"]

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Per-sample overlap of predicted and true masks, computed on run lengths; masks are never expanded to pixels."""
+"""Answers and targets as run lengths, and their overlap: merged and instance by instance, never expanded to pixels.
+
+A prediction is {"masks": list of RLE counts, "scores": list of float, "failed": bool}, a reference what
+`encode_reference` makes; both are plain dicts, small enough for Arrow files and JSON. A pair of them is one sample.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,111 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ...processing.masks import rle_fault
+from ...processing.masks import encode_mask, rle_fault
 
 SMALL_AREA, LARGE_AREA = 32**2, 96**2  # pixels, the limits of COCO
 SIZES = ("none", "small", "medium", "large")
+SAME_INSTANCE = 0.5  # IoU from which a predicted instance is a true one
+IGNORED_SHARE = 0.5  # of a predicted instance in ignored regions or crowds, from which it counts on neither side
+
+
+def encode_prediction(result: Any) -> dict[str, Any]:
+    """An answer as the metric takes it: masks as RLE counts, a few hundred bytes each.
+
+    Args:
+        result: what the pipeline returns for one instruction (a list of {"score", "mask"}), or masks bool [K, H, W]
+            and scores [K], arrays or tensors, of a row of `post_process_instruction_segmentation` or a
+            `SegmentationResult`. An `error` of the latter makes it a failure; a prediction made here stays as it is.
+
+    Raises:
+        TypeError: when it is none of these.
+    """
+    if isinstance(result, (list, tuple)):
+        masks = [np.asarray(instance["mask"]) > 0 for instance in result]
+        scores = [float(instance["score"]) for instance in result]
+        return {"masks": [encode_mask(mask)["counts"] for mask in masks], "scores": scores, "failed": False}
+    values = result if isinstance(result, Mapping) else vars(result) if hasattr(result, "__dict__") else {}
+    if "masks" not in values or "scores" not in values:
+        raise TypeError(f"Expected masks and scores, or the pipeline's list for one text, found {result!r:.80}.")
+    masks, failed = values["masks"], bool(values.get("failed") or values.get("error"))
+    if isinstance(masks, list) and all(isinstance(mask, str) for mask in masks):
+        return {"masks": masks, "scores": list(values["scores"]), "failed": failed}
+    return {
+        "masks": [encode_mask(mask)["counts"] for mask in _to_numpy(masks)],
+        "scores": [float(score) for score in _to_numpy(values["scores"])],
+        "failed": failed,
+    }
+
+
+def encode_reference(
+    masks: Any,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    sample_id: str = "",
+    group: str | None = None,
+    level: str | None = None,
+    target_kind: str | None = None,
+    ignore_masks: Any = (),
+    is_crowd: Sequence[bool] | None = None,
+) -> dict[str, Any]:
+    """A target as the metric takes it.
+
+    Args:
+        masks: bool [N, H, W] (array or tensor), or a list of N compressed RLEs {"size", "counts"} (None entries,
+            instances without a mask, are dropped).
+        height, width: pixels; needed for a list of RLEs, read from the shape otherwise.
+        group: what `sam3i-multi` averages within and AP takes as one image; the sample by itself when absent.
+        ignore_masks: M masks in either form.
+        is_crowd: N flags, for AP.
+
+    Raises:
+        ValueError: without a size, or when an RLE has another one.
+    """
+    if not isinstance(masks, (list, tuple)):
+        masks = _to_numpy(masks)
+        height, width = masks.shape[-2:]
+    if height is None or width is None:
+        raise ValueError("encode_reference needs height and width when masks are not one array [N, H, W].")
+    crowd = [False] * len(masks) if is_crowd is None else [bool(flag) for flag in is_crowd]
+    kept = [index for index, mask in enumerate(masks) if mask is not None]
+    return {
+        "id": sample_id,
+        "group": group or "",
+        "level": level or "",
+        "target_kind": target_kind or "",
+        "height": int(height),
+        "width": int(width),
+        "masks": [_counts(masks[index], height, width) for index in kept],
+        "ignore_masks": [_counts(mask, height, width) for mask in ignore_masks],
+        "is_crowd": [crowd[index] for index in kept],
+    }
+
+
+def number_references(references: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The references with an id and a group each: their place in the sequence where they have none."""
+    named = []
+    for place, reference in enumerate(references):
+        sample_id = reference["id"] or f"#{place}"
+        named.append({**reference, "id": sample_id, "group": reference["group"] or f"#{place}"})
+    return named
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    return array.detach().cpu().numpy() if hasattr(array, "detach") else np.asarray(array)
+
+
+def _counts(mask: Any, height: int, width: int) -> str:
+    if isinstance(mask, Mapping):
+        if list(mask["size"]) != [height, width]:
+            raise ValueError(f"A mask of size {list(mask['size'])} does not fit an image of [{height}, {width}].")
+        return mask["counts"]
+    return encode_mask(_to_numpy(mask))["counts"]
 
 
 def _rle(counts: str, height: int, width: int) -> dict[str, Any] | None:
@@ -48,7 +148,9 @@ class MaskScores:
         ids, groups, levels, kinds: S strings; a group is what some protocols average within first.
         intersection, union: int [S], pixels of the merged prediction and the merged target, ignored pixels removed.
         predicted_area, target_area: int [S], pixels, ignored pixels removed.
-        no_target: bool [S], the target has no pixel at all.
+        no_target, failed: bool [S], the target has no pixel at all; the system gave no usable answer.
+        found, matched, instances: int [S], predicted instances, those of them that are a true one (one to one, IoU at
+            least .5), and true instances. Crowds are none, and neither is what lies in them or in ignored pixels.
         predictions, references: the S samples themselves, for what needs single instances.
     """
 
@@ -61,6 +163,10 @@ class MaskScores:
     predicted_area: np.ndarray
     target_area: np.ndarray
     no_target: np.ndarray
+    failed: np.ndarray
+    found: np.ndarray
+    matched: np.ndarray
+    instances: np.ndarray
     predictions: list[Mapping[str, Any]]
     references: list[Mapping[str, Any]]
 
@@ -74,8 +180,14 @@ class MaskScores:
         return [SIZES[place] for place in places]
 
     def iou(self, empty: float) -> np.ndarray:
-        """Intersection over union, float [S]; `empty` where neither side has a pixel."""
-        return np.where(self.union > 0, self.intersection / np.maximum(self.union, 1), empty)
+        """Intersection over union, float [S]; `empty` where neither side has a pixel, and 0 for every failure."""
+        iou = np.where(self.union > 0, self.intersection / np.maximum(self.union, 1), empty)
+        return np.where(self.failed, 0.0, iou)
+
+    @property
+    def exact(self) -> np.ndarray:
+        """Whether exactly the true instances were found, none missing and none extra: bool [S]."""
+        return (self.found == self.instances) & (self.matched == self.instances) & ~self.failed
 
     def take(self, keep: np.ndarray) -> MaskScores:
         """The samples where `keep` (bool [S]) is true."""
@@ -113,6 +225,44 @@ def check_sample(prediction: Mapping[str, Any], reference: Mapping[str, Any]) ->
                 )
 
 
+class InstanceMatches(NamedTuple):
+    """K predicted instances by falling score: scores float [K], whether each is correct, and counts at all; bool [K].
+
+    `instances` is the number of true ones.
+    """
+
+    scores: np.ndarray
+    correct: np.ndarray
+    counted: np.ndarray
+    instances: int
+
+
+def match_instances(prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> InstanceMatches:
+    """Gives each predicted instance, the highest score first, the free true one of highest IoU, from .5."""
+    height, width = reference["height"], reference["width"]
+    order = np.argsort(-np.asarray(prediction["scores"], dtype=np.float64), kind="stable")
+    rles = [(index, _rle(prediction["masks"][index], height, width)) for index in order]
+    found = [(index, rle) for index, rle in rles if _area(rle)]
+    targets = [_rle(counts, height, width) for counts in reference["masks"]]
+    flags = list(zip(targets, reference["is_crowd"], strict=True))
+    true = [rle for rle, crowd in flags if _area(rle) and not crowd]
+    regions = [rle for rle, crowd in flags if _area(rle) and crowd]
+    regions += [rle for counts in reference["ignore_masks"] if _area(rle := _rle(counts, height, width))]
+    masks = [rle for _, rle in found]
+    correct, counted = np.zeros(len(found), dtype=bool), np.ones(len(found), dtype=bool)
+    if masks and true:
+        overlaps = np.array(coco_mask.iou(masks, true, [0] * len(true)))
+        for place, row in enumerate(overlaps):
+            best = int(row.argmax())
+            if row[best] >= SAME_INSTANCE:
+                correct[place], overlaps[:, best] = True, -1.0
+    if masks and regions:  # with the crowd flag the intersection is divided by the predicted area
+        inside = np.array(coco_mask.iou(masks, regions, [1] * len(regions))).max(1)
+        counted &= correct | (inside < IGNORED_SHARE)
+    scores = np.array([prediction["scores"][index] for index, _ in found], dtype=np.float64)
+    return InstanceMatches(scores, correct, counted, len(true))
+
+
 def score_masks(
     predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], *, check: bool = True
 ) -> MaskScores:
@@ -127,37 +277,71 @@ def score_masks(
     Raises:
         ValueError: a sample that cannot be scored.
     """
+    return sweep_masks(predictions, references, (None,), check=check)[0]
+
+
+def sweep_masks(
+    predictions: Sequence[Mapping[str, Any]],
+    references: Sequence[Mapping[str, Any]],
+    thresholds: Sequence[float | None],
+    *,
+    check: bool = True,
+) -> list[MaskScores]:
+    """The scores of the instances above each threshold (None keeps all); see `score_masks`."""
     if len(predictions) != len(references):
         raise ValueError(f"Expected one reference per prediction, found {len(references)} for {len(predictions)}.")
-    pixels = np.zeros((4, len(references)), dtype=np.int64)
+    pixels = np.zeros((len(thresholds), 7, len(references)), dtype=np.int64)
     no_target = np.zeros(len(references), dtype=bool)
+    kept: list[list[Mapping[str, Any]]] = [[] for _ in thresholds]
     for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         if check:
             check_sample(prediction, reference)
-        height, width = reference["height"], reference["width"]
-        predicted = _union(prediction["masks"], height, width)
-        target = _union(reference["masks"], height, width)
-        common = _common(predicted, target)
-        areas = [_area(common), _area(predicted), _area(target)]
-        no_target[index] = areas[2] == 0
-        ignored = _union(reference["ignore_masks"], height, width)
-        if ignored is not None:
-            ignored_areas = [_area(_common(rle, ignored)) for rle in (common, predicted, target)]
-            areas = [area - lost for area, lost in zip(areas, ignored_areas, strict=True)]
-        pixels[:, index] = areas[0], areas[1] + areas[2] - areas[0], areas[1], areas[2]
-    return MaskScores(
-        ids=[reference["id"] for reference in references],
-        groups=[reference["group"] for reference in references],
-        levels=[reference["level"] for reference in references],
-        kinds=[reference["target_kind"] for reference in references],
-        intersection=pixels[0],
-        union=pixels[1],
-        predicted_area=pixels[2],
-        target_area=pixels[3],
-        no_target=no_target,
-        predictions=list(predictions),
-        references=list(references),
-    )
+        no_target[index] = not _area(_union(reference["masks"], reference["height"], reference["width"]))
+        matches, known = match_instances(prediction, reference), {}
+        for place, threshold in enumerate(thresholds):
+            above = [i for i, score in enumerate(prediction["scores"]) if threshold is None or score > threshold]
+            if len(above) not in known:
+                part = {**prediction, "masks": [prediction["masks"][i] for i in above]}
+                part["scores"] = [prediction["scores"][i] for i in above]
+                high = np.ones(len(matches.scores), dtype=bool) if threshold is None else matches.scores > threshold
+                counts = (high & matches.counted).sum(), (high & matches.correct).sum(), matches.instances
+                known[len(above)] = part, (*_pixels(part, reference), *counts)
+            part, pixels[place, :, index] = known[len(above)]
+            kept[place].append(part)
+    return [
+        MaskScores(
+            ids=[reference["id"] for reference in references],
+            groups=[reference["group"] for reference in references],
+            levels=[reference["level"] for reference in references],
+            kinds=[reference["target_kind"] for reference in references],
+            intersection=rows[0],
+            union=rows[1],
+            predicted_area=rows[2],
+            target_area=rows[3],
+            no_target=no_target,
+            failed=np.array([bool(prediction.get("failed")) for prediction in predictions], dtype=bool),
+            found=rows[4],
+            matched=rows[5],
+            instances=rows[6],
+            predictions=kept[place],
+            references=list(references),
+        )
+        for place, rows in enumerate(pixels)
+    ]
+
+
+def _pixels(prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """Intersection, union, predicted and true area of the merged masks, ignored pixels removed."""
+    height, width = reference["height"], reference["width"]
+    predicted = _union(prediction["masks"], height, width)
+    target = _union(reference["masks"], height, width)
+    common = _common(predicted, target)
+    areas = [_area(common), _area(predicted), _area(target)]
+    ignored = _union(reference["ignore_masks"], height, width)
+    if ignored is not None:
+        ignored_areas = [_area(_common(rle, ignored)) for rle in (common, predicted, target)]
+        areas = [area - lost for area, lost in zip(areas, ignored_areas, strict=True)]
+    return areas[0], areas[1] + areas[2] - areas[0], areas[1], areas[2]
 
 
 def average_precision(scores: MaskScores, *, merged: bool) -> dict[str, Any]:

@@ -9,18 +9,18 @@ from typing import Any
 import datasets
 import evaluate
 
-from .mask_scores import score_masks
+from .mask_scores import encode_prediction, encode_reference, number_references, score_masks
 from .protocols import get_protocol
-from .samples import encode_prediction, encode_reference, name_samples
 
 _DESCRIPTION = """\
-Scores answers to segmentation instructions: gIoU, cIoU, P@0.5 ... P@0.9, AP and AP50 (pycocotools), N-acc and T-acc,
-over everything and per level, kind of target and size of target, in percent. The protocol decides what a sample is and
-how empty answers count; `config_name` chooses it.
+Scores answers to segmentation instructions: gIoU, cIoU, P@0.5 ... P@0.9, AP and AP50 (pycocotools), instances found
+per true instance (count_ratio), answers with exactly the true instances (exact), N-acc and T-acc, over everything and
+per level, kind of target and size of target, in percent. The protocol decides what a sample is and how empty answers
+count; `config_name` chooses it.
 """
 _INPUTS = """
-        predictions: one per sample, {"masks": list[str], compressed RLE counts, "scores": list[float]}, an entry per
-            instance. Make them with `encode_prediction`.
+        predictions: one per sample: what the pipeline returns for one text, or {"masks": list[str], compressed RLE
+            counts, "scores": list[float], "failed": bool}, an entry per instance, as `encode_prediction` makes it.
         references: one per sample, {"id", "group": str, "level", "target_kind": str ("" where unknown), "height",
             "width": int, "masks", "ignore_masks": list[str] of RLE counts, "is_crowd": bool per mask}.
             Make them with `encode_reference`.
@@ -62,7 +62,11 @@ class InstructionSegmentationMetric(evaluate.Metric):
             inputs_description=_INPUTS,
             features=datasets.Features(
                 {
-                    "predictions": {"masks": texts, "scores": datasets.List(datasets.Value("float64"))},
+                    "predictions": {
+                        "masks": texts,
+                        "scores": datasets.List(datasets.Value("float64")),
+                        "failed": datasets.Value("bool"),
+                    },
                     "references": {
                         "id": text,
                         "group": text,
@@ -78,6 +82,15 @@ class InstructionSegmentationMetric(evaluate.Metric):
             ),
         )
 
+    def add(self, *, prediction: Any = None, reference: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Adds one answer (pipeline output, arrays or run lengths) and its target."""
+        super().add(prediction=encode_prediction(prediction), reference=reference, **kwargs)
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Adds answers and their targets."""
+        encoded = [encode_prediction(prediction) for prediction in predictions]
+        super().add_batch(predictions=encoded, references=references, **kwargs)
+
     def _compute(
         self,
         *,
@@ -87,7 +100,7 @@ class InstructionSegmentationMetric(evaluate.Metric):
         breakdown: bool = True,
     ) -> dict[str, Any]:
         chosen = get_protocol(protocol) if protocol else self.protocol
-        scores = score_masks(predictions, name_samples(references))
+        scores = score_masks(predictions, number_references(references))
         figures: dict[str, Any] = chosen.compute(scores)
         if breakdown:
             figures |= {f"per_{name}": parts for name, parts in chosen.compute_breakdown(scores).items()}

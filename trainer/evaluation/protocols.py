@@ -2,7 +2,8 @@
 """How instruction segmentation is scored: protocols by name, each with a statement that can be printed.
 
 The names of the figures are the same everywhere: gIoU is the mean of the samples' IoUs, cIoU the sum of their
-intersections over the sum of their unions, P@t the share of samples with IoU >= t; all in percent.
+intersections over the sum of their unions, P@t the share of samples with IoU >= t; all in percent. Merged masks hide
+what was found twice, so every protocol also has figures of single instances (`INSTANCE_STATEMENT`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .mask_scores import SIZES, MaskScores, average_precision
+from .mask_scores import SIZES, MaskScores, average_precision, score_masks
 
+INSTANCE_STATEMENT = (
+    "Instance by instance, one to one at IoU .5: count_ratio is the instances found per true instance, exact the "
+    "share of answers with exactly the true instances, and AP50 COCO's, where no other is stated. An answer in error "
+    "has IoU 0 and is never correct."
+)
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 BREAKDOWNS = ("level", "kind", "size")
 
@@ -53,14 +59,18 @@ class Protocol:
     synonyms: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.statement} Source: {self.source}."
+        return f"{self.name}: {self.statement} Source: {self.source}. {INSTANCE_STATEMENT}"
 
     def sample_iou(self, scores: MaskScores) -> np.ndarray:
         """IoU of each sample in [0, 1], float [S]."""
         return scores.iou(self.empty_iou)
 
+    def mean_iou(self, scores: MaskScores) -> float | None:
+        """gIoU in percent."""
+        return self._mean(self.sample_iou(scores), self._covered(scores, self.averaged), scores.groups)
+
     def compute(self, scores: MaskScores) -> dict[str, float | int | None]:
-        """The figures in percent, and "n", how many units they average over.
+        """The figures in percent, "count_ratio", "n" (units averaged over) and "failures" (answers in error).
 
         `gIoU-nothing` is what a system that always answers with nothing would get. A figure without a sample to
         average over (N-acc without a no-target sample) is None.
@@ -76,23 +86,27 @@ class Protocol:
         precise = self._covered(scores, self.precision_over)
         total_union = scores.union[averaged].sum()
         figures: dict[str, float | int | None] = {
-            "gIoU": self._mean(iou, averaged, scores.groups),
+            "gIoU": self.mean_iou(scores),
             "cIoU": float(scores.intersection[averaged].sum() / total_union * 100) if total_union else None,
         }
         for threshold in PRECISION_THRESHOLDS:
             figures[f"P@{threshold}"] = self._mean(iou >= threshold, precise, scores.groups)
-        if self.detections is not None:
-            precision = average_precision(scores, merged=self.detections == "merged")
-            for name in ("AP", "AP50"):
-                figures[name] = None if precision[name] is None else precision[name] * 100
-        silent = scores.predicted_area == 0
-        correct = {"N-acc": (silent, scores.no_target), "T-acc": (~silent, ~scores.no_target)}
+        precision = average_precision(scores, merged=self.detections == "merged")
+        for name in ("AP50",) if self.detections is None else ("AP", "AP50"):
+            figures[name] = None if precision[name] is None else precision[name] * 100
+        answers = _whole_answers(scores) if self.unit == "instance" else scores
+        true = int(answers.instances.sum())
+        figures["count_ratio"] = int(answers.found.sum()) / true if true else None
+        figures["exact"] = self._mean(answers.exact, np.ones(len(answers), dtype=bool), answers.groups)
+        silent = (scores.predicted_area == 0) & ~scores.failed
+        correct = {"N-acc": (silent, scores.no_target), "T-acc": (scores.predicted_area > 0, ~scores.no_target)}
         correct["Acc"] = correct["N-acc"]
         for name in self.accuracies:
             figures[name] = self._mean(*correct[name])
         figures |= {synonym: figures[name] for synonym, name in self.synonyms}
         figures["gIoU-nothing"] = self._mean(nothing, averaged, scores.groups)
         figures["n"] = len(set(scores.groups)) if self.mean_within_groups else len(scores)
+        figures["failures"] = int(scores.failed.sum())
         return figures
 
     def compute_breakdown(self, scores: MaskScores) -> dict[str, dict[str, dict[str, Any]]]:
@@ -122,6 +136,19 @@ class Protocol:
             _, places = np.unique(np.array(groups, dtype=object)[covered].astype(str), return_inverse=True)
             values = np.bincount(places, weights=values) / np.bincount(places)
         return float(values.mean() * 100)
+
+
+def _whole_answers(scores: MaskScores) -> MaskScores:
+    """Samples of single instances put together again: one answer against all the instances it was scored against."""
+    answers: dict[tuple, tuple[Any, list[Any]]] = {}
+    for prediction, reference in zip(scores.predictions, scores.references, strict=True):
+        key = reference["group"], tuple(prediction["masks"]), tuple(prediction["scores"]), prediction.get("failed")
+        answers.setdefault(key, (prediction, []))[1].append(reference)
+    references = []
+    for _, parts in answers.values():
+        lists = {name: [entry for part in parts for entry in part[name]] for name in ("masks", "is_crowd")}
+        references.append({**parts[0], **lists})
+    return score_masks([prediction for prediction, _ in answers.values()], references, check=False)
 
 
 PROTOCOLS: dict[str, Protocol] = {}

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ..predictions.log import read_records
-from .evaluate import evaluate_model
+from .evaluate import evaluate_model, row_image
 from .protocols import get_protocol
-from .result import score_records
+from .result import run_records, score_records
 
-FIGURES = ("gIoU", "cIoU", "P@0.5", "N-acc")
-KIND_FIGURES = ("gIoU", "P@0.5")
+FIGURES = ("gIoU", "cIoU", "P@0.5", "AP50", "count_ratio", "exact", "N-acc")
+KIND_FIGURES = ("gIoU", "P@0.5", "AP50", "count_ratio", "exact")
 KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
 
 
@@ -33,11 +32,14 @@ def evaluate_levels(
     """Figures of the default protocol, in percent, for every level and every kind of target that the data has.
 
     Args:
-        trained: Levels that count for `stage_gIoU`, the mean over their instructions.
+        trained: Levels that count for `stage_gIoU` and `stage_best_gIoU`, means over their instructions.
         folder: Where predictions lie while they are scored; shared by all processes, removed at the end.
 
     Returns:
-        `dict[str, float]`: `{level}_{figure}`, `{level}_{kind}_{figure}` and `stage_gIoU`.
+        `dict[str, float]`: `{level}_{figure}`, `{level}_{kind}_{figure}`, `stage_gIoU`; `{level}_best_threshold`,
+        `{level}_best_gIoU` and `{level}_calibration_error`; and `stage_best_gIoU`, every level at its own best
+        threshold. The last one depends on no threshold, so it is what checkpoints are chosen by: scores move in
+        training and are calibrated after it, and at a fixed threshold that movement would pass for progress.
 
     Raises:
         ValueError: when the data has no instruction of the trained levels.
@@ -48,17 +50,10 @@ def evaluate_levels(
     if state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)  # of an evaluation that was cut off
     state.wait_for_everyone()
-    result = evaluate_model(
-        model,
-        processor,
-        dataset,
-        batch_size=batch_size,
-        threshold=threshold,
-        output_dir=folder,
-        progress=False,
-    )
+    options = {"batch_size": batch_size, "threshold": threshold, "output_dir": folder, "fingerprint": False}
+    result = evaluate_model(model, processor, dataset, progress=False, **options)
     protocol = get_protocol("default")
-    scores, _ = score_records(list(read_records(result.predictions)), protocol)
+    scores, _ = score_records(run_records(str(result.predictions), protocol), protocol, threshold)
     levels, kinds = np.array(scores.levels, dtype=object), np.array(scores.kinds, dtype=object)
     figures: dict[str, float] = {}
 
@@ -71,7 +66,16 @@ def evaluate_levels(
         add(level, levels == level, FIGURES)
         for kind in KINDS:
             add(f"{level}_{kind}", (levels == level) & (kinds == kind), KIND_FIGURES)
+    for level, entry in result.thresholds.items():
+        known = {"best_threshold": entry["best"], "best_gIoU": entry["figures"]["gIoU"]}
+        known["calibration_error"] = entry["calibration_error"]
+        figures.update({f"{level}_{name}": value for name, value in known.items() if value is not None})
     add("stage", np.isin(levels, [level.value for level in trained]), ("gIoU",))
+    best = [(entry["figures"], level) for level, entry in result.thresholds.items()]
+    counted = [(each["gIoU"], each["n"]) for each, level in best if level in [each.value for each in trained]]
+    if counted:
+        values, weights = zip(*counted, strict=True)
+        figures["stage_best_gIoU"] = float(np.average(values, weights=weights))
     if "stage_gIoU" not in figures:
         wanted = " or ".join(level.value for level in trained)
         raise ValueError(f"Expected evaluation data with instructions of the level {wanted}, found none.")
@@ -97,10 +101,10 @@ class ConceptCheck:
 
     @classmethod
     def on_rows(cls, model: Any, processor: Any, rows: Sequence[Any]) -> "ConceptCheck":
-        """Check the pictures of some rows with their concept, or with "object" where they have none."""
+        """Check the images of some rows with their concept, or with "object" where they have none."""
         concepts = [row["concept"][0] if row["concept"] else "object" for row in rows]
-        pictures = [row["image"].convert("RGB") for row in rows]
-        encoded = processor(images=pictures, text=concepts, instruction_levels="concept", return_tensors="pt")
+        images = [row_image(row) for row in rows]
+        encoded = processor(images=images, text=concepts, instruction_levels="concept", return_tensors="pt")
         names = ("pixel_values", "input_ids", "attention_mask", "instruction_levels")
         return cls(model, {name: encoded[name] for name in names})
 

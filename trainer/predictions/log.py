@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
+from transformers.utils import logging
+
+from ...processing.atomic import write_whole
 from ...processing.masks import encode_mask
-from ..evaluation.protocols import Protocol
-from ..evaluation.samples import encode_reference
-from ..evaluation.segmenter import SegmentationResult
+from ..evaluation.mask_scores import encode_reference
+
+if TYPE_CHECKING:
+    from ..baselines.segmenters import SegmentationResult
+    from ..evaluation.protocols import Protocol
+
+logger = logging.get_logger(__name__)
 
 MERGED_NAME = "predictions.jsonl"
 PART_PATTERN = "predictions.part-*.jsonl"
@@ -40,6 +47,7 @@ def make_record(
     return {
         "place": place,
         "row_id": row["row_id"],
+        "file_name": row.get("file_name"),
         "image_id": row["image_id"],
         "dataset": row["dataset"],
         "level": level,
@@ -70,6 +78,7 @@ def record_samples(protocol: Protocol, record: Mapping[str, Any]) -> list[tuple[
     prediction = {
         "masks": [entry["rle"]["counts"] for entry in record["predictions"]],
         "scores": [entry["score"] for entry in record["predictions"]],
+        "failed": record["error"] is not None,
     }
     instances = [
         ({"size": [height, width], "counts": counts}, crowd)
@@ -101,9 +110,12 @@ class PredictionLog:
 
     Args:
         directory: folder of the run; created when absent.
-        settings: what decides the predictions; a run only continues under equal settings.
+        settings: what decides the predictions, by fingerprint where it is large; a run only continues under equal
+            settings.
         process_index, num_processes: which part this is.
-        resume: continue what is there. Without it, a folder with predictions is refused, not overwritten.
+        resume: continue what is there; instructions that ended in an error are asked again. Without it, a folder with
+            predictions is refused, not overwritten.
+        allow_changed: names of settings that may differ from those of the predictions that are there.
 
     Raises:
         PredictionLogError: predictions are there and `resume` is off, or they come from other settings.
@@ -117,7 +129,15 @@ class PredictionLog:
         process_index: int = 0,
         num_processes: int = 1,
         resume: bool = False,
+        allow_changed: Collection[str] = (),
     ):
+        unknown = sorted(set(allow_changed) - settings.keys())
+        if unknown:
+            raise PredictionLogError(
+                f"Expected settings of this run ({', '.join(sorted(settings))}) as those that may have changed, found "
+                f"{', '.join(unknown)}."
+            )
+        self.allow_changed = set(allow_changed)
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.settings = json.loads(json.dumps(settings))
@@ -131,8 +151,9 @@ class PredictionLog:
             )
         for path in existing:
             self._check_settings(path)
-            self.done |= {tuple(record["place"]) for record in read_records(path)}
-        self._file = None
+        for path in existing:
+            self.done |= {tuple(record["place"]) for record in read_records(path) if record["error"] is None}
+        self._file: IO[bytes] | None = None
 
     def _existing(self) -> list[Path]:
         merged = self.directory / MERGED_NAME
@@ -142,14 +163,21 @@ class PredictionLog:
         found = read_settings(path)
         if found is None:  # killed before its first line was complete
             return
-        different = sorted(
-            key for key in found.keys() | self.settings.keys() if found.get(key) != self.settings.get(key)
+        different = [
+            key for key in sorted(found.keys() | self.settings.keys()) if found.get(key) != self.settings.get(key)
+        ]
+        changes = "; ".join(
+            f"{key}: {_shown(found.get(key))} there, {_shown(self.settings.get(key))} now" for key in different
         )
-        if different:
-            changes = "; ".join(
-                f"{key}: {found.get(key)!r} there, {self.settings.get(key)!r} now" for key in different
+        refused = [key for key in different if key not in self.allow_changed and key != "changed"]
+        if refused:
+            raise PredictionLogError(
+                f"{path} was made with other settings ({changes}); choose another folder, or go on knowingly with "
+                f"--allow-changed {','.join(refused)} (allow_changed)."
             )
-            raise PredictionLogError(f"{path} was made with other settings ({changes}); choose another folder.")
+        if changes:
+            logger.warning("%s is continued though it was made with other settings (%s).", path, changes)
+            self.settings["changed"] = sorted({*different, *found.get("changed", [])} - {"changed"})
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes records and waits until they are on disk."""
@@ -177,19 +205,18 @@ class PredictionLog:
         records: dict[tuple[int, ...], dict[str, Any]] = {}
         for path in self._existing():
             for record in read_records(path):
-                records.setdefault(tuple(record["place"]), record)
+                place = tuple(record["place"])
+                if place not in records or records[place]["error"] is not None:
+                    records[place] = record
         if len(records) != expected:
             raise PredictionLogError(
                 f"{self.directory} holds {len(records)} of {expected} predictions: a process has not finished. Start "
                 "the evaluation again with resume (--resume)."
             )
-        target, partial = self.directory / MERGED_NAME, self.directory / f"{MERGED_NAME}.partial"
-        with open(partial, "wb") as file:
+        target = self.directory / MERGED_NAME
+        with write_whole(target) as partial, open(partial, "wb") as file:
             file.write(_line({"settings": self.settings}))
             file.writelines(_line(records[place]) for place in sorted(records))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
         for path in self.directory.glob(PART_PATTERN):
             path.unlink()
         return target
@@ -226,10 +253,16 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 record = json.loads(line)
-                record["place"], record["predictions"], record["target"]
+                record["place"], record["predictions"], record["target"], record["error"]
             except (ValueError, KeyError, TypeError) as error:
                 raise PredictionLogError(f"{path}: line {number}: expected a prediction record ({error!r}).") from None
             yield record
+
+
+def _shown(value: Any) -> str:
+    """A setting as a message shows it; fingerprints by their beginning."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

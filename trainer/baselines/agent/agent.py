@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 from ....processing.chat.client import ChatModel, ChatModelError, ChatRequestError, ChatUsage, Message
-from ...evaluation.segmenter import SegmentationCost, SegmentationResult, Segmenter
-from ..phrase_detector import EncodedImages, PhraseDetector
+from ..segmenters import EncodedImages, PhraseDetector, SegmentationCost, SegmentationResult, Segmenter
 from .conversation import AgentConversation
 from .mask_candidates import MaskCandidates
 from .prompts import AgentPrompts
@@ -96,8 +95,14 @@ class AgentSegmenter(Segmenter):
         chat = self.chat.num_parameters
         return None if chat is None else self.detector.num_parameters + chat
 
-    def segment(self, image: Image, instructions: list[str], levels: list[str | None]) -> list[SegmentationResult]:
-        return self.segment_images([image], [instructions], [levels])[0]
+    def identity(self) -> dict[str, Any]:
+        chat = f"{self.chat.name} (temperature {self.chat.temperature}, seed {self.chat.seed})"
+        return {
+            **self.detector.identity(),
+            "chat": chat,
+            "chat_tokens": [self.max_tokens, self.chat.max_tokens],
+            "prompts": self.prompts.versions,
+        }
 
     def segment_images(
         self,

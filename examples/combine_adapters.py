@@ -19,8 +19,7 @@ from finetune_lora import TARGETS
 from peft import LoraConfig, get_peft_model
 from transformers import Sam3Config, Sam3Model
 
-from sam3i import Sam3IForInstructionSegmentation, save_adapter
-from sam3i.trainer.feature_cache import VisionFeatureCache
+from sam3i import Sam3IForInstructionSegmentation, VisionFeatureCache, save_adapter
 
 
 def take_apart(model: Sam3IForInstructionSegmentation, folder: Path) -> tuple[str, str]:

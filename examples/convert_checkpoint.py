@@ -16,7 +16,7 @@ import torch
 from official_layout import tiny_config, write_synthetic_checkpoint
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, convert_official_checkpoint
-from sam3i.processing.shapes.world import ShapesWorld
+from sam3i.processing.shapes import ShapesWorld
 
 
 def main() -> None:

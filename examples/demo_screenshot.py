@@ -12,8 +12,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from sam3i.hub.demo.model import DemoModel
-from sam3i.hub.demo.page import DemoPage
+from sam3i.hub.demo import DemoModel, DemoPage
 
 EXAMPLES = Path(__file__).parent
 MOST_BYTES = 300_000

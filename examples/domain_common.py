@@ -13,15 +13,17 @@ import torch.nn.functional as F
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.processing.datasets.loading import load_instruction_dataset
-from sam3i.processing.datasets.schema import row_features
-from sam3i.processing.shapes.dataset import shapes_rows
-from sam3i.processing.shapes.domain import OUTDOORS
-from sam3i.trainer.collator import InstructionCollator
-from sam3i.trainer.evaluation.evaluate import evaluate_model
-from sam3i.trainer.feature_cache import VisionFeatureCache
-from sam3i.trainer.learner import encode_vision
+from sam3i import (
+    InstructionCollator,
+    Sam3IForInstructionSegmentation,
+    Sam3IProcessor,
+    VisionFeatureCache,
+    evaluate_model,
+    load_instruction_dataset,
+)
+from sam3i.processing.datasets import row_features
+from sam3i.processing.shapes import OUTDOORS, shapes_rows
+from sam3i.trainer import encode_vision
 
 # One-to-many queries double the cost of a step and matter in long trainings; with 16 queries instead of 200 the mean
 # over queries must not drown the few that are right.

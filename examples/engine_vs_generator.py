@@ -5,9 +5,9 @@
     python examples/engine_vs_generator.py --steps 20 20 10 --scenes 100 --cases 8 --output runs/smoke  # 3 minutes
 
 The same scenes, the same curriculum and the same steps, twice: (a) with instructions that the data engine's template
-writer made from pictures and masks, checked, exported to parquet and read back; (b) with the instructions of the
+writer made from images and masks, checked, exported to parquet and read back; (b) with the instructions of the
 generator. Both are scored on the generator's held-out set, at thresholds chosen on its validation split. Neither has
-seen the held-out phrasings or pairs of colour and noun. An arm that is finished is not trained again. With the
+seen the held-out phrasings or pairs of color and noun. An arm that is finished is not trained again. With the
 default steps it takes about as long as two runs of examples/shapes_curriculum.py.
 """
 
@@ -19,17 +19,18 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from shapes_common import ious_of_areas
-from shapes_curriculum import RATES, Scores, line, load, training_arguments, training_rows
+from shapes_curriculum import RATES, load, training_arguments, training_rows
+from shapes_tables import header, score_level, splits
 
-from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer
-from sam3i.processing.data_engine.engine import DataEngine
-from sam3i.processing.data_engine.export import export_run
-from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
-from sam3i.processing.data_engine.scene.sources import ShapesSource
-from sam3i.processing.datasets.loading import load_instruction_dataset
-from sam3i.processing.datasets.schema import TARGET_KINDS
-from sam3i.processing.shapes.dataset import ShapesInstructionDataset
+from sam3i import (
+    InstructionLevel,
+    Sam3IForInstructionSegmentation,
+    Sam3IProcessor,
+    Sam3ITrainer,
+    load_instruction_dataset,
+)
+from sam3i.processing.data_engine import DataEngine, EngineConfig, RunDirectory, ShapesSource, export_run
+from sam3i.processing.datasets import TARGET_KINDS
 
 ENGINE, GENERATOR = ARMS = ("engine", "generator")
 INSTRUCTED = ("simple", "complex")
@@ -109,7 +110,7 @@ def train_arm(arm: str, options: argparse.Namespace) -> Sam3IForInstructionSegme
     rows = keep_known_words(rows, processor, arm)
     print(f"{arm}: {len(rows)} targets in {options.scenes} scenes", flush=True)
     begin = time.time()
-    shared = {"seed": options.seed, "feature_cache": str(options.output / "vision_features")}  # the same pictures
+    shared = {"seed": options.seed, "feature_cache": str(options.output / "vision_features")}  # the same images
     arguments = training_arguments(options.design, options.steps, folder / "training", **shared)
     Sam3ITrainer(model, arguments, rows, processing_class=processor).train(
         resume_from_checkpoint=(folder / "training").is_dir()
@@ -123,26 +124,16 @@ def compare(models: dict[str, Sam3IForInstructionSegmentation], processor, optio
     """Prints the table of every level; returns gIoU by arm, level and kind."""
     found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
     for level in map(InstructionLevel.from_any, INSTRUCTED):
-        validation = ShapesInstructionDataset.evaluation(
-            "validation", max(8, options.cases // 2), options.world, [level]
-        )
-        test = ShapesInstructionDataset.evaluation("test", options.cases, options.world, [level])
-        kinds = [case.target.kind for case in test.cases]
-        heard = [level.index] * len(test)
+        validation, test = splits(level, options.cases, options.world)
         print(f"\n{level.value}: {len(test)} test cases, {len(validation)} validation cases")
-        header = ("all", *TARGET_KINDS, "cIoU", "P@0.5", "N-acc")
-        print(f"{'gIoU':<34}" + "".join(f"{name:>9}" for name in header))
-        ious = {}
+        print(header("gIoU"))
         for arm, model in models.items():
-            threshold = Scores(model, processor, validation, [level.index] * len(validation)).best_threshold()
-            areas = Scores(model, processor, test, heard).at({level.index: threshold})
-            ious[arm] = ious_of_areas(*areas)
-            print(line(f"{arm} (threshold {threshold})", test, ious[arm], areas), flush=True)
-            by_kind = {
-                kind: ious[arm][torch.tensor([each == kind for each in kinds])].mean().item() for kind in TARGET_KINDS
-            }
-            found[arm][level.value] = {"all": ious[arm].mean().item()} | by_kind
-        differences = [found[ENGINE][level.value][kind] - found[GENERATOR][level.value][kind] for kind in header[:5]]
+            score = score_level(model, processor.tokenizer, level, options.cases, options.world)
+            print(score.line(arm), flush=True)
+            found[arm][level.value] = score.by_kind()
+        differences = [
+            value - found[GENERATOR][level.value][kind] for kind, value in found[ENGINE][level.value].items()
+        ]
         print(f"{'engine - generator':<34}" + "".join(f"{value:>+9.3f}" for value in differences), flush=True)
     for arm in ARMS:
         found[arm]["overall"] = {"all": sum(found[arm][level]["all"] for level in INSTRUCTED) / len(INSTRUCTED)}

@@ -15,17 +15,12 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.processing.chat.endpoint import EndpointChatModel
-from sam3i.processing.datasets.loading import load_instruction_dataset
-from sam3i.processing.datasets.schema import row_features
-from sam3i.processing.shapes.dataset import shapes_rows
-from sam3i.trainer.baselines.agent.agent import AgentSegmenter
-from sam3i.trainer.baselines.agent.oracle_server import OracleChat
-from sam3i.trainer.baselines.segmenters import PhraseDetector, Sam3ISegmenter, StockSam3Segmenter
-from sam3i.trainer.evaluation.evaluate import evaluate_segmenter
-from sam3i.trainer.evaluation.result import LOWEST_SCORE
-from sam3i.trainer.evaluation.tables import format_results
+from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, load_instruction_dataset
+from sam3i.processing.chat import EndpointChatModel
+from sam3i.processing.datasets import row_features
+from sam3i.processing.shapes import shapes_rows
+from sam3i.trainer.baselines import AgentSegmenter, OracleChat, PhraseDetector, Sam3ISegmenter, StockSam3Segmenter
+from sam3i.trainer.evaluation import LOWEST_SCORE, evaluate_segmenter, format_results
 
 
 def main() -> None:

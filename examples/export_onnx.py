@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.hub.publish.onnx import OUTPUTS, OnnxInstructionModel, export_onnx
-from sam3i.processing.shapes.dataset import ShapesInstructionDataset
+from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, ShapesInstructionDataset, export_onnx
+from sam3i.hub.publish import OUTPUTS, OnnxInstructionModel
 
 # As a share of the largest magnitude of an output. Where logits of +-60 cross zero, float32 itself is 2e-4 away from
 # float64, so that no smaller scale can tell a wrong graph from rounding.

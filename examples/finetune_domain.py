@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from domain_common import DomainData, LevelBatches, domain_arguments, load_model, print_table, report, tune
 
-from sam3i import save_adapter
-from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage, is_trained
-from sam3i.trainer.evaluation.stage_evaluation import ConceptCheck
-from sam3i.trainer.feature_cache import VisionFeatureCache
+from sam3i import TrainingStage, VisionFeatureCache, save_adapter
+from sam3i.trainer import freeze_for_stage, is_trained
+from sam3i.trainer.evaluation import ConceptCheck
 
 
 def main() -> None:

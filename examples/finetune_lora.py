@@ -16,7 +16,7 @@ import domain_common as domain
 import torch
 from peft import LoraConfig, get_peft_model
 
-from sam3i.trainer.feature_cache import VisionFeatureCache
+from sam3i import VisionFeatureCache
 
 OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 # Where words meet pictures: the text encoder, every cross-attention, and the scores.

@@ -13,8 +13,7 @@ from PIL import Image
 from transformers import pipeline
 
 import sam3i  # noqa: F401  registers the pipeline
-from sam3i import draw_instances
-from sam3i.processing.shapes.dataset import ShapesInstructionDataset
+from sam3i import ShapesInstructionDataset, draw_instances
 
 
 def held_out_scene() -> tuple[Image.Image, str]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.processing.shapes.dataset import ShapesInstructionDataset
+from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProcessor, ShapesInstructionDataset
 
 
 def held_out_scene() -> tuple[Image.Image, list[str]]:

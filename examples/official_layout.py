@@ -8,7 +8,7 @@ import torch
 from transformers import Sam3Config
 
 from sam3i import Sam3IConfig, Sam3IForInstructionSegmentation
-from sam3i.hub.conversion.official_keys import ADAPTER_RULES, STOCK_RULES, TRANSFORMS, Transform
+from sam3i.hub.conversion import ADAPTER_RULES, STOCK_RULES, TRANSFORMS, Transform
 
 
 def tiny_config() -> Sam3Config:

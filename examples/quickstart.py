@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segment scenes that the shipped tiny model has never seen, at three levels; print its scores beside stock SAM3's.
 
-Everything runs on a CPU in about a minute. Pictures go to quickstart/.
+Everything runs on a CPU in about a minute. Images go to quickstart/.
 """
 
 from pathlib import Path
 
 import torch
 from PIL import Image
-from shapes_common import ious_of_areas
-from shapes_curriculum import Scores, line
+from shapes_tables import header, line, score_level, splits
 from transformers import pipeline
 
 import sam3i  # noqa: F401  registers the pipeline
-from sam3i import InstructionLevel, contact_sheet, draw_instances
-from sam3i.processing.datasets.schema import TARGET_KINDS
-from sam3i.processing.shapes.dataset import ShapesInstructionDataset
+from sam3i import InstructionLevel, ShapesInstructionDataset, contact_sheet, draw_instances
 
 MODEL = Path(__file__).parent / "shapes_tiny"
 OUTPUT = Path("quickstart")
@@ -25,21 +22,16 @@ PANELS = 4  # per level
 
 def score(pipe) -> dict[InstructionLevel, float]:
     """Print the table and return the threshold of each level, chosen on the validation split."""
-    model, processor, thresholds = pipe.model, pipe.processor, {}
+    thresholds = {}
     for level in InstructionLevel:
-        validation = ShapesInstructionDataset.evaluation("validation", CASES, levels=[level])
-        test = ShapesInstructionDataset.evaluation("test", CASES, levels=[level])
-        names = ("all", *TARGET_KINDS, "cIoU", "P@0.5", "N-acc")
-        print(
-            f"\n{f'{level.value}: gIoU of {len(test)} held-out cases':<34}" + "".join(f"{name:>9}" for name in names)
-        )
+        _, test = splits(level, CASES, 0)
+        print("\n" + header(f"{level.value}: gIoU of {len(test)} held-out cases"))
         nothing = torch.tensor([float(case.target.kind == "none") for case in test.cases])
         print(line("answering nothing", test, nothing))
-        for name, heard in {"stock SAM3": InstructionLevel.CONCEPT, "SAM3-I": level}.items():
-            threshold = Scores(model, processor, validation, [heard.index] * len(validation)).best_threshold()
-            areas = Scores(model, processor, test, [heard.index] * len(test)).at({heard.index: threshold})
-            print(line(f"{name} (threshold {threshold})", test, ious_of_areas(*areas), areas))
-            thresholds[level] = threshold
+        for name, asked_at in {"stock SAM3": 0, "SAM3-I": level.index}.items():
+            found = score_level(pipe.model, pipe.processor.tokenizer, level, CASES, asked_at=asked_at)
+            print(found.line(name))
+            thresholds[level] = found.threshold
     return thresholds
 
 

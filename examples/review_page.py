@@ -15,12 +15,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from sam3i.processing.data_engine.engine import DataEngine
-from sam3i.processing.data_engine.review.page import ReviewPage
-from sam3i.processing.data_engine.review.review import ReviewDesk
-from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
-from sam3i.processing.data_engine.scene.segmentation import PipelineGrounder, load_pipeline
-from sam3i.processing.data_engine.scene.sources import ShapesSource
+from sam3i.processing.data_engine import (
+    DataEngine,
+    EngineConfig,
+    PipelineGrounder,
+    ReviewDesk,
+    ReviewPage,
+    RunDirectory,
+    ShapesSource,
+    load_pipeline,
+)
 
 MODEL = str(Path(__file__).parent / "shapes_tiny")
 WINDOW = {"width": 1360, "height": 800}

@@ -18,22 +18,25 @@ import time
 from pathlib import Path
 
 import torch
-from shapes_common import ious_of_areas
 from shapes_curriculum import (
     LOSS,
     SCENES,
     SELECTOR_STEPS,
     STEPS,
-    Scores,
     load,
     training_arguments,
     training_rows,
 )
+from shapes_tables import score_level
 
-from sam3i import InstructionLevel, Sam3ILossConfig, Sam3ITrainer, load_instruction_adapter
-from sam3i.processing.datasets.schema import TARGET_KINDS
-from sam3i.processing.shapes.dataset import ShapesInstructionDataset
-from sam3i.trainer.curriculum import TrainingStage
+from sam3i import (
+    InstructionLevel,
+    Sam3ILossConfig,
+    Sam3ITrainer,
+    TrainingStage,
+    load_instruction_adapter,
+)
+from sam3i.processing.datasets import TARGET_KINDS
 
 REFERENCE = "selective"
 NO_ALIGNMENT = {name: 0.0 for name in ("kl_weight", "hard_region_weight", "info_nce_weight", "margin_weight")}
@@ -50,11 +53,11 @@ VARIANTS = {
     "selector never trained alone": ("selective", {}, {}, {"selector_steps": 0}, 0),
     "selector without low-rank": ("selective", {"adapter_rank": 0}, {}, {}, 0),
     "the paper's classification loss": ("selective", {}, PAPER_CLASSIFICATION, {}, 0),
-    "cascade, authors' initialisation": ("cascade", {"decoder_c_adapter_skip": False}, {}, {}, 0),
+    "cascade, authors' initialization": ("cascade", {"decoder_c_adapter_skip": False}, {}, {}, 0),
 }
 
 
-def initialise_as_the_authors(model) -> None:
+def initialize_as_the_authors(model) -> None:
     """Every matrix of the text adapters at zero, and every tensor of the C-Adapters, LayerNorm gains included.
 
     The gradient of a product of two zero matrices is zero in both, so most of these weights never move.
@@ -71,8 +74,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
     design, adapters, loss, changes, first = VARIANTS[options.only]
     torch.manual_seed(options.seed)
     model, processor = load(options.stock, design, LOSS | loss, **adapters)
-    if "authors' initialisation" in options.only:
-        initialise_as_the_authors(model)
+    if "authors' initialization" in options.only:
+        initialize_as_the_authors(model)
     stages = list(TrainingStage)[first:]
     if first:
         source = folder_of(options.output, REFERENCE, options.seed) / list(TrainingStage)[first - 1].folder / "final"
@@ -100,22 +103,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
         "weights": sum(weight.numel() for weight in model.adapter_parameters().values()),
     }
     return result | {
-        level.value: score(model.eval(), processor, level, options.cases, options.world)
+        level.value: score_level(model.eval(), processor.tokenizer, level, options.cases, options.world).by_kind()
         for level in (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
     }
-
-
-def score(model, processor, level: InstructionLevel, cases: int, world: int) -> dict[str, float]:
-    """gIoU of a level on the test split, over all cases and by kind of target."""
-    validation = ShapesInstructionDataset.evaluation("validation", max(40, cases // 2), world, [level])
-    test = ShapesInstructionDataset.evaluation("test", cases, world, [level])
-    threshold = Scores(model, processor, validation, [level.index] * len(validation)).best_threshold()
-    ious = ious_of_areas(*Scores(model, processor, test, [level.index] * len(test)).at({level.index: threshold}))
-    kinds = [case.target.kind for case in test.cases]
-    figures = {"all": ious.mean().item()}
-    for kind in TARGET_KINDS:
-        figures[kind] = ious[torch.tensor([each == kind for each in kinds])].mean().item()
-    return figures
 
 
 def folder_of(output: Path, variant: str, seed: int) -> Path:

@@ -4,7 +4,7 @@
     python examples/shapes_curriculum.py --stock runs/shapes_stock --output runs/shapes_tiny
 
 The stock model (from examples/shapes_pretrain.py) stays frozen. Thresholds are chosen on the validation split; the
-table is on the test split, whose phrasings and colour-noun pairs are partly held out.
+table is on the test split, whose phrasings and color-noun pairs are partly held out.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from shapes_common import THRESHOLDS, ious_of_areas, mask_areas
+from shapes_tables import THRESHOLDS, header, ious_of_areas, line, mask_areas, pick_any, score_level, splits
 
 from sam3i import (
     InstructionLevel,
@@ -23,12 +23,13 @@ from sam3i import (
     Sam3IProcessor,
     Sam3ITrainer,
     Sam3ITrainingArguments,
+    ShapesInstructionDataset,
+    TrainingStage,
+    classify_level,
     load_instruction_adapter,
 )
-from sam3i.processing.datasets.schema import TARGET_KINDS, InstructionRow, row_features
-from sam3i.processing.levels import classify_level
-from sam3i.processing.shapes.dataset import ShapesInstructionDataset, shapes_rows
-from sam3i.trainer.curriculum import TrainingStage
+from sam3i.processing.datasets import InstructionRow, row_features
+from sam3i.processing.shapes import shapes_rows
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
@@ -43,7 +44,7 @@ LOSS = {
 }
 RATES = {"cascade": 2e-3, "selective": 6e-3}  # peak learning rate of the first two stages
 JOINT_RATE = 0.05  # that of the joint stage, as a share; higher ones undo what the second stage has learned
-BATCH = (16, 16, 8)  # targets; the joint stage hears two instructions of each
+BATCH = (16, 16, 8)  # targets; the joint stage reads two instructions of each
 SCENES = 6000
 STEPS = (800, 500, 500)
 SELECTOR_STEPS = (1000, 2000, 2500)  # in which selectors learn alone: before the first two stages, after the last
@@ -109,95 +110,37 @@ def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3IT
     return trainer
 
 
-class Scores:
-    """Answers of one system to one split at one level, for all thresholds.
-
-    Args:
-        heard: the level at which each case is asked.
-    """
-
-    def __init__(self, model, processor, dataset: ShapesInstructionDataset, heard: list[int]):
-        self.heard = torch.tensor(heard)
-        self.common, self.either = mask_areas(model, processor.tokenizer, dataset, heard)
-
-    def best_threshold(self) -> float:
-        """The threshold of the highest gIoU; for the validation split only."""
-        return THRESHOLDS[int(ious_of_areas(self.common, self.either).mean(0).argmax())]
-
-    def at(self, thresholds: dict[int, float]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels in common and in either, [cases], at the threshold of the level that each case was asked at."""
-        columns = torch.tensor([THRESHOLDS.index(thresholds[level]) for level in self.heard.tolist()])[:, None]
-        return self.common.gather(1, columns)[:, 0], self.either.gather(1, columns)[:, 0]
-
-
-def pick_any(dataset: ShapesInstructionDataset) -> torch.Tensor:
-    """Expected IoU, [cases], of cutting out one object of the noun, picked by chance (of all, without a noun)."""
-    ious = []
-    for case in dataset.cases:
-        scene, noun = dataset.scene(case.scene_index), case.target.meaning.noun
-        masks = torch.from_numpy(scene.masks)
-        truth = masks[list(case.target.targets)].any(0)
-        picks = [mask for mask, item in zip(masks, scene.objects, strict=True) if noun in (None, item.noun)]
-        if not picks:
-            ious.append(float(not truth.any()))
-            continue
-        ious.append(sum(float((pick & truth).sum() / (pick | truth).sum()) for pick in picks) / len(picks))
-    return torch.tensor(ious)
-
-
-def line(name: str, dataset: ShapesInstructionDataset, ious: torch.Tensor, areas=None) -> str:
-    """One row of the table: gIoU of all cases and by kind of target, then cIoU, P@0.5 and N-acc."""
-    kinds = [case.target.kind for case in dataset.cases]
-    cells = [f"{ious.mean():.3f}"]
-    for kind in TARGET_KINDS:
-        chosen = torch.tensor([each == kind for each in kinds])
-        cells.append(f"{ious[chosen].mean():.3f}" if chosen.any() else "-")
-    if areas is None:
-        cells += ["-", "-", "-"]
-    else:
-        common, either = areas
-        none = torch.tensor([kind == "none" for kind in kinds])
-        cells.append(f"{common.sum() / either.sum():.3f}")
-        cells.append(f"{(ious >= 0.5).float().mean():.3f}")
-        cells.append(f"{(either[none] == 0).float().mean():.3f}")
-    return f"{name:<34}" + "".join(f"{cell:>9}" for cell in cells)
-
-
 def score_table(stock, stages: dict[str, Sam3IForInstructionSegmentation], processor, cases: int, world: int) -> str:
     """The table: for every level, what needs no model, stock, and every stage, told the level and left to choose."""
     lines = []
-    told = {}  # how the last stage answers each level when told it: cases, threshold, areas
+    told = {}  # how the last stage answers each level when told it
     systems = {"stock SAM3": stock, **stages}
     for level in InstructionLevel:
-        validation = ShapesInstructionDataset.evaluation("validation", max(40, cases // 2), world, [level])
-        test = ShapesInstructionDataset.evaluation("test", cases, world, [level])
+        validation, test = splits(level, cases, world)
         lines.append(f"\n{level.value}: {len(test)} test cases, {len(validation)} validation cases")
-        lines.append(
-            f"{'gIoU':<34}" + "".join(f"{name:>9}" for name in ("all", *TARGET_KINDS, "cIoU", "P@0.5", "N-acc"))
-        )
         nothing = torch.tensor([float(case.target.kind == "none") for case in test.cases])
-        lines.append(line("answering nothing", test, nothing))
+        lines += [header("gIoU"), line("answering nothing", test, nothing)]
         lines.append(line("any object of the noun, cut out", test, pick_any(test)))
         for name, model in systems.items():
-            heard = 0 if name == "stock SAM3" else level.index
-            chosen = Scores(model, processor, validation, [heard] * len(validation)).best_threshold()
-            areas = Scores(model, processor, test, [heard] * len(test)).at({heard: chosen})
-            lines.append(line(f"{name} (threshold {chosen})", test, ious_of_areas(*areas), areas))
-        told[level] = test, chosen, areas
+            asked_at = 0 if name == "stock SAM3" else level.index
+            told[level] = score_level(model, processor.tokenizer, level, cases, world, asked_at)
+            lines.append(told[level].line(name))
     last, model = list(systems.items())[-1]
-    thresholds = {level.index: chosen for level, (_, chosen, _) in told.items()}
+    columns = {level.index: THRESHOLDS.index(score.threshold) for level, score in told.items()}
     for way, choose in {"rules": levels_by_rules, "the router": levels_by_router}.items():
         lines.append(f"\n{last}, the level left to {way}")
-        for level, (test, _, areas) in told.items():
-            heard = choose(model, processor, [case.text for case in test.cases])
-            wrong = [number for number, each in enumerate(heard) if each != level.index]
-            areas = [of_cases.clone() for of_cases in areas]
+        for level, score in told.items():
+            chosen = choose(model, processor, [case.text for case in score.test.cases])
+            wrong = [number for number, each in enumerate(chosen) if each != level.index]
+            areas = tuple(of_cases.clone() for of_cases in score.areas)
             if wrong:  # the others are answered as before
-                again = ShapesInstructionDataset("test", seed=world, cases=[test.cases[number] for number in wrong])
-                scores = Scores(model, processor, again, [heard[number] for number in wrong])
-                areas[0][wrong], areas[1][wrong] = scores.at(thresholds)
-            right = 1 - len(wrong) / len(heard)
-            lines.append(line(f"{level.value} ({right:.1%} sent right)", test, ious_of_areas(*areas), areas))
+                again = ShapesInstructionDataset("test", seed=world, cases=[score.test.cases[i] for i in wrong])
+                found = mask_areas(model, processor.tokenizer, again, [chosen[i] for i in wrong])
+                column = torch.tensor([columns[chosen[i]] for i in wrong])[:, None]
+                for of_cases, of_wrong in zip(areas, found, strict=True):
+                    of_cases[wrong] = of_wrong.gather(1, column)[:, 0]
+            share = 1 - len(wrong) / len(chosen)
+            lines.append(line(f"{level.value} ({share:.1%} correctly sent)", score.test, ious_of_areas(*areas), areas))
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ python examples/shapes_data.py --output runs/shapes_data --split test --scenes 2
 import argparse
 from pathlib import Path
 
-from sam3i.processing.shapes.dataset import write_official_json
+from sam3i.processing.shapes import write_official_json
 
 
 def main() -> None:

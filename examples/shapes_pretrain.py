@@ -21,25 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from shapes_common import (
-    THRESHOLDS,
-    pixel_values,
-    scores_by_kind,
-    start_local,
-    tiny_processor,
-    tiny_sam3_config,
-    union_ious,
-)
+from shapes_common import pixel_values, start_local, tiny_processor, tiny_sam3_config
 from shapes_pretrain_data import ScenePool, SentenceStream, concept_rows, exemplars, jitter
 from shapes_pretrain_heads import QueryHead, VisionHead
+from shapes_tables import THRESHOLDS, scores_by_kind, union_ious
 from torch import nn
 from transformers import Sam3Model
 
-from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel, Sam3IConfig
-from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.processing.shapes.dataset import ShapesInstructionDataset
-from sam3i.processing.shapes.tokenizer import build_tokenizer
-from sam3i.processing.shapes.world import ShapesWorld
+from sam3i import InstructionLevel, Sam3IConfig, Sam3IForInstructionSegmentation, ShapesInstructionDataset
+from sam3i.processing.shapes import ShapesWorld, build_tokenizer
 
 BOX_EVERY = 6  # one step in six shows an object as a box
 IMAGES = 9  # pictures in a batch, about 30 prompts

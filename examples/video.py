@@ -17,9 +17,8 @@ from PIL import Image
 from transformers import Sam3VideoModel, Sam3VideoProcessor
 from video_common import clip_scores, draw, frame_by_frame, video_model_of, video_processor_of
 
-from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
-from sam3i.modeling_sam3i.video import follow_instructions, track_instructions
-from sam3i.processing.shapes.clips import moving_clips
+from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, follow_instructions, track_instructions
+from sam3i.processing.shapes import moving_clips
 
 
 def track(video_model, video_processor, processor, frames, text: str, level: str | None):

@@ -1,1 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+
+from ...lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "engine": ["DataEngine"],
+        "export": ["export_run"],
+        "review.page": ["ReviewPage"],
+        "review.review": ["ReviewDesk"],
+        "run": ["EngineConfig", "RunDirectory"],
+        "scene.segmentation": ["PipelineGrounder", "load_pipeline"],
+        "scene.sources": ["CocoSource", "RowSource", "ShapesSource"],
+    },
+)

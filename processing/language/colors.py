@@ -38,10 +38,10 @@ def name_colors(pixels: np.ndarray) -> np.ndarray:
     for number, ranges in enumerate(HUES.values()):
         for start, end in ranges:
             names[vivid & (hue >= start) & (hue <= end)] = number
-    grey = saturation < 0.12
+    pale = saturation < 0.12
     names[high < 45] = COLOR_NAMES.index("black")
-    names[grey & (high >= 80) & (high <= 175)] = COLOR_NAMES.index("grey")
-    names[grey & (high > 215)] = COLOR_NAMES.index("white")
+    names[pale & (high >= 80) & (high <= 175)] = COLOR_NAMES.index("grey")
+    names[pale & (high > 215)] = COLOR_NAMES.index("white")
     return names
 
 

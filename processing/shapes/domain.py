@@ -170,7 +170,7 @@ OUTDOORS = ShapesDomain(
 """Four shapes and three colors that no picture of the shapes world shows.
 
 Their names are words that its text encoder has read in descriptions ("could be stacked like a box") but never as the
-name of a shape or of a colour. Words that its tokenizer lacks would fall to letters, which it never learned to read.
+name of a shape or of a color. Words that its tokenizer lacks would fall to letters, which it never learned to read.
 """
 
 __all__ = ["OUTDOORS", "ShapesDomain"]

@@ -47,7 +47,7 @@ def outlines() -> dict[str, list[np.ndarray]]:
     """Unit outlines by noun (y points down): the first polygon is filled, a second one is cut out of it.
 
     Every outline is centered on its bounding box, whose longer side spans [-1, 1] (the square's [-0.88, 0.88], so that
-    it does not look larger than its neighbours).
+    it does not look larger than its neighbors).
     """
     turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     disc = np.stack([np.cos(turn), np.sin(turn)], axis=1)

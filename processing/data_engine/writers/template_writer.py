@@ -215,8 +215,8 @@ class TemplateWriter:
             return None
         owner = rng.choice(sorted(owners))
         selector = rng.choice((None, Selector("extreme", rng.choice(SIDES)), Selector("size", "large")))
-        colour = rng.choice((None, Filter("colour", rng.choice(COLOR_NAMES))))
-        whole = Meaning(owner, (colour,) if colour else (), None if colour else selector)
+        color = rng.choice((None, Filter("colour", rng.choice(COLOR_NAMES))))
+        whole = Meaning(owner, (color,) if color else (), None if color else selector)
         return Meaning(noun, (Filter("part", whole=whole),))
 
     @staticmethod
@@ -241,7 +241,7 @@ class TemplateWriter:
     @staticmethod
     def _filter(kind: str, noun: str, references: list[str], facts: Facts, rng: Random) -> Filter | None:
         if kind in ("colour", "not_colour"):
-            seen = sorted({colour for colour in facts.colors if colour is not None})
+            seen = sorted({color for color in facts.colors if color is not None})
             return Filter(kind, rng.choice([*seen, rng.choice(list(HUES)[:6])]))
         if kind == "size":
             return Filter(kind, rng.choice(("large", "small")))

@@ -1,141 +1,149 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what the model is given, and the defaults of levels and image indices."""
+"""What the model is given: names, forms, and the one place that reads values from an accelerator.
+
+The processor checks values. Here forms are checked, and values only where the tensors lie on the host.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from typing import Any
 
 import torch
+from torch import nn
 from transformers.utils import TransformersKwargs
 
 from ..compat import Sam3VisionEncoderOutput
-from .adapters.sites import Sam3ITextEmbeddings
+from .adapters.routing import LevelRouting
 from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel, Sam3IConfig
 
 PADDING_LABEL = -10
 BOX_TOLERANCE = 0.01
 """By which a box may leave the image: exemplars are drawn by hand, and half precision rounds."""
 
-INPUT_NAMES = (
-    "pixel_values",
-    "vision_embeds",
-    "input_ids",
-    "attention_mask",
-    "text_embeds",
-    "input_boxes",
-    "input_boxes_labels",
-    "instruction_levels",
-    "image_ids",
-    "labels",
-)
 OPTIONS = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "use_cache"}
 """What Transformers' callers pass to every model."""
+PASSED_OVER = ("original_sizes", "concept_names", "image_keys", "concept_input_ids", "concept_attention_mask")
+"""What the processor returns for post-processing, and the collator for `Sam3ITrainer`; the model reads none of it."""
 
 
-def _one_of(first: object, second: object, names: tuple[str, str]) -> None:
-    if (first is None) == (second is None):
-        found = "both" if first is not None else "neither"
-        raise ValueError(f"You must specify exactly one of {names[0]} or {names[1]}, found {found}.")
+@dataclass
+class ModelInputs:
+    """The arguments of a call, as they are given; their meanings are those of the model's forward pass."""
+
+    pixel_values: Any = None
+    vision_embeds: Any = None
+    input_ids: Any = None
+    attention_mask: Any = None
+    text_embeds: Any = None
+    input_boxes: Any = None
+    input_boxes_labels: Any = None
+    instruction_levels: Any = None
+    image_ids: Any = None
+    row_chunk_size: Any = None
+
+    @classmethod
+    def take_from(cls, arguments: dict[str, Any], row_chunk_size: int | None) -> "ModelInputs":
+        """Take them out of keyword arguments, and drop what the model passes over."""
+        for name in PASSED_OVER:
+            arguments.pop(name, None)
+        names = [item.name for item in fields(cls) if item.name != "row_chunk_size"]
+        return cls(**{name: arguments.pop(name, None) for name in names}, row_chunk_size=row_chunk_size)
+
+    @property
+    def text_features(self) -> Any:
+        """Encoded instructions `(rows, tokens, width)`, where they are given."""
+        return getattr(self.text_embeds, "pooler_output", self.text_embeds)
+
+    def check(self, config: Sam3IConfig, options: dict[str, Any]) -> int:
+        """Check that they are complete and fit each other.
+
+        Args:
+            config: Of the model.
+            options (`dict`): The arguments that the model passes on to its layers.
+
+        Returns:
+            `int`: The number of instruction rows.
+
+        Raises:
+            TypeError: for inputs that are no tensors, and unknown arguments.
+            ValueError: names what was expected, what was found and what to pass instead.
+        """
+        unknown = sorted(options.keys() - OPTIONS)
+        if unknown:
+            names = [item.name for item in fields(self)] + ["labels"]
+            near = [match for name in unknown for match in get_close_matches(name, names, n=1)]
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise TypeError(f"Unexpected arguments: {', '.join(unknown)}.{hint}")
+        for name in ("pixel_values", "input_ids", "attention_mask", "input_boxes", "input_boxes_labels", "image_ids"):
+            _check_tensor(name, getattr(self, name))
+        text_features = self.text_features
+        _check_tensor("text_embeds", text_features)
+        _check_one_of("pixel_values", self.pixel_values, "vision_embeds", self.vision_embeds)
+        _check_one_of("input_ids", self.input_ids, "text_embeds", text_features)
+        size = self.row_chunk_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"Expected `row_chunk_size` of at least 1, or None to choose it, found {size!r}.")
+        if self.pixel_values is not None:
+            _check_pixels(config, self.pixel_values)
+        elif not hasattr(self.vision_embeds, "fpn_hidden_states"):
+            found = type(self.vision_embeds).__name__
+            raise TypeError(f"Expected `vision_embeds` as the output of `get_vision_features`, found {found}.")
+        if self.input_ids is not None:
+            check_token_ids(self.input_ids)
+        width = config.detr_encoder_config.hidden_size
+        if text_features is not None and (text_features.dim() != 3 or text_features.shape[-1] != width):
+            raise ValueError(
+                f"Expected `text_embeds` of shape (rows, tokens, {width}), found {tuple(text_features.shape)}. "
+                "Pass the output of `get_text_features`."
+            )
+        text = self.input_ids if self.input_ids is not None else text_features
+        if self.attention_mask is not None and self.attention_mask.shape != text.shape[:2]:
+            raise ValueError(
+                f"Expected `attention_mask` of shape {tuple(text.shape[:2])} to match the instructions, found "
+                f"{tuple(self.attention_mask.shape)}."
+            )
+        _check_boxes(self.input_boxes, self.input_boxes_labels)
+        return text.shape[0]
+
+    def used_columns(self, config: Sam3IConfig) -> torch.Tensor | None:
+        """How many columns of the token ids hold more than padding, where nothing looks at padding; a tensor `(1,)`.
+
+        Nothing does, unless adapters were trained to (`mask_padding_in_adapters`).
+        """
+        if self.input_ids is None or self.attention_mask is None or not config.mask_padding_in_adapters:
+            return None
+        columns = torch.arange(1, self.attention_mask.shape[1] + 1, device=self.attention_mask.device)
+        return (columns * self.attention_mask.any(dim=0)).amax(0, keepdim=True).clamp(min=1)
 
 
-def _tensor(name: str, value: object) -> None:
+def _check_tensor(name: str, value: object) -> None:
     if value is not None and not torch.is_tensor(value):
         raise TypeError(f"Expected `{name}` as a tensor, found {type(value).__name__}. Let the processor prepare it.")
+
+
+def _check_one_of(first_name: str, first: object, second_name: str, second: object) -> None:
+    if (first is None) == (second is None):
+        found = "both" if first is not None else "neither"
+        raise ValueError(f"You must specify exactly one of {first_name} or {second_name}, found {found}.")
+
+
+def _is_readable(tensor: torch.Tensor) -> bool:
+    """Whether looking at values costs nothing: no accelerator to wait for, no graph being traced."""
+    return tensor.device.type == "cpu" and tensor.numel() > 0 and not torch.compiler.is_compiling()
 
 
 def check_token_ids(input_ids: torch.Tensor) -> None:
     """Check the form of token ids, `(rows, tokens)` in integers.
 
     Raises:
-        TypeError, ValueError: for anything else.
+        ValueError: for another form.
     """
-    _tensor("input_ids", input_ids)
     if input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
         raise ValueError(
             "Expected `input_ids` of shape (rows, tokens) in integers, found shape "
             f"{tuple(input_ids.shape)} in {input_ids.dtype}. Let the processor prepare the instructions."
         )
-
-
-def check_inputs(
-    config: Sam3IConfig,
-    pixel_values,
-    vision_embeds,
-    input_ids,
-    attention_mask,
-    text_features,
-    boxes,
-    box_labels,
-    options: dict,
-) -> int:
-    """Check that the model's inputs are complete and fit each other.
-
-    Args:
-        config: Of the model.
-        options (`dict`): The arguments that the model passes on to its layers.
-
-    Returns:
-        `int`: The number of instruction rows.
-
-    Raises:
-        TypeError: for inputs that are no tensors, and unknown arguments.
-        ValueError: names what was expected, what was found and what to pass instead.
-    """
-    unknown = sorted(options.keys() - OPTIONS)
-    if unknown:
-        near = [match for name in unknown for match in get_close_matches(name, INPUT_NAMES, n=1)]
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise TypeError(f"Unexpected arguments: {', '.join(unknown)}.{hint}")
-    _one_of(pixel_values, vision_embeds, ("pixel_values", "vision_embeds"))
-    _one_of(input_ids, text_features, ("input_ids", "text_embeds"))
-    _tensor("pixel_values", pixel_values)
-    if pixel_values is not None:
-        _check_pixels(config, pixel_values)
-    elif not hasattr(vision_embeds, "fpn_hidden_states"):
-        raise TypeError(
-            f"Expected `vision_embeds` as the output of `get_vision_features`, found {type(vision_embeds).__name__}."
-        )
-    if input_ids is not None:
-        check_token_ids(input_ids)
-    _tensor("text_embeds", text_features)
-    width = config.detr_encoder_config.hidden_size
-    if text_features is not None and (text_features.dim() != 3 or text_features.shape[-1] != width):
-        raise ValueError(
-            f"Expected `text_embeds` of shape (rows, tokens, {width}), found {tuple(text_features.shape)}. "
-            "Pass the output of `get_text_features`."
-        )
-    text = input_ids if input_ids is not None else text_features
-    _tensor("attention_mask", attention_mask)
-    if attention_mask is not None and attention_mask.shape != text.shape[:2]:
-        raise ValueError(
-            f"Expected `attention_mask` of shape {tuple(text.shape[:2])} to match the instructions, found "
-            f"{tuple(attention_mask.shape)}."
-        )
-    _check_boxes(boxes, box_labels)
-    return text.shape[0]
-
-
-def token_embeddings(text_embeds, levels: torch.LongTensor, width: int, needed: bool) -> torch.Tensor:
-    """The token embeddings `(rows, tokens, width)` that come with encoded instructions.
-
-    Args:
-        text_embeds: The output of `get_text_features`, or its `pooler_output` alone.
-        levels (`torch.LongTensor` of shape `(rows,)`): Level of each row.
-        width (`int`): Of token embeddings.
-        needed (`bool`): Whether the model has a selector, which reads them at the simple and the complex level.
-
-    Raises:
-        ValueError: when they are needed and missing.
-    """
-    words = getattr(text_embeds, "word_embeds", None)
-    if words is not None:
-        return words
-    features = getattr(text_embeds, "pooler_output", text_embeds)
-    if needed and bool((levels > 0).any()):
-        raise ValueError(
-            "Expected `text_embeds` with `word_embeds`, which the selector of simple and complex instructions reads, "
-            f"found {type(text_embeds).__name__} without. Pass the whole output of `get_text_features`."
-        )
-    return features.new_zeros(*features.shape[:2], width)
 
 
 def _check_pixels(config: Sam3IConfig, pixel_values: torch.Tensor) -> None:
@@ -153,8 +161,6 @@ def _check_pixels(config: Sam3IConfig, pixel_values: torch.Tensor) -> None:
 
 
 def _check_boxes(boxes: torch.Tensor | None, labels: torch.Tensor | None) -> None:
-    _tensor("input_boxes", boxes)
-    _tensor("input_boxes_labels", labels)
     if boxes is not None and (boxes.dim() != 3 or boxes.shape[-1] != 4 or not boxes.is_floating_point()):
         raise ValueError(
             f"Expected `input_boxes` of shape (rows, boxes, 4) in floating point, found {tuple(boxes.shape)} in "
@@ -163,7 +169,7 @@ def _check_boxes(boxes: torch.Tensor | None, labels: torch.Tensor | None) -> Non
     if labels is not None and (boxes is None or labels.shape != boxes.shape[:2]):
         expected = "`input_boxes` as well" if boxes is None else f"shape {tuple(boxes.shape[:2])}"
         raise ValueError(f"Expected {expected} for `input_boxes_labels`, found {tuple(labels.shape)}.")
-    if boxes is None or not boxes.numel():
+    if boxes is None or not _is_readable(boxes) or (labels is not None and not _is_readable(labels)):
         return
     used = boxes
     if labels is not None:
@@ -180,20 +186,40 @@ def _check_boxes(boxes: torch.Tensor | None, labels: torch.Tensor | None) -> Non
         )
 
 
-def resolve_levels(
-    levels: torch.Tensor | Sequence[str | int] | None, rows: int, device: torch.device, may_be_open: bool = False
-) -> torch.LongTensor:
-    """The level of every row as a tensor; rows are concepts when no level is given.
+def to_host(*tensors: torch.Tensor | None) -> list[list[int] | None]:
+    """Integer tensors `(n,)` as Python integers, in one copy from an accelerator; `None` stays `None`."""
+    result = [tensor.tolist() if tensor is not None and tensor.device.type == "cpu" else None for tensor in tensors]
+    away = [i for i, tensor in enumerate(tensors) if tensor is not None and tensor.device.type != "cpu"]
+    if away:
+        device = tensors[away[0]].device
+        parts = [tensors[i].to(device=device, dtype=torch.long) for i in away]
+        values = torch.cat(parts).tolist()
+        for i, part in zip(away, parts, strict=True):
+            result[i], values = values[: len(part)], values[len(part) :]
+    return result
+
+
+def read_rows(
+    levels: torch.Tensor | Sequence[str | int] | None,
+    rows: int,
+    device: torch.device,
+    *others: torch.Tensor | None,
+    may_be_open: bool = False,
+) -> tuple[LevelRouting, list[list[int] | None]]:
+    """The routing of rows by their levels, and the values of other integer tensors of the call, read together.
 
     Args:
-        levels: `torch.LongTensor` of shape `(rows,)`, or level names or indices.
+        levels: `torch.LongTensor` of shape `(rows,)`, or level names or indices; concepts if not given.
+        others (`torch.Tensor` of shape `(n,)`, *optional*): Image ids, for one.
         may_be_open (`bool`): Whether -1 may leave the choice to the model's level router.
 
     Raises:
         ValueError: for another number of levels than rows, or an unknown level.
     """
-    if levels is None:
-        return torch.zeros(rows, dtype=torch.long, device=device)
+    if levels is None or isinstance(levels, InstructionLevel):
+        index = (levels or InstructionLevel.CONCEPT).index
+        routing = LevelRouting(torch.full((rows,), index, dtype=torch.long, device=device), index)
+        return routing, to_host(*others)
     if isinstance(levels, str | int):
         raise ValueError(f"Expected `instruction_levels` with one level per row ({rows}), found {levels!r}.")
     if not torch.is_tensor(levels):
@@ -203,55 +229,85 @@ def resolve_levels(
             f"Expected `instruction_levels` as integers of shape ({rows},), one level per instruction, found shape "
             f"{tuple(levels.shape)} in {levels.dtype}."
         )
-    levels = levels.to(device=device, dtype=torch.long)
-    low, high = (int(bound) for bound in torch.aminmax(levels)) if rows else (0, 0)
-    if low == AUTO_LEVEL_INDEX and not may_be_open:
+    on_host, *rest = to_host(levels, *others)
+    routing = LevelRouting(levels.to(device=device, dtype=torch.long), on_host)
+    if routing.has_open_rows and not may_be_open:
         raise ValueError(
             "`instruction_levels` leaves rows to the level router (-1), which only a call with `input_ids` of the "
             "whole model asks. Text that is encoded beforehand has a level: `predict_levels` tells the router's."
         )
-    if low < (AUTO_LEVEL_INDEX if may_be_open else 0) or high >= len(InstructionLevel):
+    if any(not AUTO_LEVEL_INDEX <= level < len(InstructionLevel) for level in on_host):
         raise ValueError(
             "Expected `instruction_levels` of 0 (concept), 1 (simple) or 2 (complex), found values from "
-            f"{low} to {high}."
+            f"{min(on_host)} to {max(on_host)}."
         )
-    return levels
+    return routing, rest
 
 
-def check_chunk_size(row_chunk_size: int | None) -> None:
-    """Check a number of rows to run at once.
+def row_images(
+    given: torch.Tensor | None, on_host: list[int] | None, rows: int, images: int, boxes: torch.Tensor | None
+) -> tuple[int, list[int] | None]:
+    """The number of rows and the image of each; `None` when row i uses image i.
+
+    One instruction for several images, or several for one image, need no `image_ids`.
+
+    Args:
+        given (`torch.LongTensor` of shape `(rows,)`, *optional*): `image_ids`, and `on_host` its values.
 
     Raises:
-        ValueError: when it is given and no integer of at least 1.
+        ValueError: when rows cannot be matched with images or boxes.
     """
-    if row_chunk_size is None:
-        return
-    if isinstance(row_chunk_size, bool) or not isinstance(row_chunk_size, int) or row_chunk_size < 1:
-        raise ValueError(f"Expected `row_chunk_size` of at least 1, or None to choose it, found {row_chunk_size!r}.")
+    if given is not None:
+        if given.shape != (rows,) or given.is_floating_point():
+            raise ValueError(
+                f"Expected `image_ids` as integers of shape ({rows},), one image per instruction, found shape "
+                f"{tuple(given.shape)} in {given.dtype}."
+            )
+        if any(not 0 <= image < images for image in on_host):
+            raise ValueError(
+                f"Expected `image_ids` from 0 to {images - 1} for {images} images, found values from "
+                f"{min(on_host)} to {max(on_host)}."
+            )
+        if on_host == list(range(images)):
+            on_host = None
+    elif rows != images:
+        if rows == 1:
+            rows = images
+        elif images == 1:
+            on_host = [0] * rows
+        else:
+            raise ValueError(
+                f"Found {rows} instructions for {images} images. Pass `image_ids` with the image of each instruction "
+                "(the processor returns it for nested texts)."
+            )
+    if boxes is not None and boxes.shape[0] != rows:
+        raise ValueError(f"Expected `input_boxes` for each of {rows} rows, found {boxes.shape[0]}.")
+    return rows, on_host
 
 
 def text_encoder_inputs(
-    embeddings: Sam3ITextEmbeddings, settings, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
+    text_encoder: nn.Module, settings: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> dict[str, torch.Tensor | None]:
     """What the text encoder is given beside the tokens: masks and, for long instructions, positions.
 
     Args:
-        embeddings: Where the encoder reads its positions.
+        text_encoder: Of the model.
         settings: `max_instruction_length` and `mask_padding_in_adapters`, of the model's or the adapter's
             configuration.
         input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
         attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
 
     Raises:
-        TypeError, ValueError: for ids that are none of the encoder's, or more than it has positions.
+        ValueError: for ids that are none of the encoder's, or more than it has positions.
     """
     check_token_ids(input_ids)
-    vocabulary = len(embeddings.token_embedding.weight)  # PEFT may have wrapped it to train single tokens
-    if int(input_ids.min()) < 0 or int(input_ids.max()) >= vocabulary:
+    vocabulary = text_encoder.config.vocab_size
+    if _is_readable(input_ids) and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocabulary:
         raise ValueError(
             f"Expected `input_ids` from 0 to {vocabulary - 1}, found {int(input_ids.min())} to "
             f"{int(input_ids.max())}. The tokenizer is of another model."
         )
+    embeddings = text_encoder.text_model.embeddings
     stock_length, tokens = embeddings.position_embedding.num_embeddings, input_ids.shape[1]
     limit = max(stock_length, settings.max_instruction_length)
     if tokens > limit:
@@ -271,55 +327,40 @@ def text_encoder_inputs(
     return inputs
 
 
-def features_of_rows(vision: Sam3VisionEncoderOutput, image_ids: torch.LongTensor) -> Sam3VisionEncoderOutput:
+def token_embeddings(text_embeds: Any, routing: LevelRouting | None, width: int, needed: bool) -> torch.Tensor:
+    """The token embeddings `(rows, tokens, width)` that come with encoded instructions.
+
+    Args:
+        text_embeds: The output of `get_text_features`, or its `pooler_output` alone.
+        routing: Levels of the rows.
+        width (`int`): Of token embeddings.
+        needed (`bool`): Whether the model has a selector, which reads them at the simple and the complex level.
+
+    Raises:
+        ValueError: when they are needed and missing.
+    """
+    words = getattr(text_embeds, "word_embeds", None)
+    if words is not None:
+        return words
+    features = getattr(text_embeds, "pooler_output", text_embeds)
+    if needed and routing is not None and routing.has_instructions:
+        raise ValueError(
+            "Expected `text_embeds` with `word_embeds`, which the selector of simple and complex instructions reads, "
+            f"found {type(text_embeds).__name__} without. Pass the whole output of `get_text_features`."
+        )
+    return features.new_zeros(*features.shape[:2], width)
+
+
+def features_of_rows(vision: Sam3VisionEncoderOutput, images: torch.Tensor) -> Sam3VisionEncoderOutput:
     """Image features with one copy for every row, as stock expects them.
 
     Args:
         vision ([`Sam3VisionEncoderOutput`]): Features of `I` images.
-        image_ids (`torch.LongTensor` of shape `(R,)`): The image of each row.
+        images (`torch.LongTensor` of shape `(R,)`): The image of each row.
     """
     return Sam3VisionEncoderOutput(
-        fpn_hidden_states=tuple(states[image_ids] for states in vision.fpn_hidden_states),
-        fpn_position_encoding=tuple(states[image_ids] for states in vision.fpn_position_encoding),
+        fpn_hidden_states=tuple(states[images] for states in vision.fpn_hidden_states),
+        fpn_position_encoding=tuple(states[images] for states in vision.fpn_position_encoding),
         hidden_states=vision.hidden_states,
         attentions=vision.attentions,
     )
-
-
-def row_images(
-    image_ids: torch.Tensor | None, rows: int, images: int, boxes: torch.Tensor | None
-) -> tuple[int, torch.LongTensor | None]:
-    """The number of rows and the image of each; `None` when row i uses image i.
-
-    One instruction for several images, or several for one image, need no `image_ids`.
-
-    Raises:
-        ValueError: when rows cannot be matched with images or boxes.
-    """
-    _tensor("image_ids", image_ids)
-    if image_ids is not None:
-        if image_ids.shape != (rows,) or image_ids.is_floating_point():
-            raise ValueError(
-                f"Expected `image_ids` as integers of shape ({rows},), one image per instruction, found shape "
-                f"{tuple(image_ids.shape)} in {image_ids.dtype}."
-            )
-        if rows and not (0 <= int(image_ids.min()) and int(image_ids.max()) < images):
-            raise ValueError(
-                f"Expected `image_ids` from 0 to {images - 1} for {images} images, found values from "
-                f"{int(image_ids.min())} to {int(image_ids.max())}."
-            )
-        if rows == images and bool((image_ids == torch.arange(rows, device=image_ids.device)).all()):
-            image_ids = None
-    elif rows != images:
-        if rows == 1:
-            rows = images
-        elif images == 1:
-            image_ids = torch.zeros(rows, dtype=torch.long)
-        else:
-            raise ValueError(
-                f"Found {rows} instructions for {images} images. Pass `image_ids` with the image of each instruction "
-                "(the processor returns it for nested texts)."
-            )
-    if boxes is not None and boxes.shape[0] != rows:
-        raise ValueError(f"Expected `input_boxes` for each of {rows} rows, found {boxes.shape[0]}.")
-    return rows, image_ids

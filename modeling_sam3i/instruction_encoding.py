@@ -1,33 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes before the DETR encoder: images, instructions and box exemplars, checked and encoded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import nn
 
-from ..compat import Sam3VisionEncoderOutput, can_return_tuple
+from ..compat import Sam3VisionEncoderOutput, attention_of, can_return_tuple, create_bidirectional_mask
 from .adapters.router import choose_levels
 from .adapters.routing import LevelRouting
-from .configuration_sam3i import AUTO_LEVEL_INDEX
-from .inputs import (
-    check_chunk_size,
-    check_inputs,
-    resolve_levels,
-    row_images,
-    text_encoder_inputs,
-    token_embeddings,
-)
+from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
+from .inputs import PADDING_LABEL, ModelInputs, read_rows, row_images, text_encoder_inputs, token_embeddings
 
 
 @dataclass
-class InstructionRows:
+class EncodedInstructions:
     """The inputs of a call, checked and encoded: everything that the DETR encoder and what follows it reads.
 
     Args:
         vision ([`Sam3VisionEncoderOutput`]): Features of `I` images.
-        image_ids (`torch.LongTensor` of shape `(R,)`, *optional*): The image of each row; row i uses image i if not
-            given.
-        levels (`torch.LongTensor` of shape `(R,)`): Level of each row.
+        images (`list[int]` of length `R`, *optional*): The image of each row; row i uses image i if not given.
+        routing ([`LevelRouting`]): Levels of the rows.
         level_logits (`torch.Tensor` of shape `(R, 3)`, *optional*): What the level router said, where it was asked.
         text_features (`torch.Tensor` of shape `(R, L, D)`): Projected tokens.
         words (`torch.Tensor` of shape `(R, L, T)`): Token embeddings, which the selector reads.
@@ -37,8 +31,8 @@ class InstructionRows:
     """
 
     vision: Sam3VisionEncoderOutput
-    image_ids: torch.LongTensor | None
-    levels: torch.LongTensor
+    images: list[int] | None
+    routing: LevelRouting
     level_logits: torch.Tensor | None
     text_features: torch.Tensor
     words: torch.Tensor
@@ -50,30 +44,67 @@ class InstructionRows:
         """The FPN maps that the detector reads, `(I, D, h_i, w_i)`, finest first, and their position encodings."""
         return list(self.vision.fpn_hidden_states[:-1]), list(self.vision.fpn_position_encoding[:-1])
 
+    def take(self, rows: list[int]) -> "EncodedInstructions":
+        """Some of the rows, on the same images."""
+        index = torch.tensor(rows, device=self.text_features.device)
+        names = ("text_features", "words", "text_mask", "boxes", "box_labels")
+        tensors = {name: getattr(self, name) for name in names}
+        chosen = {name: None if tensor is None else tensor[index] for name, tensor in tensors.items()}
+        images = rows if self.images is None else [self.images[row] for row in rows]
+        return replace(self, images=images, routing=self.routing.take(rows, index), **chosen)
 
-def without_padding(
-    settings, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Token ids and their mask `(rows, tokens)` without the last columns, where those are padding in every row.
 
-    Nothing looks at padding, unless adapters were trained to (`mask_padding_in_adapters`); then it stays.
+@dataclass
+class Prompt:
+    """What the detector is asked for by some rows.
+
+    Args:
+        features (`torch.Tensor` of shape `(rows, tokens, width)`): Text, and box exemplars after it.
+        mask (`torch.BoolTensor` of shape `(rows, tokens)`, *optional*): `True` where there is something to read.
+        attention_mask (`torch.Tensor`, *optional*): The same as attention reads it.
+        words (`torch.Tensor` of shape `(rows, text tokens, text_width)`): Token embeddings.
+        text_mask (`torch.BoolTensor` of shape `(rows, text tokens)`, *optional*): `True` for tokens.
+        routing ([`LevelRouting`]): Levels of the rows.
     """
-    if not torch.is_tensor(attention_mask) or not torch.is_tensor(input_ids) or not settings.mask_padding_in_adapters:
-        return input_ids, attention_mask
-    used = attention_mask.any(dim=0).nonzero()
-    tokens = int(used.max()) + 1 if len(used) else 1
-    return input_ids[:, :tokens], attention_mask[:, :tokens]
+
+    features: torch.Tensor
+    mask: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    words: torch.Tensor
+    text_mask: torch.Tensor | None
+    routing: LevelRouting
 
 
 class InstructionEncoding:
     """The part of the model that encodes what it is given; a mixin of [`Sam3IForInstructionSegmentation`]."""
 
+    static_level: InstructionLevel | None = None
+
+    def set_level(self, level: str | int | InstructionLevel | None) -> None:
+        """Fix the level of all instructions to a Python value; with `None`, calls choose it again.
+
+        With a fixed level the forward pass reads no value from a tensor, so that it exports and compiles as stock's
+        does. A call that names `instruction_levels` as well is refused.
+
+        Raises:
+            ValueError: for an unknown level.
+        """
+        self.static_level = None if level is None else InstructionLevel.from_any(level)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings of the text encoder."""
+        return self.text_encoder.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the text encoder."""
+        self.text_encoder.text_model.embeddings.token_embedding = value
+
     @can_return_tuple
     def get_text_features(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        instruction_levels: torch.LongTensor | None = None,
+        instruction_levels: torch.Tensor | None = None,
         **kwargs,
     ):
         """Encode instructions for `text_embeds`.
@@ -91,10 +122,11 @@ class InstructionEncoding:
         Raises:
             ValueError: for levels or lengths that do not fit.
         """
-        levels = resolve_levels(instruction_levels, input_ids.shape[0], input_ids.device)
-        return self._encode_text(input_ids, attention_mask, LevelRouting(levels), return_dict=True, **kwargs)
+        levels = self._levels(instruction_levels)
+        routing, _ = read_rows(levels, input_ids.shape[0], input_ids.device)
+        return self._encode_text(input_ids, attention_mask, routing, return_dict=True, **kwargs)
 
-    def predict_levels(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def predict_levels(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """What the level router says of instructions; its highest logit is the level of a row left to it (-1).
 
         Args:
@@ -108,106 +140,122 @@ class InstructionEncoding:
             ValueError: when the model has no router.
         """
         undecided = torch.full((input_ids.shape[0],), AUTO_LEVEL_INDEX, device=input_ids.device)
-        return self._choose_levels(undecided, input_ids, attention_mask)[1]
+        return self.choose_levels(LevelRouting(undecided, AUTO_LEVEL_INDEX), input_ids, attention_mask)[1]
 
-    def _choose_levels(self, levels: torch.LongTensor, input_ids, attention_mask):
+    def choose_levels(
+        self, routing: LevelRouting, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[LevelRouting, torch.Tensor | None]:
+        """The routing after the level router has chosen where it was left to it, and its logits `(rows, 3)`."""
+
         def states() -> torch.Tensor:
             with torch.no_grad():  # SAM3 is frozen and the concept path has no adapters
-                concept = LevelRouting(torch.zeros_like(levels))
+                concept = LevelRouting(torch.zeros_like(routing.levels), InstructionLevel.CONCEPT.index)
                 return self._encode_text(input_ids, attention_mask, concept).last_hidden_state
 
-        return choose_levels(levels, getattr(self.text_encoder, "sam3i_adapter", None), states, attention_mask)
+        return choose_levels(routing, getattr(self.text_encoder, "sam3i_adapter", None), states, attention_mask)
+
+    def _levels(self, given: Any) -> Any:
+        if self.static_level is None:
+            return given
+        if given is not None:
+            raise ValueError(
+                f"The level of this model is fixed to {self.static_level.value!r}: leave `instruction_levels` out, or "
+                "call `set_level(None)` to choose it in each call."
+            )
+        return self.static_level
 
     def _encode_text(self, input_ids, attention_mask, routing: LevelRouting, **kwargs):
-        embeddings = self.text_encoder.text_model.embeddings
-        inputs = text_encoder_inputs(embeddings, self.config, input_ids, attention_mask)
+        inputs = text_encoder_inputs(self.text_encoder, self.config, input_ids, attention_mask)
         outputs = self.text_encoder(input_ids=input_ids, level_routing=routing, **inputs, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.last_hidden_state)
-        outputs.word_embeds = embeddings.token_embedding(input_ids)
+        outputs.word_embeds = self.get_input_embeddings()(input_ids)
         return outputs
 
     def read_inputs(
-        self,
-        pixel_values,
-        vision_embeds,
-        input_ids,
-        attention_mask,
-        text_embeds,
-        input_boxes,
-        input_boxes_labels,
-        instruction_levels,
-        image_ids,
-        row_chunk_size,
-        options: dict,
-        drop_padding: bool = False,
-    ) -> InstructionRows:
-        """Check the inputs of a call and encode its images and instructions; arguments as in [`forward`]."""
-        options.pop("original_sizes", None)  # the processor returns it for post-processing
-        check_chunk_size(row_chunk_size)
-        text_features = getattr(text_embeds, "pooler_output", text_embeds)
-        rows = check_inputs(
-            self.config,
-            pixel_values,
-            vision_embeds,
-            input_ids,
-            attention_mask,
-            text_features,
-            input_boxes,
-            input_boxes_labels,
-            options=options,
-        )
-        device = (input_ids if input_ids is not None else text_features).device
-        levels, level_logits = resolve_levels(instruction_levels, rows, device, text_features is None), None
-        if drop_padding:
-            input_ids, attention_mask = without_padding(self.config, input_ids, attention_mask)
-        if text_features is None:
-            levels, level_logits = self._choose_levels(levels, input_ids, attention_mask)
+        self, inputs: ModelInputs, options: dict[str, Any], drop_padding: bool = False
+    ) -> EncodedInstructions:
+        """Check the inputs of a call and encode its images and instructions.
 
-        if vision_embeds is None:
-            vision_embeds = self.vision_encoder(pixel_values, **options)
-        images = vision_embeds.fpn_hidden_states[0].shape[0]
-        rows, image_ids = row_images(image_ids, rows, images, input_boxes)
+        Args:
+            options (`dict`): Further arguments of the call.
+            drop_padding (`bool`): Leave out the last columns of the token ids where those are padding in every row.
+        """
+        rows = inputs.check(self.config, options)
+        text_features, input_ids, text_mask = inputs.text_features, inputs.input_ids, inputs.attention_mask
+        device = (input_ids if text_features is None else text_features).device
+        used = inputs.used_columns(self.config) if drop_padding else None
+        routing, (images, columns) = read_rows(
+            self._levels(inputs.instruction_levels),
+            rows,
+            device,
+            inputs.image_ids,
+            used,
+            may_be_open=text_features is None,
+        )
+        if columns is not None:
+            input_ids, text_mask = input_ids[:, : columns[0]], text_mask[:, : columns[0]]
+        level_logits = None
+        if routing.has_open_rows:
+            routing, level_logits = self.choose_levels(routing, input_ids, text_mask)
+        vision = inputs.vision_embeds
+        if vision is None:
+            vision = self.vision_encoder(inputs.pixel_values, **options)
+        count = vision.fpn_hidden_states[0].shape[0]
+        rows, images = row_images(inputs.image_ids, images, rows, count, inputs.input_boxes)
+        text_embeds = inputs.text_embeds
         if text_features is None:
-            text_embeds = self._encode_text(input_ids, attention_mask, LevelRouting(levels))
+            text_embeds = self._encode_text(input_ids, text_mask, routing)
             text_features = text_embeds.pooler_output
-        words = token_embeddings(text_embeds, levels, self.config.text_config.hidden_size, self.selects_instances)
-        text_mask = attention_mask.bool() if attention_mask is not None else None
-        if len(levels) < rows:  # one instruction for all images
-            levels = levels.expand(rows)
-        if text_features.shape[0] < rows:
+        words = token_embeddings(text_embeds, routing, self.config.text_config.hidden_size, self.selects_instances)
+        text_mask = None if text_mask is None else text_mask.bool()
+        if text_features.shape[0] < rows:  # one instruction for all images
             text_features, words = (each.expand(rows, -1, -1) for each in (text_features, words))
-            text_mask = text_mask if text_mask is None else text_mask.expand(rows, -1)
-        return InstructionRows(
-            vision_embeds,
-            image_ids,
-            levels,
-            level_logits,
-            text_features,
-            words,
-            text_mask,
-            input_boxes,
-            input_boxes_labels,
+            text_mask = None if text_mask is None else text_mask.expand(rows, -1)
+        boxes, labels = inputs.input_boxes, inputs.input_boxes_labels
+        return EncodedInstructions(
+            vision, images, routing.expand(rows), level_logits, text_features, words, text_mask, boxes, labels
         )
 
-    def append_geometry(self, text_features, text_mask, boxes, box_labels, fpn_states, fpn_positions):
-        """The prompt `(rows, tokens + boxes + 1, width)` of text and box exemplars, and its mask."""
-        rows, device = fpn_states[0].shape[0], text_features.device
-        if boxes is None or boxes.numel() == 0:
-            if not self.config.always_encode_geometry:
-                return text_features, text_mask
+    def make_prompt(
+        self, rows: EncodedInstructions, fpn_states: list[torch.Tensor], fpn_positions: list[torch.Tensor]
+    ) -> Prompt:
+        """The prompt of rows: their text and box exemplars.
+
+        Args:
+            fpn_states (`list[torch.Tensor]`): FPN maps of the image of each row `(rows, width, h_i, w_i)`, the
+                coarsest last; and their position encodings.
+        """
+        features, mask, boxes, labels = rows.text_features, rows.text_mask, rows.boxes, rows.box_labels
+        count, device = features.shape[0], features.device
+        if boxes is not None and not boxes.shape[1]:
+            boxes = None
+        if boxes is None and self.config.always_encode_geometry:
             # A box that is only padding leaves the geometry CLS token alone.
-            boxes = torch.zeros(rows, 1, 4, dtype=text_features.dtype, device=device)
-            box_labels = torch.full((rows, 1), -10, dtype=torch.long, device=device)
-        if box_labels is None:
-            box_labels = torch.ones(boxes.shape[:2], dtype=torch.long, device=device)
-        geometry = self.geometry_encoder(
-            box_embeddings=boxes,
-            box_mask=box_labels != -10,
-            box_labels=torch.where(box_labels == -10, 0, box_labels),
-            img_feats=tuple(fpn_states),
-            img_pos_embeds=tuple(fpn_positions),
+            boxes = torch.zeros(count, 1, 4, device=device)
+            labels = torch.full((count, 1), PADDING_LABEL, dtype=torch.long, device=device)
+        if boxes is not None:
+            if labels is None:
+                labels = torch.ones(boxes.shape[:2], dtype=torch.long, device=device)
+            geometry = self.geometry_encoder(
+                box_embeddings=boxes.to(features.dtype),
+                box_mask=labels != PADDING_LABEL,
+                box_labels=torch.where(labels == PADDING_LABEL, 0, labels),
+                img_feats=tuple(fpn_states),
+                img_pos_embeds=tuple(fpn_positions),
+            )
+            if mask is None:
+                mask = torch.ones(features.shape[:2], dtype=torch.bool, device=device)
+            features = torch.cat([features, geometry.last_hidden_state], dim=1)
+            mask = torch.cat([mask, geometry.attention_mask], dim=1)
+        attention_mask = self._attention_mask(features, mask)
+        return Prompt(features, mask, attention_mask, rows.words, rows.text_mask, rows.routing)
+
+    def _attention_mask(self, prompt: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """What encoder, decoder and mask decoder would each make of the mask of a prompt, made once for any query."""
+        configs = (self.detr_encoder.config, self.detr_decoder.config, self.mask_decoder.config)
+        implementations = {attention_of(config) for config in configs}
+        if mask is None or implementations not in ({"eager"}, {"sdpa"}):
+            return mask
+        return create_bidirectional_mask(
+            config=configs[0], inputs_embeds=prompt[:, :1], attention_mask=mask, encoder_hidden_states=prompt
         )
-        if text_mask is None:
-            text_mask = torch.ones(text_features.shape[:2], dtype=torch.bool, device=device)
-        prompt = torch.cat([text_features, geometry.last_hidden_state], dim=1)
-        return prompt, torch.cat([text_mask, geometry.attention_mask], dim=1)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SAM3-I: frozen SAM3 that follows instructions at three levels in one forward pass."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..compat import (
@@ -10,18 +12,26 @@ from ..compat import (
     can_return_tuple,
     inverse_sigmoid,
 )
+from .adapters.base import has_selector
+from .adapters.calibration import ScoreCalibration
 from .adapters.cascade import adapter_sites, build_adapter
 from .adapters.router import LevelRouter
 from .adapters.routing import LevelRouting
 from .adapters.sites import adopt
 from .configuration_sam3i import Sam3IConfig
 from .decoder import Sam3IDetrDecoder, Sam3IMaskDecoder
-from .inputs import INPUT_NAMES
-from .instruction_encoding import InstructionEncoding
+from .inputs import PASSED_OVER, ModelInputs
+from .instruction_encoding import InstructionEncoding, Prompt
 from .losses.loss import Sam3ICriterion
-from .outputs import Sam3IInstancesOutput, Sam3IInstructionSegmentationOutput, predictions_for_loss
+from .losses.targets import labels_of_rows
+from .outputs import (
+    Sam3IInstancesOutput,
+    Sam3IInstructionSegmentationOutput,
+    Sam3IQueriesOutput,
+    predictions_for_loss,
+)
 from .pretrained import Sam3IPreTrainedModel
-from .shared_image import predict_instances, predict_rows
+from .shared_image import predict_instances, predict_queries, predict_rows
 
 
 class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel):
@@ -36,6 +46,7 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
 
     def __init__(self, config: Sam3IConfig):
         config.check_adapters()
+        ScoreCalibration.of(config)  # says what is wrong with it before anything is loaded
         super().__init__(config)
         # Two stock sub-models become ours; the weights keep their names.
         self.detr_decoder = Sam3IDetrDecoder(config.detr_decoder_config)
@@ -50,7 +61,7 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             if not isinstance(adapter, LevelRouter):  # the router is asked, it takes no part in its site's forward
                 adopt(site)
             site.sam3i_adapter = adapter
-        self.selects_instances = hasattr(self.dot_product_scoring, "sam3i_adapter")
+        self.selects_instances = has_selector(config)
         self.criterion = Sam3ICriterion(config.loss_config)
         self.post_init()
 
@@ -63,10 +74,9 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         attention_mask: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         input_boxes: torch.Tensor | None = None,
-        input_boxes_labels: torch.LongTensor | None = None,
         instruction_levels: torch.LongTensor | None = None,
         image_ids: torch.LongTensor | None = None,
-        labels: list[dict[str, torch.Tensor]] | None = None,
+        labels: list[dict[str, torch.Tensor]] | torch.Tensor | None = None,
         row_chunk_size: int | None = None,
         **kwargs,
     ) -> Sam3IInstructionSegmentationOutput:
@@ -85,16 +95,20 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
                 instructions, instead of `input_ids`; encode them at the level given here. A tensor alone does where
                 there is no selector to read the words.
             input_boxes (`torch.Tensor` of shape `(R, N, 4)`, *optional*): Box exemplars (cx, cy, w, h) in [0, 1].
-            input_boxes_labels (`torch.LongTensor` of shape `(R, N)`, *optional*): 1 positive, 0 negative, -10 padding.
             instruction_levels (`torch.LongTensor` of shape `(R,)`, *optional*): 0 concept, 1 simple, 2 complex, -1
                 as the level router finds; concept if not given.
             image_ids (`torch.LongTensor` of shape `(R,)`, *optional*): The image of each row; row i uses image i if
                 not given.
             labels (`list[dict]` of length `R`, *optional*): Targets of each row: `"masks"` (`torch.BoolTensor` of
                 shape `(N, H, W)`) and `"boxes"` (`torch.FloatTensor` of shape `(N, 4)`, (cx, cy, w, h) in [0, 1]); `N`
-                may be 0.
+                may be 0. Or what the processor makes of `segmentation_maps` (`torch.LongTensor` of shape
+                `(I or R, H, W)`): each positive value is one object that the row's instruction denotes.
             row_chunk_size (`int`, *optional*): Rows to run at once where rows share images; chosen from memory if not
                 given.
+            kwargs: `input_boxes_labels` (`torch.LongTensor` of shape `(R, N)`): 1 positive, 0 negative, -10 padding.
+                It has no place in the signature, where `Trainer` takes every name with "label" in it for a target.
+                What the processor and the collator return for others (`original_sizes`, `concept_names`,
+                `image_keys`, ...) is passed over, and what Transformers passes to every model goes to the layers.
 
         Returns:
             [`Sam3IInstructionSegmentationOutput`]
@@ -116,34 +130,36 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         >>> results = processor.post_process_instruction_segmentation(outputs, target_sizes=[image.size[::-1]])
         ```
         """
-        inputs = self.read_inputs(
-            pixel_values,
-            vision_embeds,
-            input_ids,
-            attention_mask,
-            text_embeds,
-            input_boxes,
-            input_boxes_labels,
-            instruction_levels,
-            image_ids,
-            row_chunk_size,
-            kwargs,
+        given = ModelInputs(
+            pixel_values=pixel_values,
+            vision_embeds=vision_embeds,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            text_embeds=text_embeds,
+            input_boxes=input_boxes,
+            input_boxes_labels=kwargs.pop("input_boxes_labels", None),
+            instruction_levels=instruction_levels,
+            image_ids=image_ids,
+            row_chunk_size=row_chunk_size,
         )
-        if inputs.image_ids is not None and labels is None and self._may_share_images(kwargs):
+        for name in PASSED_OVER:
+            kwargs.pop(name, None)
+        inputs = self.read_inputs(given, kwargs)
+        if inputs.images is not None and labels is None and self._may_share_images(kwargs):
             return predict_rows(self, inputs, row_chunk_size)
-        routing, text_features, text_mask = LevelRouting(inputs.levels), inputs.text_features, inputs.text_mask
         fpn_states, fpn_positions = inputs.fpn()
-        if inputs.image_ids is not None:
-            fpn_states = [level[inputs.image_ids] for level in fpn_states]
-            fpn_positions = [level[inputs.image_ids] for level in fpn_positions]
-        prompt, prompt_mask = self.append_geometry(
-            text_features, text_mask, inputs.boxes, inputs.box_labels, fpn_states, fpn_positions
-        )
+        if inputs.images is not None:
+            index = image_ids
+            if index is None or index.device != fpn_states[0].device:
+                index = torch.tensor(inputs.images, device=fpn_states[0].device)
+            fpn_states = [level[index] for level in fpn_states]
+            fpn_positions = [level[index] for level in fpn_positions]
+        routing, prompt = inputs.routing, self.make_prompt(inputs, fpn_states, fpn_positions)
         encoded = self.detr_encoder(
             vision_features=[fpn_states[-1]],
-            text_features=prompt,
+            text_features=prompt.features,
             vision_pos_embeds=[fpn_positions[-1]],
-            text_mask=prompt_mask,
+            text_mask=prompt.attention_mask,
             level_routing=routing,
             **kwargs,
         )
@@ -153,9 +169,6 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             encoded.pos_embeds_flattened,
             fpn_states[-1].shape[-2:],
             prompt,
-            prompt_mask,
-            (inputs.words, text_mask),
-            routing,
             one_to_many=supervised and self.criterion.config.one_to_many_weight > 0,
             last_layer_only=labels is None,
             **kwargs,
@@ -165,8 +178,8 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             decoder_queries=decoded.intermediate_hidden_states[-1],
             backbone_features=fpn_states,
             encoder_hidden_states=encoded.last_hidden_state,
-            prompt_features=prompt,
-            prompt_mask=prompt_mask,
+            prompt_features=prompt.features,
+            prompt_mask=prompt.attention_mask,
             level_routing=routing,
             predict_all_masks=not supervised,
             **kwargs,
@@ -176,17 +189,17 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             predictions = predictions_for_loss(
                 logits, boxes_cxcywh, decoded.presence_logits, mask_outputs, num_queries
             )
-            loss, loss_dict = self.criterion(predictions, labels)
+            loss, loss_dict = self.criterion(predictions, labels_of_rows(labels, inputs.images))
         return Sam3IInstructionSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
             pred_masks=None if supervised else mask_outputs.pred_masks,
             pred_boxes=box_cxcywh_to_xyxy(boxes_cxcywh[-1])[:, :num_queries],
-            pred_logits=logits[-1][:, :num_queries],
+            pred_logits=self.calibrate(logits[-1][:, :num_queries], routing),
             presence_logits=decoded.presence_logits[-1],
             semantic_seg=mask_outputs.semantic_seg,
-            text_features=text_features,
-            instruction_levels=inputs.levels,
+            text_features=inputs.text_features,
+            instruction_levels=routing.levels,
             level_logits=inputs.level_logits,
             decoder_hidden_states=decoded.hidden_states,
             decoder_reference_boxes=decoded.reference_boxes,
@@ -225,11 +238,43 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         >>> results = processor.post_process_instruction_segmentation(instances, target_sizes=[image.size[::-1]])
         ```
         """
-        names = tuple(INPUT_NAMES[: INPUT_NAMES.index("labels")])
-        given = {name: inputs.pop(name, None) for name in names}
+        given = ModelInputs.take_from(inputs, row_chunk_size)
         with torch.no_grad():
-            rows = self.read_inputs(**given, row_chunk_size=row_chunk_size, options=inputs, drop_padding=True)
+            rows = self.read_inputs(given, inputs, drop_padding=True)
             return predict_instances(self, rows, threshold, row_chunk_size)
+
+    @torch.no_grad()
+    def instruction_queries(self, row_chunk_size: int | None = None, **inputs) -> Sam3IQueriesOutput:
+        """
+        What the decoder finds for each instruction before the selector chooses; no masks are made.
+
+        Args:
+            row_chunk_size (`int`, *optional*): Rows to run at once; chosen from memory if not given.
+            inputs: As in the forward pass, without `labels`.
+
+        Returns:
+            [`Sam3IQueriesOutput`], its rows in the order of the instructions.
+
+        Raises:
+            ValueError: when inputs are missing, given twice, or do not fit each other.
+        """
+        given = ModelInputs.take_from(inputs, row_chunk_size)
+        return predict_queries(self, self.read_inputs(given, inputs), row_chunk_size)
+
+    def calibrate_scores(self, values: dict[str, Sequence[float]] | None) -> None:
+        """Set what becomes of classification logits at inference, `{"simple": [scale, bias], ...}`; `None` nothing.
+
+        The numbers are saved in `config.json`, and in `adapter_config.json` beside adapters. The loss does not see
+        them.
+
+        Raises:
+            ValueError: for another level than simple and complex, or numbers that are no scale and bias.
+        """
+        self.config.score_calibration = ScoreCalibration(values).to_dict()
+
+    def calibrate(self, logits: torch.Tensor, routing: LevelRouting) -> torch.Tensor:
+        """Classification logits `(rows, queries)` as they are returned: calibrated, but for training."""
+        return logits if self.training else ScoreCalibration.of(self.config)(logits, routing)
 
     def _may_share_images(self, options: dict) -> bool:
         """Whether nobody needs gradients, or states and attentions of all rows at once."""
@@ -246,12 +291,11 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         states: torch.Tensor,
         positions: torch.Tensor,
         size: tuple[int, int],
-        prompt: torch.Tensor,
-        prompt_mask: torch.Tensor | None,
-        instruction: tuple[torch.Tensor, torch.Tensor | None],
-        routing: LevelRouting,
+        prompt: Prompt,
+        *,
         one_to_many: bool = False,
         last_layer_only: bool = True,
+        select: bool = True,
         **kwargs,
     ) -> tuple[Sam3DETRDecoderOutput, torch.Tensor, torch.Tensor]:
         """Decode the queries of some rows and score them.
@@ -260,23 +304,22 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             states (`torch.Tensor` of shape `(rows, pixels, width)`): Output of the DETR encoder.
             positions (`torch.Tensor` of shape `(rows, pixels, width)`): Position encoding.
             size (`tuple[int, int]`): Height and width of the feature map.
-            prompt (`torch.Tensor` of shape `(rows, tokens, width)`): Prompt, and `prompt_mask` `(rows, tokens)`.
-            instruction (`tuple`): Token embeddings `(rows, tokens, text_width)` of the instruction and their mask.
-            routing: Rows of each level.
+            prompt ([`Prompt`]): Of the rows.
             one_to_many (`bool`): Decode the queries a second time, for one-to-many supervision.
             last_layer_only (`bool`): Whether nobody reads the scores of earlier layers.
+            select (`bool`): Whether the selector chooses among the queries.
 
         Returns:
             The decoder's output, boxes (cx, cy, w, h) `(layers, rows, queries, 4)` in [0, 1] and classification
-            logits `(layers, rows, queries)`.
+            logits `(layers, rows, queries)`, not calibrated.
         """
         decoded = self.detr_decoder(
             vision_features=states,
-            text_features=prompt,
+            text_features=prompt.features,
             vision_pos_encoding=positions,
-            text_mask=prompt_mask,
+            text_mask=prompt.attention_mask,
             spatial_shapes=[size],
-            level_routing=routing,
+            level_routing=prompt.routing,
             one_to_many=one_to_many,
             **kwargs,
         )
@@ -284,15 +327,15 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         offsets = self.detr_decoder.box_head(queries)
         boxes_cxcywh = (inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid()
         selection = {}
-        if self.selects_instances:
+        if self.selects_instances and select:
             selection = {
                 "boxes": boxes_cxcywh,
-                "instruction": instruction,
-                "level_routing": routing,
+                "instruction": (prompt.words, prompt.text_mask),
+                "level_routing": prompt.routing,
                 "one_to_many_queries": queries.shape[2] - self.config.detr_decoder_config.num_queries,
                 "last_layer_only": last_layer_only,
             }
         logits = self.dot_product_scoring(
-            decoder_hidden_states=queries, text_features=prompt, text_mask=prompt_mask, **selection
+            decoder_hidden_states=queries, text_features=prompt.features, text_mask=prompt.mask, **selection
         ).squeeze(-1)  # (layers, rows, queries)
         return decoded, boxes_cxcywh, logits

@@ -82,6 +82,33 @@ class Sam3IInstancesOutput(ModelOutput):
     threshold: float | None = None
 
 
+@dataclass
+class Sam3IQueriesOutput(ModelOutput):
+    """
+    What [`Sam3IForInstructionSegmentation.instruction_queries`] finds for `R` instructions: `Q` queries each, as the
+    selector reads them.
+
+    Args:
+        pred_logits (`torch.Tensor` of shape `(R, Q)`): Classification logits before selection and calibration.
+        pred_boxes (`torch.Tensor` of shape `(R, Q, 4)`): Boxes (cx, cy, w, h) in [0, 1].
+        queries (`torch.Tensor` of shape `(R, Q, D)`): Decoder output of the last layer.
+        presence_logits (`torch.Tensor` of shape `(R, 1)`): Logit of "the row's target is in the image".
+        words (`torch.Tensor` of shape `(R, L, T)`): Token embeddings of the instructions.
+        text_mask (`torch.BoolTensor` of shape `(R, L)`, *optional*): `True` for tokens.
+        instruction_levels (`torch.LongTensor` of shape `(R,)`): The level each row followed.
+        level_logits (`torch.Tensor` of shape `(R, 3)`, *optional*): What the level router said, where it was asked.
+    """
+
+    pred_logits: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    queries: torch.Tensor | None = None
+    presence_logits: torch.Tensor | None = None
+    words: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
+    instruction_levels: torch.Tensor | None = None
+    level_logits: torch.Tensor | None = None
+
+
 def predictions_for_loss(
     logits: torch.Tensor,
     boxes_cxcywh: torch.Tensor,

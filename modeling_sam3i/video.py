@@ -14,7 +14,7 @@ from torch import nn
 from transformers import Sam3VideoModel
 from transformers.utils import ModelOutput
 
-from .inputs import resolve_levels
+from .inputs import read_rows
 from .peft.loading import load_instruction_adapter
 from .pretrained import Sam3IPreTrainedModel
 
@@ -112,14 +112,15 @@ def add_instructions(
         raise ValueError("The video model knows concepts only: call `follow_instructions(video_model, source)` first.")
     texts = [text] if isinstance(text, str) else list(text)
     encoded = processor(text=texts, instruction_levels=instruction_levels, return_tensors="pt").to(detector.device)
-    levels = resolve_levels(encoded["instruction_levels"], len(texts), detector.device, may_be_open=True)
+    routing, _ = read_rows(encoded["instruction_levels"], len(texts), detector.device, may_be_open=True)
     words = (encoded["input_ids"], encoded["attention_mask"])
     if isinstance(detector, Sam3IPreTrainedModel):
-        levels, _ = detector._choose_levels(levels, *words)
+        routing, _ = detector.choose_levels(routing, *words)
     else:
         from .peft.hooks import route_levels  # PEFT has adapted the detector
 
-        levels = route_levels(detector, levels, *words)
+        routing = route_levels(detector, routing, *words)
+    levels = routing.levels
     numbers = []
     for row, prompt in enumerate(texts):
         number, level = session.add_prompt(prompt), levels[row : row + 1]

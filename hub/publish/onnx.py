@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from transformers.utils import is_onnx_available, logging
 
-from ...compat import box_cxcywh_to_xyxy
+from ...compat import Sam3VisionEncoderOutput, box_cxcywh_to_xyxy
 from ...modeling_sam3i.adapters.routing import LevelRouting
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...modeling_sam3i.instruction_encoding import EncodedInstructions
 from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 
 logger = logging.get_logger(__name__)
@@ -80,14 +81,14 @@ class DecoderGraph(nn.Module):
         *fpn_states: torch.Tensor,
     ):
         model, text_mask = self.model, attention_mask.bool()
-        prompt, prompt_mask = model.append_geometry(
-            text_features, text_mask, None, None, list(fpn_states), self.positions
-        )
+        vision = Sam3VisionEncoderOutput(fpn_hidden_states=fpn_states, fpn_position_encoding=self.positions)
+        rows = EncodedInstructions(vision, None, self.routing, None, text_features, word_embeds, text_mask, None, None)
+        prompt = model.make_prompt(rows, list(fpn_states), self.positions)
         encoded = model.detr_encoder(
             vision_features=[fpn_states[-1]],
-            text_features=prompt,
+            text_features=prompt.features,
             vision_pos_embeds=[self.positions[-1]],
-            text_mask=prompt_mask,
+            text_mask=prompt.attention_mask,
             level_routing=self.routing,
         )
         decoded, boxes, logits = model.decode_queries(
@@ -95,20 +96,17 @@ class DecoderGraph(nn.Module):
             encoded.pos_embeds_flattened,
             fpn_states[-1].shape[-2:],
             prompt,
-            prompt_mask,
-            (word_embeds, text_mask),
-            self.routing,
         )
         masks = model.mask_decoder(
             decoder_queries=decoded.intermediate_hidden_states[-1],
             backbone_features=list(fpn_states),
             encoder_hidden_states=encoded.last_hidden_state,
-            prompt_features=prompt,
-            prompt_mask=prompt_mask,
+            prompt_features=prompt.features,
+            prompt_mask=prompt.attention_mask,
             level_routing=self.routing,
         )
-        presence = decoded.presence_logits[-1]
-        return masks.pred_masks, box_cxcywh_to_xyxy(boxes[-1]), logits[-1], presence, masks.semantic_seg
+        presence, logits = decoded.presence_logits[-1], model.calibrate(logits[-1], self.routing)
+        return masks.pred_masks, box_cxcywh_to_xyxy(boxes[-1]), logits, presence, masks.semantic_seg
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import nn
 from ...compat import CLIPMLP, CLIPAttention, Sam3Attention, Sam3MLP
 from ..configuration_sam3i import AdapterSettings, InstructionLevel
 from .base import LevelModules, init_linear
-from .routing import LevelRouting
+from .routing import LevelRouting, precision_of
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2")
 
@@ -48,7 +48,7 @@ class LowRankUpdate(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """`(..., in_features)` to `(..., out_features)`, computed in the precision of the weights."""
-        return self.up_proj(self.down_proj(states.to(self.down_proj.weight.dtype)))
+        return self.up_proj(self.down_proj(states.to(precision_of(self, states.dtype))))
 
 
 class LowRankLevels(LevelModules):
@@ -102,11 +102,13 @@ class LowRankLevels(LevelModules):
         """
         output, key = linear(states), update_name(part, name)
         for level, updates in ((InstructionLevel.SIMPLE, self.simple), (InstructionLevel.COMPLEX, self.complex)):
-            rows, update = routing.rows[level.index], updates[key]
+            update = updates[key]
             if routing.uniform == level.index:
                 output = output.add(update(states).to(output.dtype), alpha=self.scale)
-            elif len(rows) or routing.must_run(update):
-                output = output.index_add(0, rows, update(states[rows]).to(output.dtype), alpha=self.scale)
+            elif routing.uniform is None or routing.must_run(update):
+                rows = routing.rows[level.index]
+                if len(rows) or routing.must_run(update):
+                    output = output.index_add(0, rows, update(states[rows]).to(output.dtype), alpha=self.scale)
         return output
 
     def forward(self, hidden_states: torch.Tensor, routing: LevelRouting, *context) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
 from .base import init_linear, init_norm
+from .routing import LevelRouting, precision_of
 
 
 class LevelRouter(nn.Module):
@@ -52,7 +53,7 @@ class LevelRouter(nn.Module):
         Returns:
             `torch.Tensor` of shape `(rows, 3)`: logits of concept, simple and complex.
         """
-        tokens = nn.functional.gelu(self.down_proj(self.norm(states.to(self.norm.weight.dtype))))
+        tokens = nn.functional.gelu(self.down_proj(self.norm(states.to(precision_of(self, states.dtype)))))
         if mask is None:
             return self.level_proj(torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1))
         kept = mask.bool()[..., None]
@@ -62,35 +63,35 @@ class LevelRouter(nn.Module):
 
 
 def choose_levels(
-    levels: torch.LongTensor,
+    routing: LevelRouting,
     router: LevelRouter | None,
     states: Callable[[], torch.Tensor],
     mask: torch.Tensor | None,
-) -> tuple[torch.LongTensor, torch.Tensor | None]:
+) -> tuple[LevelRouting, torch.Tensor | None]:
     """Replace -1 by the level that the router finds most probable.
 
     Args:
-        levels (`torch.LongTensor` of shape `(rows,)`): Levels of the rows, -1 where the router shall choose.
+        routing: Levels of the rows, -1 where the router shall choose.
         router: The model's router, if it has one.
         states (`Callable`): Gives the router's input `(rows, tokens, width)`; called only where there is a choice.
         mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
 
     Returns:
-        The levels, and the router's logits `(rows, 3)` where it was asked.
+        The routing, and the router's logits `(rows, 3)` where it was asked.
 
     Raises:
         ValueError: when there is a choice and no router.
     """
-    open_rows = levels == AUTO_LEVEL_INDEX
-    if not bool(open_rows.any()):
-        return levels, None
+    if not routing.has_open_rows:
+        return routing, None
     if router is None:
         raise ValueError(
             "`instruction_levels` leaves rows to the model's level router (-1), and this model has none. Load the "
             "processor with auto_levels='rules', or name the levels."
         )
     logits = router(states(), mask)
-    return torch.where(open_rows, logits.argmax(-1), levels), logits
+    levels = routing.levels
+    return LevelRouting(torch.where(levels == AUTO_LEVEL_INDEX, logits.argmax(-1), levels)), logits
 
 
 __all__ = ["LevelRouter", "choose_levels"]

@@ -16,7 +16,7 @@ from torch import nn
 from ...compat import init
 from ..configuration_sam3i import AdapterSettings, InstructionLevel
 from .base import LevelModules, init_linear, init_norm
-from .routing import LevelRouting
+from .routing import LevelRouting, precision_of
 
 PAIR_NUMBERS = 12
 LOGIT_LIMIT = 8.0
@@ -108,7 +108,7 @@ class PairwiseSelector(nn.Module):
 
     def change(self, logits, queries, boxes, words, text_mask) -> torch.Tensor:
         """What is added to `logits` `(rows, layers, compared)`; arguments as in [`forward`]."""
-        dtype = self.logit_proj.weight.dtype
+        dtype = precision_of(self, queries.dtype)
         text = F.layer_norm(words.to(dtype), words.shape[-1:])
         strength = self.pooling(text)  # (rows, tokens, 2)
         if text_mask is not None:
@@ -138,8 +138,8 @@ class PairwiseSelector(nn.Module):
         attention = attention.softmax(-1)  # (rows, layers, heads, compared, compared)
         # The values of pairs are summed before their projection, which keeps one tensor of pairs instead of two.
         seen = torch.einsum("...hqk,...qki->...qhi", attention, p)
-        weight = self.pair_value.weight.unflatten(0, (self.heads, -1))
-        message = torch.einsum("...qhi,hdi->...qhd", seen, weight).flatten(-2) + self.pair_value.bias
+        values = self.pair_value(seen).unflatten(-1, (self.heads, -1))  # (..., heads, heads, head_dim)
+        message = values.diagonal(dim1=-3, dim2=-2).transpose(-1, -2).flatten(-2)  # each head its own part
         message = message + (attention @ self._split(self.attention_value(gated))).transpose(-2, -3).flatten(-2)
 
         summary = self.output_norm(torch.cat([g, gated, message, c.expand_as(g)], dim=-1))

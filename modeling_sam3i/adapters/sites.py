@@ -320,8 +320,10 @@ class Sam3ITextEmbeddings(CLIPTextEmbeddings):
         """`input_ids` `(rows, tokens)` to embeddings `(rows, tokens, hidden_size)`; see [`positions_for`]."""
         if position_ids is None or not hasattr(self, "long_position_embedding"):
             return super().forward(input_ids, position_ids, inputs_embeds)
-        table = torch.cat([self.position_embedding.weight, self.long_position_embedding.weight])
-        return self.token_embedding(input_ids) + F.embedding(position_ids, table)
+        stock = self.position_embedding.num_embeddings
+        short = self.position_embedding(position_ids.clamp(max=stock - 1))
+        long = self.long_position_embedding((position_ids - stock).clamp(min=0)).to(short.dtype)
+        return self.token_embedding(input_ids) + torch.where((position_ids < stock)[..., None], short, long)
 
 
 SITE_CLASSES = {

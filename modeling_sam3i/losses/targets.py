@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 # Boxes computed from masks in half precision may leave [0, 1] by a rounding step; more than this is a unit mistake.
 BOX_TOLERANCE = 1e-3
@@ -45,6 +46,30 @@ def validate_labels(labels: Any, num_rows: int) -> None:
                     f"labels[{row}]['boxes'] must be (cx, cy, w, h) as fractions of the image, in [0, 1]; divide "
                     f"pixel boxes by (width, height, width, height). Got {label['boxes'][wrong][0].tolist()}."
                 )
+
+
+def labels_of_rows(labels: Any, images: Sequence[int] | None) -> Any:
+    """
+    The labels of each instruction row; maps of objects become masks and boxes, anything else is left as it is.
+
+    labels: integer Tensor[I or R,H,W], 0 for background and another value for each object; maps of I images are their
+        rows' (`images` [R] says which)
+    """
+    if not torch.is_tensor(labels) or labels.dim() != 3 or labels.is_floating_point():
+        return labels
+    maps = labels.cpu()
+    if images is not None and len(maps) != len(images) and max(images) < len(maps):
+        maps = maps[images]
+    rows = []
+    for row in maps:
+        values = row.unique()
+        masks = row == values[values > 0][:, None, None]  # [N,H,W]
+        height, width = row.shape
+        x0, y0, x1, y1 = masks_to_boxes(masks).unbind(-1)  # the last pixel is in
+        x1, y1 = x1 + 1, y1 + 1
+        boxes = torch.stack([(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height], -1)
+        rows.append({"masks": masks, "boxes": boxes})
+    return rows
 
 
 def _validate_row(label: Any, name: str) -> None:
@@ -148,4 +173,4 @@ def pack_targets(labels: Sequence[Mapping[str, Tensor]], device: torch.device) -
     )
 
 
-__all__ = ["PackedTargets", "pack_targets", "validate_labels"]
+__all__ = ["PackedTargets", "labels_of_rows", "pack_targets", "validate_labels"]

@@ -15,9 +15,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ...compat import record_outputs
 from ..adapter_io import CONTAINER
 from ..adapters.base import has_selector
+from ..adapters.calibration import ScoreCalibration
 from ..adapters.router import choose_levels
 from ..adapters.routing import LevelRouting
-from ..inputs import features_of_rows, resolve_levels, row_images, text_encoder_inputs, token_embeddings
+from ..configuration_sam3i import InstructionLevel
+from ..inputs import features_of_rows, read_rows, row_images, text_encoder_inputs, token_embeddings
 from .layers import TUNED_CLASSES, InstructionRouting, active_settings
 
 STOCK_CLASSES = {tuned: stock for stock, tuned in TUNED_CLASSES.items()}
@@ -41,6 +43,7 @@ def prepare_stock(model: Sam3Model) -> None:
     if HOOKS not in model.__dict__:
         model.__dict__[HOOKS] = [
             model.register_forward_pre_hook(route_rows, with_kwargs=True),
+            model.register_forward_hook(calibrate_scores, with_kwargs=True),
             model.text_encoder.register_forward_pre_hook(route_text, with_kwargs=True),
             model.text_encoder.register_forward_hook(keep_words, with_kwargs=True),
         ]
@@ -70,35 +73,32 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
         return (), inputs  # stock says what is wrong
     settings = active_settings(model.mask_decoder.mask_embedder)
 
-    text = inputs.get("text_embeds")
+    text, boxes, mask = inputs.get("text_embeds"), inputs.get("input_boxes"), inputs.get("attention_mask")
+    words = inputs["input_ids"] if text is None else getattr(text, "pooler_output", text)
+    routing, (images,) = read_rows(levels, words.shape[0], words.device, image_ids, may_be_open=text is None)
     if text is None:
-        levels = route_levels(model, levels, inputs["input_ids"], inputs.get("attention_mask"))
+        routing = route_levels(model, routing, words, mask)
         text = model.get_text_features(
-            input_ids=inputs.pop("input_ids"),
-            attention_mask=inputs.get("attention_mask"),
-            instruction_levels=levels,
-            return_dict=True,
+            input_ids=inputs.pop("input_ids"), attention_mask=mask, level_routing=routing, return_dict=True
         )
     encoded, text = text, getattr(text, "pooler_output", text)  # (text rows, tokens, width)
     vision = inputs.get("vision_embeds")
     if vision is None:
         others = {name: value for name, value in inputs.items() if name not in FORWARD_ARGUMENTS}
         vision = model.get_vision_features(pixel_values=inputs.pop("pixel_values"), **others)
-    boxes = inputs.get("input_boxes")
-    rows, image_ids = row_images(image_ids, text.shape[0], vision.fpn_hidden_states[0].shape[0], boxes)
-    if image_ids is not None:
-        vision = features_of_rows(vision, image_ids)
-    inputs["vision_embeds"] = vision
-    levels = resolve_levels(levels, text.shape[0], text.device) if levels is not None else None
-    text, mask = text.expand(rows, -1, -1), inputs.get("attention_mask")
+    count = vision.fpn_hidden_states[0].shape[0]
+    rows, images = row_images(image_ids, images, text.shape[0], count, boxes)
+    if images is not None:
+        vision = features_of_rows(vision, torch.tensor(images, device=text.device))
+    inputs["vision_embeds"], text = vision, text.expand(rows, -1, -1)
     inputs["text_embeds"] = BaseModelOutputWithPooling(pooler_output=text)
     if mask is not None:
         inputs["attention_mask"] = mask = mask.expand(rows, -1)
     if settings is None:
         return (), inputs
     if levels is not None:
-        words = token_embeddings(encoded, levels, model.config.text_config.hidden_size, has_selector(settings))
-        inputs["level_routing"] = InstructionRouting(levels.expand(rows), (words.expand(rows, -1, -1), mask))
+        words = token_embeddings(encoded, routing, model.config.text_config.hidden_size, has_selector(settings))
+        inputs["level_routing"] = InstructionRouting(routing.expand(rows), (words.expand(rows, -1, -1), mask))
     if settings.always_encode_geometry and (boxes is None or boxes.numel() == 0):
         # A box that is only padding leaves the geometry CLS token alone.
         inputs["input_boxes"] = torch.zeros(rows, 1, 4, dtype=text.dtype, device=text.device)
@@ -106,21 +106,33 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
     return (), inputs
 
 
-def route_levels(model: Sam3Model, levels, input_ids: torch.LongTensor, mask: torch.Tensor | None):
-    """The levels of the rows after the active adapter's router has chosen those that were left to it."""
-    if levels is None:
-        return None
-    levels = resolve_levels(levels, input_ids.shape[0], input_ids.device, may_be_open=True)
+def calibrate_scores(model: Sam3Model, args: tuple, kwargs: dict, outputs):
+    """After the model ran: calibrate the classification logits as the active adapter says, but for training."""
+    settings, routing = active_settings(model.mask_decoder.mask_embedder), kwargs.get("level_routing")
+    if model.training or settings is None or routing is None:
+        return outputs
+    calibration = ScoreCalibration.of(settings)
+    if isinstance(outputs, tuple):  # masks, boxes, logits, ...
+        return outputs[:2] + (calibration(outputs[2], routing),) + outputs[3:]
+    outputs.pred_logits = calibration(outputs.pred_logits, routing)
+    return outputs
+
+
+def route_levels(
+    model: Sam3Model, routing: LevelRouting, input_ids: torch.Tensor, mask: torch.Tensor | None
+) -> LevelRouting:
+    """The routing after the active adapter's router has chosen the levels that were left to it."""
     container = getattr(model.text_encoder, CONTAINER, None)
     name = None if container is None else container.current()
     router = None if name is None else container.sam3i_adapter[name]
 
     def states() -> torch.Tensor:
         with torch.no_grad():
-            concept = {"instruction_levels": torch.zeros_like(levels)}
-            return model.text_encoder(input_ids=input_ids, attention_mask=mask, **concept).last_hidden_state
+            concept = LevelRouting(torch.zeros_like(routing.levels), InstructionLevel.CONCEPT.index)
+            encoded = model.text_encoder(input_ids=input_ids, attention_mask=mask, level_routing=concept)
+            return encoded.last_hidden_state
 
-    return choose_levels(levels, router, states, mask)[0]
+    return choose_levels(routing, router, states, mask)[0]
 
 
 def route_text(text_encoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -129,12 +141,12 @@ def route_text(text_encoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tupl
     levels = inputs.pop("instruction_levels", None)
     settings = active_settings(text_encoder.text_model.encoder.layers[0])
     if settings is None:
+        inputs.pop("level_routing", None)
         return (), inputs
     input_ids = inputs["input_ids"]
-    embeddings = text_encoder.text_model.embeddings
-    inputs |= text_encoder_inputs(embeddings, settings, input_ids, inputs.get("attention_mask"))
+    inputs |= text_encoder_inputs(text_encoder, settings, input_ids, inputs.get("attention_mask"))
     if levels is not None:
-        inputs["level_routing"] = LevelRouting(resolve_levels(levels, input_ids.shape[0], input_ids.device))
+        inputs["level_routing"], _ = read_rows(levels, input_ids.shape[0], input_ids.device)
     return (), inputs
 
 

@@ -4,7 +4,6 @@
 They are the native model's layers; only where they find their adapter differs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,13 +62,13 @@ class InstructionRouting(LevelRouting):
     """The rows of each level, and the instructions themselves.
 
     Args:
-        levels (`torch.LongTensor` of shape `(rows,)`): 0 concept, 1 simple, 2 complex.
+        routing ([`LevelRouting`]): The levels of the rows.
         instruction (`tuple`): Token embeddings `(rows, tokens, text_width)` and their mask `(rows, tokens)`, which
             may be `None`.
     """
 
-    def __init__(self, levels: torch.LongTensor, instruction: tuple[torch.Tensor, torch.Tensor | None]):
-        super().__init__(levels)
+    def __init__(self, routing: LevelRouting, instruction: tuple[torch.Tensor, torch.Tensor | None]):
+        super().__init__(routing.levels, routing.on_host)
         self.instruction = instruction
 
 
@@ -137,16 +136,8 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
         raise AdapterNotMergeableError
 
     def forward(self, hidden_states: torch.Tensor, routing: LevelRouting, *context) -> torch.Tensor:
-        """Apply the active adapter in its own precision; `(rows, tokens, hidden_size)` to the same shape and dtype."""
-        adapter = self.sam3i_adapter[self.current()]
-        given = hidden_states.dtype
-        own = next((parameter.dtype for parameter in adapter.parameters()), given)
-
-        def convert(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-            return lambda states: function(states.to(given)).to(own)
-
-        context = [convert(item) if callable(item) else item for item in context]
-        return adapter(hidden_states.to(own), routing, *context).to(given)
+        """Apply the active adapter; `(rows, tokens, hidden_size)` to the same shape and dtype."""
+        return self.sam3i_adapter[self.current()](hidden_states, routing, *context)
 
     @property
     def updates_projections(self) -> bool:

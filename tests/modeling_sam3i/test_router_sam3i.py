@@ -8,6 +8,7 @@ from transformers import Sam3Model
 
 from sam3i import InstructionAdapterConfig, Sam3IForInstructionSegmentation
 from sam3i.modeling_sam3i.adapters.router import LevelRouter, choose_levels
+from sam3i.modeling_sam3i.adapters.routing import LevelRouting
 
 AUTO = -1
 
@@ -54,16 +55,18 @@ def test_only_open_rows_are_decided():
     router, mask = LevelRouter(8, 4), None
     with torch.no_grad():
         router.level_proj.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
-    levels, logits = choose_levels(torch.tensor([AUTO, 0, 1, AUTO]), router, lambda: torch.randn(4, 3, 8), mask)
-    assert levels.tolist() == [2, 0, 1, 2] and logits.shape == (4, 3)
+    routing, logits = choose_levels(
+        LevelRouting(torch.tensor([AUTO, 0, 1, AUTO])), router, lambda: torch.randn(4, 3, 8), mask
+    )
+    assert routing.levels.tolist() == routing.on_host == [2, 0, 1, 2] and logits.shape == (4, 3)
 
 
 def test_told_levels_cost_nothing():
     def fail():
         raise AssertionError("the router was asked")
 
-    levels, logits = choose_levels(torch.tensor([0, 2]), None, fail, None)
-    assert levels.tolist() == [0, 2] and logits is None
+    routing, logits = choose_levels(LevelRouting(torch.tensor([0, 2])), None, fail, None)
+    assert routing.on_host == [0, 2] and logits is None
 
 
 @torch.no_grad()

@@ -3,13 +3,11 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from sam3i.modeling_sam3i import shared_image as shared_image_sam3i
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
-from sam3i.modeling_sam3i.instruction_encoding import without_padding
+from sam3i.modeling_sam3i.inputs import ModelInputs
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.pixel_decoder import ImagePixels, applies_to
 from sam3i.modeling_sam3i.shared_image import SharedImages, rows_at_once
 
 OUTPUTS = (
@@ -139,9 +137,9 @@ class TestWhatIsShared:
     def test_features_of_one_image_are_not_copied(self, model):
         inputs = make_inputs(images=1)
         with torch.no_grad():
-            rows = model.read_inputs(**_all_names(inputs), row_chunk_size=None, options={})
+            rows = model.read_inputs(ModelInputs(**inputs), {})
             shared = SharedImages(model, rows)
-            features = shared._of_rows(shared.tokens, torch.arange(5))
+            features = shared._of_rows(shared.tokens, list(range(5)))
         assert features.shape[0] == 5
         assert features.data_ptr() == shared.tokens.data_ptr()
         assert features.stride(0) == 0
@@ -175,7 +173,7 @@ class TestSegment:
         assert not any(masks.requires_grad for masks in found.pred_masks)
 
     def test_nothing_above_the_threshold_needs_no_pixels(self, model, monkeypatch):
-        monkeypatch.setattr(ImagePixels, "__init__", lambda *args: pytest.fail("the pixel decoder ran"))
+        monkeypatch.setattr(model.mask_decoder, "embed_pixels", lambda *args: pytest.fail("the pixel decoder ran"))
         found = model.segment(threshold=1.0, **make_inputs())
         assert [tuple(masks.shape) for masks in found.pred_masks] == [(0, 16, 16)] * len(LEVELS)
 
@@ -197,16 +195,12 @@ class TestSegment:
 
 
 class TestPadding:
-    def test_columns_that_no_row_uses_are_dropped(self, model):
-        inputs = make_inputs()
-        ids, mask = without_padding(model.config, inputs["input_ids"], inputs["attention_mask"])
-        assert ids.shape == mask.shape == (len(LEVELS), 12)
-
-    def test_padding_stays_where_adapters_look_at_it(self, tiny_config):
-        inputs = make_inputs()
-        tiny_config.mask_padding_in_adapters = False
-        ids, _ = without_padding(tiny_config, inputs["input_ids"], inputs["attention_mask"])
-        assert ids.shape == (len(LEVELS), 20)
+    @pytest.mark.parametrize(("masked", "columns"), [(True, 12), (False, 20)])
+    def test_columns_that_no_row_uses_are_dropped_where_nothing_looks_at_them(self, model, masked, columns):
+        model.config.mask_padding_in_adapters = masked
+        rows = model.read_inputs(ModelInputs(**make_inputs()), {}, drop_padding=True)
+        assert rows.text_features.shape[1] == rows.words.shape[1] == columns
+        assert rows.text_mask.shape == (len(LEVELS), columns)
 
     def test_converted_checkpoints_segment_alike(self, tiny_config, train_adapters):
         torch.manual_seed(0)
@@ -218,41 +212,11 @@ class TestPadding:
         assert_equal(torch.stack(found.pred_masks), expected.pred_masks)
 
 
-class TestPixels:
-    def test_equal_stocks_modules(self, model):
-        decoder = model.mask_decoder
-        fpn = [torch.randn(1, 32, side, side).double() for side in (20, 10, 5)]
-        states, queries = torch.randn(1, 25, 32).double(), torch.randn(1, 6, 32).double()
-        with torch.no_grad():
-            assert applies_to(decoder, fpn)
-            pixels = decoder._embed_pixels(fpn, states)
-            expected = torch.einsum("bqc,bchw->bqhw", queries, decoder.instance_projection(pixels))
-            masks, semantic = ImagePixels(decoder, fpn).predict(states[0], queries[0])
-            expected_semantic = decoder.semantic_projection(pixels)
-        assert_equal(masks, expected[0])
-        assert_equal(semantic, expected_semantic[0])
-
-    def test_maps_that_do_not_double_are_left_to_stock(self, model):
-        maps = [torch.randn(1, 32, side, side) for side in (16, 8, 5)]
-        assert not applies_to(model.mask_decoder, maps)
-
-    def test_wrapped_convolutions_run_themselves(self, model):
-        inputs = make_inputs()
-        lora = get_peft_model(model, LoraConfig(target_modules=["conv_layers.0"], init_lora_weights=False)).eval()
-        with torch.no_grad():
-            expected = lora(**inputs, output_hidden_states=True)
-            found = lora(**inputs)
-        assert_equal(found.pred_masks, expected.pred_masks)
-
-    def test_half_precision_runs_stocks_modules(self, model):
+class TestPrecision:
+    def test_half_precision(self, model):
         inputs = make_inputs(dtype=torch.bfloat16)
         half = model.to(torch.bfloat16)
         with torch.no_grad():
             found = half(**inputs)
         assert found.pred_masks.dtype == torch.bfloat16
         assert found.pred_masks.isfinite().all()
-
-
-def _all_names(inputs: dict) -> dict:
-    names = ("vision_embeds", "text_embeds", "input_boxes", "input_boxes_labels")
-    return dict.fromkeys(names) | inputs

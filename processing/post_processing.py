@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the model's raw outputs to instances in pixels of the original image."""
+"""From the model's raw outputs to instances in pixels of the original image: the one way, used by everything.
+
+Masks are resized as logits and then thresholded, as Meta's SAM3 and SAM3-I's authors do (stock Transformers takes the
+sigmoid first, which rounds off corners and thin parts). Scores and boxes are stock's to the last bit. The device is
+waited for three times at most, however many rows there are.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,19 +12,26 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-from .mask_resizing import resize_and_binarize
+from .results import InstructionResult
+
+MAX_OVERLAP = 0.8
+"""IoU of two masks above which people are shown one instance; two things that overlap less are two things."""
+_CHUNK_VALUES = 2**24
+"""Mask values resized at once (64 MiB in float32), whatever the number and size of the masks."""
 
 
 def check_probability(name: str, value: Any) -> float:
-    """Return a threshold if it is one.
+    """Return a threshold as a float if it is one.
 
     Raises:
         TypeError: when `value` is not a number.
         ValueError: when it is outside [0, 1].
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"Expected `{name}` as a number in [0, 1], found {type(value).__name__}: {value!r}.")
     if not 0 <= value <= 1:
         raise ValueError(f"Expected `{name}` in [0, 1], found {value}.")
@@ -27,7 +39,12 @@ def check_probability(name: str, value: Any) -> float:
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer) and math.isfinite(value) and value > 0 and value == int(value)
+    return (
+        isinstance(value, int | float | np.integer | np.floating)
+        and math.isfinite(value)
+        and value > 0
+        and value == int(value)
+    )
 
 
 def row_target_sizes(
@@ -40,13 +57,13 @@ def row_target_sizes(
     """
     if target_sizes is None:
         return None
-    if torch.is_tensor(target_sizes):
+    if torch.is_tensor(target_sizes) or isinstance(target_sizes, np.ndarray):
         target_sizes = target_sizes.tolist()
     if not isinstance(target_sizes, Sequence) or isinstance(target_sizes, str):
         raise TypeError(f"Expected `target_sizes` as a list of (height, width), found {type(target_sizes).__name__}.")
     sizes = []
     for size in target_sizes:
-        size = size.tolist() if torch.is_tensor(size) else size
+        size = size.tolist() if torch.is_tensor(size) or isinstance(size, np.ndarray) else size
         if not isinstance(size, Sequence) or len(size) != 2 or not all(_is_length(n) for n in size):
             raise ValueError(f"Expected `target_sizes` as a list of (height, width) in pixels, found entry {size!r}.")
         sizes.append((int(size[0]), int(size[1])))
@@ -66,9 +83,37 @@ def row_target_sizes(
     )
 
 
+def resize_masks(mask_logits: torch.Tensor, size: tuple[int, int] | None, mask_threshold: float) -> torch.Tensor:
+    """Resize mask logits bilinearly, then threshold.
+
+    Args:
+        mask_logits (`torch.Tensor` of shape `(K, h, w)`): Mask logits.
+        size (`tuple[int, int]`, *optional*): Height and width of the result; unchanged if `None`.
+        mask_threshold (`float`): Probability above which a pixel belongs to the mask.
+
+    Returns:
+        `torch.BoolTensor` of shape `(K, height, width)`.
+    """
+    lowest = math.log(mask_threshold / (1 - mask_threshold)) if 0 < mask_threshold < 1 else math.inf
+    lowest = -math.inf if mask_threshold == 0 else lowest
+    if size is None:
+        return mask_logits.float() > lowest
+    masks = mask_logits.new_empty(len(mask_logits), *size, dtype=torch.bool)
+    step = max(1, _CHUNK_VALUES // (size[0] * size[1]))
+    for start in range(0, len(mask_logits), step):
+        logits = mask_logits[start : start + step].float()  # (chunk, h, w)
+        resized = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+        torch.gt(resized, lowest, out=masks[start : start + step])
+    return masks
+
+
 def segment_rows(
-    outputs: Any, threshold: float, mask_threshold: float, sizes: list[tuple[int, int]] | None
-) -> list[dict[str, Any]]:
+    outputs: Any,
+    threshold: float,
+    mask_threshold: float,
+    sizes: list[tuple[int, int]] | None,
+    max_overlap: float | None = None,
+) -> list[InstructionResult]:
     """Keep, sort and resize the instances of every row; see `Sam3IProcessor.post_process_instruction_segmentation`."""
     masks, boxes, logits = outputs.pred_masks, outputs.pred_boxes, outputs.pred_logits
     if masks is None or boxes is None or logits is None:
@@ -79,29 +124,81 @@ def segment_rows(
             f"Expected a `threshold` of at least {lowest}, with which the model segmented, found {threshold}. "
             "Segment with a lower one."
         )
+    if len(logits) == 0:
+        return []
+    # A tensor, or a list with the instances of each row, which is padded with what no threshold passes.
+    padded = logits if torch.is_tensor(logits) else pad_sequence(list(logits), True, -math.inf)  # (rows, queries)
+    scores = padded.float().sigmoid()
     presence = getattr(outputs, "presence_logits", None)
-    levels = getattr(outputs, "instruction_levels", None)
+    if presence is not None:
+        scores = scores * presence.float().sigmoid()
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    scores = scores.gather(1, order)
+    counts, best, levels = _read_rows(scores, threshold, getattr(outputs, "instruction_levels", None))
+    kept = [order[row, :count] for row, count in enumerate(counts)]  # (K,) each
+    low_res = [masks[row][index] for row, index in enumerate(kept)]  # (K, h, w) each
+    places: list[Any] = [slice(None)] * len(kept)
+    if max_overlap is not None:
+        places = [
+            torch.tensor(chosen, device=scores.device) if len(chosen) < count else slice(None)
+            for chosen, count in zip(_without_duplicates(low_res, mask_threshold, max_overlap), counts, strict=True)
+        ]
+    scale = None
+    if sizes is not None:
+        scale = scores.new_tensor([[width, height, width, height] for height, width in sizes])  # (rows, 4)
     results = []
-    # A tensor, or a list with the instances of each row; a tensor at once, as in stock, to the last bit.
-    by_row = logits.float().sigmoid() if torch.is_tensor(logits) else [row.float().sigmoid() for row in logits]
-    for row, scores in enumerate(by_row):  # (queries,)
-        if presence is not None:
-            scores = scores * presence[row].float().sigmoid()
-        if scores.isnan().any():
-            raise ValueError("The outputs hold NaN scores: the weights or the inputs are broken.")
-        order = scores.argsort(descending=True, stable=True)
-        kept = order[scores[order] > threshold]  # (K,)
-        size = None if sizes is None else sizes[row]
-        row_boxes = boxes[row][kept].float()  # (K, 4)
-        if size is not None:
-            row_boxes = row_boxes * row_boxes.new_tensor([size[1], size[0], size[1], size[0]])
-        level = InstructionLevel.CONCEPT if levels is None else InstructionLevel.from_any(int(levels[row]))
+    for row, (count, place) in enumerate(zip(counts, places, strict=True)):
+        row_boxes = boxes[row][kept[row]].float()  # (K, 4)
+        row_scores = scores[row, :count][place]
         results.append(
-            {
-                "scores": scores[kept],
-                "boxes": row_boxes,
-                "masks": resize_and_binarize(masks[row][kept], size, mask_threshold),
-                "level": level.value,
-            }
+            InstructionResult(
+                scores=row_scores,
+                boxes=(row_boxes if scale is None else row_boxes * scale[row])[place],
+                masks=resize_masks(low_res[row][place], None if sizes is None else sizes[row], mask_threshold),
+                labels=torch.zeros_like(row_scores, dtype=torch.long),
+                level=InstructionLevel.from_any(levels[row]).value,
+                best_score=best[row],
+                is_in_pixels=sizes is not None,
+            )
         )
     return results
+
+
+def _read_rows(
+    scores: torch.Tensor, threshold: float, levels: torch.Tensor | None
+) -> tuple[list[int], list[float], list[int]]:
+    """How many of the sorted scores `(rows, queries)` pass, the best, and the level, of each row; one wait."""
+    counts = (scores > threshold).sum(1)
+    if scores.shape[1]:
+        # Descending order puts NaN first; padding is behind.
+        best = scores[:, 0]
+    else:
+        best = scores.new_zeros(len(scores))
+    levels = torch.zeros_like(counts) if levels is None else levels.to(counts.device)
+    values = torch.stack([counts.float(), best, levels.float()]).tolist()
+    if any(math.isnan(value) for value in values[1]):
+        raise ValueError("The outputs hold NaN scores: the weights or the inputs are broken.")
+    return [int(count) for count in values[0]], values[1], [int(level) for level in values[2]]
+
+
+def _without_duplicates(masks: list[torch.Tensor], mask_threshold: float, max_overlap: float) -> list[list[int]]:
+    """The instances of each row that no better one covers again: greedy by score, by IoU of the masks `(K, h, w)`.
+
+    Pixels are counted at the resolution of the model (exact in float32); all rows are read at once.
+    """
+    overlaps = []
+    for row in masks:
+        pixels = resize_masks(row, None, mask_threshold).flatten(1).float()  # (K, h * w)
+        shared = pixels @ pixels.T  # (K, K)
+        area = shared.diagonal()
+        union = (area[:, None] + area - shared).clamp(min=1)
+        overlaps.append((shared / union > max_overlap).flatten())
+    flat, chosen = torch.cat(overlaps).cpu().numpy(), []
+    for row in masks:
+        overlap, flat = flat[: len(row) ** 2].reshape(len(row), len(row)), flat[len(row) ** 2 :]
+        kept: list[int] = []
+        for index in range(len(row)):
+            if not overlap[index, kept].any():
+                kept.append(index)
+        chosen.append(kept)
+    return chosen

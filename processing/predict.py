@@ -42,6 +42,7 @@ def predict(
     threshold: float = 0.5,
     mask_threshold: float = 0.5,
     boxes: Sequence[Sequence[float]] | None = None,
+    max_overlap: float | None = 0.8,
     device: str | None = None,
     title: str | None = None,
 ) -> Prediction:
@@ -70,7 +71,7 @@ def predict(
     from .drawing.instances import draw_instances
     from .images import read_image
     from .post_processing import check_probability
-    from .results import results_to_json
+    from .result_formats import results_to_json
 
     output = Path(output)
     if output.exists() and not output.is_dir():
@@ -97,7 +98,7 @@ def predict(
     item = {"image": picture, "text": texts, "level": levels}
     batch = model.preprocess([item | ({} if boxes is None else {"boxes": boxes})])
     batch = model.forward(batch, threshold=thresholds["threshold"])
-    (rows,) = model.postprocess(batch, **thresholds)
+    (rows,) = model.postprocess(batch, max_overlap=max_overlap, **thresholds)
     followed = [InstructionLevel.from_any(index).value for index in batch["outputs"]["instruction_levels"].tolist()]
     overlay = draw_instances(picture, rows, title=title, instructions=texts, levels=followed)
     document = {

@@ -16,8 +16,9 @@ from ..modeling_sam3i.adapter_io import (
     read_adapter_config,
 )
 from .images import ImageError, read_image
-from .instruction_rows import VISUAL_PROMPT, read_boxes, read_levels, read_texts
 from .post_processing import check_probability, row_target_sizes, segment_rows
+from .results import InstructionResult
+from .row_layout import VISUAL_PROMPT, read_boxes, read_levels, read_texts
 
 logger = logging.get_logger(__name__)
 
@@ -303,12 +304,14 @@ class Sam3IProcessor(Sam3Processor):
         mask_threshold: float = 0.5,
         target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
         image_ids: list[int] | torch.Tensor | None = None,
-    ) -> list[dict[str, Any]]:
+        max_overlap: float | None = None,
+    ) -> list[InstructionResult]:
         r"""
         Turn raw outputs into instances, sorted by score.
 
-        The values equal [`Sam3Processor.post_process_instance_segmentation`] (probabilities are resized, then
-        thresholded); masks are resized for kept queries only, a few at a time, so that large images fit in memory.
+        Scores and boxes equal [`Sam3Processor.post_process_instance_segmentation`]. Masks are resized as logits and
+        then thresholded, as Meta and the authors do it, where stock resizes probabilities; for kept queries only, a
+        few at a time, so that large images fit in memory.
 
         Args:
             outputs ([`Sam3IInstructionSegmentationOutput`]): Of the model; stock SAM3's work too.
@@ -317,20 +320,24 @@ class Sam3IProcessor(Sam3Processor):
             target_sizes (`list[tuple[int, int]]`, *optional*): (height, width) in pixels for each image (with
                 `image_ids`), for each row, or one for all. Without, boxes stay in [0, 1] and masks at their own size.
             image_ids (`torch.LongTensor` of shape `(R,)`, *optional*): The image of each row, from the processor.
+            max_overlap (`float`, *optional*): Of instances of one row whose masks have a larger IoU only the one with
+                the best score is kept; all are kept if not given.
 
         Returns:
-            `list[dict]` of length `R`: `"scores"` `(K,)`, `"boxes"` `(K, 4)` (x1, y1, x2, y2), `"masks"` bool
-            `(K, H, W)` and `"level"`, the name of the level the row followed.
+            `list` of [`InstructionResult`], `R` dicts: `"scores"` `(K,)`, `"boxes"` `(K, 4)` (x1, y1, x2, y2),
+            `"masks"` bool `(K, H, W)`, `"labels"` `(K,)` zeros and `"level"`, the name of the level the row followed.
 
         Raises:
             TypeError, ValueError: for thresholds outside [0, 1], sizes that do not fit, or outputs without masks.
         """
         threshold = check_probability("threshold", threshold)
         mask_threshold = check_probability("mask_threshold", mask_threshold)
+        if max_overlap is not None:
+            max_overlap = check_probability("max_overlap", max_overlap)
         if not hasattr(outputs, "pred_logits"):
             raise TypeError(f"Expected the outputs of the model, found {type(outputs).__name__}.")
         sizes = row_target_sizes(target_sizes, image_ids, len(outputs.pred_logits))
-        return segment_rows(outputs, threshold, mask_threshold, sizes)
+        return segment_rows(outputs, threshold, mask_threshold, sizes, max_overlap)
 
 
 __all__ = ["Sam3IProcessor"]

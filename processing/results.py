@@ -1,41 +1,112 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of the pipeline as JSON."""
+"""What was found, as the documented dict or list that also knows the formats of other tools.
 
-from collections.abc import Iterator
+Post-processing returns an [`InstructionResult`] for each instruction, the pipeline an [`InstanceList`]. Both write
+themselves as JSON, COCO, YOLO and Label Studio, and become `supervision.Detections`.
+"""
+
+from __future__ import annotations
+
+import importlib
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from .masks import encode_mask
-
-Instances = list[dict[str, Any]]
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def results_to_json(results: Instances | list[Instances]) -> Any:
-    """The results of the pipeline with masks as COCO run-length encodings, ready for `json.dump`.
+class _Exports:
+    """The ways out, the same for both classes."""
 
-    Args:
-        results: What [`InstructionSegmentationPipeline`] returns for one image.
+    def _instances(self) -> list[dict[str, Any]]:
+        """Dicts with "score", "label", "level", "box" (x1, y1, x2, y2) in pixels and "mask" bool [height, width]."""
+        raise NotImplementedError
 
-    Returns:
-        The same lists, where `"segmentation"` `{"size": [height, width], "counts": str}` and `"area"` in pixels stand
-        for `"mask"`.
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain dicts, as `sam3i predict` writes them: masks as COCO run lengths ("segmentation", "area")."""
+        return _formats().to_json(self._instances())
 
-    Raises:
-        TypeError: when `results` are not the pipeline's.
+    def to_coco(self, image_id: int, category_id: int = 1) -> list[dict[str, Any]]:
+        """COCO results ("image_id", "category_id", "bbox", "segmentation", "score"), for `COCO.loadRes`."""
+        return _formats().to_coco(self._instances(), image_id, category_id)
+
+    def to_yolo(self, class_id: int = 0) -> str:
+        """Lines of a YOLO segmentation label file: the class, then a polygon in [0, 1]; parts are joined by a seam."""
+        return _formats().to_yolo(self._instances(), class_id)
+
+    def to_label_studio(self, image: str) -> dict[str, Any]:
+        """A Label Studio task with predictions: polygons named "instances" on an image named "image".
+
+        Args:
+            image (`str`): Address under which Label Studio finds the image.
+        """
+        return _formats().to_label_studio(self._instances(), image)
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections` with masks, boxes, scores and the instruction as class name."""
+        return _formats().to_supervision(self._instances())
+
+
+class InstructionResult(_Exports, dict):
+    """The instances of one instruction, best first: a dict of tensors.
+
+    Keys:
+        scores: `(K,)`.
+        boxes: `(K, 4)` (x1, y1, x2, y2), in pixels when the target size was given, else in [0, 1].
+        masks: bool `(K, height, width)`.
+        labels: `(K,)` zeros: the one class is what the instruction denotes.
+        level: name of the level the instruction followed.
+
+    Attributes:
+        best_score: of the best candidate, above the threshold or not, as far as the model kept it.
+        text: the instruction, where it is known.
     """
-    if not isinstance(results, list):
-        raise TypeError(f"Expected results as the pipeline returns them, a list, found {type(results).__name__}.")
-    if results and all(isinstance(row, list) for row in results):
-        return [list(_encoded(row)) for row in results]
-    return list(_encoded(results))
+
+    def __init__(self, *args: Any, best_score: float = 0.0, text: str = "", is_in_pixels: bool = True, **fields: Any):
+        super().__init__(*args, **fields)
+        self.best_score, self.text, self.is_in_pixels = best_score, text, is_in_pixels
+
+    def _instances(self) -> list[dict[str, Any]]:
+        if not self.is_in_pixels:
+            raise ValueError("Expected boxes and masks in pixels of the image: post-process with `target_sizes`.")
+        scores, boxes, masks = (self[name].detach().cpu() for name in ("scores", "boxes", "masks"))
+        shared = {"label": self.text, "level": self["level"]}
+        return [
+            {"score": score, **shared, "box": box, "mask": mask.numpy()}
+            for score, box, mask in zip(scores.tolist(), boxes.tolist(), masks, strict=True)
+        ]
+
+    def to_instances(self) -> InstanceList:
+        """The same as the pipeline returns it: dicts with whole pixels and PIL masks."""
+        found = self._instances()
+        instances = InstanceList()
+        for entry in found:
+            height, width = entry["mask"].shape
+            limits = (width, height, width, height)
+            box = [min(max(round(value), 0), limit) for value, limit in zip(entry["box"], limits, strict=True)]
+            mask = Image.fromarray(entry["mask"].astype(np.uint8) * 255)
+            instances.append(entry | {"box": dict(zip(CORNERS, box, strict=True)), "mask": mask})
+        return instances
 
 
-def _encoded(row: Instances) -> Iterator[dict[str, Any]]:
-    for instance in row:
-        pixels = np.asarray(instance["mask"].convert("L")) > 127
-        entry = {key: value for key, value in instance.items() if key != "mask"}
-        yield entry | {"segmentation": encode_mask(pixels), "area": int(pixels.sum())}
+class InstanceList(_Exports, list):
+    """The instances of one instruction as the pipeline returns them: dicts with "score", "label", "level", "box" and
+    "mask" (a PIL image), best first."""
+
+    def _instances(self) -> list[dict[str, Any]]:
+        instances = []
+        for instance in self:
+            box, mask = instance["box"], np.asarray(instance["mask"].convert("L")) > 127
+            instances.append(instance | {"box": [box[name] for name in CORNERS], "mask": mask})
+        return instances
 
 
-__all__ = ["results_to_json"]
+def _formats() -> Any:
+    try:
+        return importlib.import_module(".result_formats", __package__)  # not needed where only masks are wanted
+    except ImportError as error:
+        raise ImportError("Writing other tools' formats needs the package itself: pip install sam3i") from error
+
+
+__all__ = ["InstanceList", "InstructionResult"]

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from ...processing.results import results_to_json
+from ...processing.result_formats import results_to_json
 from . import html
 from .examples import demo_examples
 from .layout import LIKE, DemoLayout, gr

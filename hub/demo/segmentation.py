@@ -6,15 +6,16 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...processing.drawing.instances import draw_boxes, draw_instances
-from ...processing.results import results_to_json
+from ...processing.post_processing import MAX_OVERLAP
+from ...processing.result_formats import results_to_json
 
 LOWEST_THRESHOLD = 0.05
 """Instances with a lower score are not remembered."""
@@ -119,15 +120,12 @@ class Segmentation:
             size (`tuple[int, int]`, *optional*): Width and height of the masks; those of the upload if not given.
         """
         width, height = size or self.image.size
-        batch = {
-            "model_inputs": {"image_ids": torch.zeros(len(self.texts), dtype=torch.long)},
-            "sizes": [[height, width]],
-            "texts": [list(self.texts)],
-            "several": [True],
-            "outputs": self.outputs,
-        }
-        (rows,) = self.pipe.postprocess(batch, threshold=threshold, mask_threshold=mask_threshold)
-        return rows
+        found = self.pipe.processor.post_process_instruction_segmentation(
+            SimpleNamespace(**self.outputs), threshold, mask_threshold, [(height, width)], max_overlap=MAX_OVERLAP
+        )
+        for row, caption in zip(found, self.captions, strict=True):
+            row.text = caption
+        return [row.to_instances() for row in found]
 
     def view(self, threshold: float, mask_threshold: float) -> "View":
         """The instances at the size at which they are shown."""
@@ -226,14 +224,13 @@ class View:
 
     def lines(self) -> list[InstanceLine]:
         """The instances, instruction by instruction, best first."""
-        outputs, (width, height) = self.segmentation.outputs, self.segmentation.image.size
+        ratio = self.segmentation.image.width / self.image.width
         lines = []
         for index, row in enumerate(self.rows):
             for place, instance in enumerate(row):
-                corners = outputs["pred_boxes"][index][place].float().clamp(0, 1).tolist()
-                box = tuple(round(value * side) for value, side in zip(corners, (width, height) * 2, strict=True))
+                left, top, right, bottom = (round(value * ratio) for value in instance["box"].values())
                 area = float((np.asarray(instance["mask"]) > 127).mean())
-                lines.append(InstanceLine(index, place, instance["score"], box, area))
+                lines.append(InstanceLine(index, place, instance["score"], (left, top, right, bottom), area))
         return lines
 
     def spotlight(self, line: InstanceLine) -> Image.Image:

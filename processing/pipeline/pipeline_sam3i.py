@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline "instruction-segmentation": images and instructions in, masks out."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ from transformers import Pipeline
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..images import TIMEOUT, read_image
-from ..post_processing import check_probability
+from ..post_processing import MAX_OVERLAP, check_probability
 from ..processing_sam3i import Sam3IProcessor
+from ..results import InstanceList
+from ..row_layout import VISUAL_PROMPT, to_lists
 from .inputs import Batches, Results, SizedBatches
 
 _ITEM_KEYS = ("text", "level", "boxes", "box_labels")
+_NOT_GIVEN = object()
 
 
 class InstructionSegmentationPipeline(Pipeline):
@@ -75,6 +79,7 @@ class InstructionSegmentationPipeline(Pipeline):
         box_labels=None,
         threshold=None,
         mask_threshold=None,
+        max_overlap=_NOT_GIVEN,
         row_chunk_size=None,
         timeout=None,
         **unknown,
@@ -84,6 +89,8 @@ class InstructionSegmentationPipeline(Pipeline):
         preprocess = {"text": text, "level": level, "boxes": boxes, "box_labels": box_labels, "timeout": timeout}
         forward = {"threshold": threshold, "row_chunk_size": row_chunk_size}
         postprocess = {"threshold": threshold, "mask_threshold": mask_threshold}
+        if max_overlap is not _NOT_GIVEN:
+            postprocess["max_overlap"] = 1.0 if max_overlap is None else max_overlap  # no IoU is larger than 1
         for name, value in postprocess.items():
             if value is not None:
                 check_probability(name, value)
@@ -99,8 +106,8 @@ class InstructionSegmentationPipeline(Pipeline):
         Segment images by instructions.
 
         Args:
-            image: A path, URL, PIL image, array or tensor; a dict `{"image": ..., "text": ...}` that may also hold
-                `"level"`, `"boxes"` and `"box_labels"`; or a list, generator or dataset of those.
+            image: A path, URL, bytes, file object, PIL image, array or tensor; a dict `{"image": ..., "text": ...}`
+                that may also hold `"level"`, `"boxes"` and `"box_labels"`; or a list, generator or dataset of those.
             text: `str`: one instruction. `list[str]`: several for one image; with a list of images one for each
                 image, with a generator or dataset several for each. `list[list[str]]`: several for each of a list.
             level (`str`, *optional*, defaults to `"auto"`): `"concept"`, `"simple"`, `"complex"` or `"auto"`; a list
@@ -110,6 +117,8 @@ class InstructionSegmentationPipeline(Pipeline):
             box_labels (*optional*): 1 (like this) or 0 (not like this) for each box, nested likewise.
             threshold (`float`, *optional*, defaults to 0.5): Instances need a higher score.
             mask_threshold (`float`, *optional*, defaults to 0.5): Mask pixels need a higher probability.
+            max_overlap (`float`, *optional*, defaults to 0.8): Of instances whose masks have a larger IoU only the one
+                with the best score is kept; `None` keeps all.
             row_chunk_size (`int`, *optional*): Instructions to run at once; chosen from memory if not given.
             timeout (`float`, *optional*, defaults to 30): Seconds to wait for a URL.
             batch_size (`int`, *optional*, defaults to 1): Images in one forward pass; each is encoded once, however
@@ -135,9 +144,8 @@ class InstructionSegmentationPipeline(Pipeline):
             settings = {"text": text} | {name: kwargs.pop(name) for name in _ITEM_KEYS[1:] if name in kwargs}
             inputs = self._pair(list(inputs), settings, kwargs)
             return super().__call__(inputs, **kwargs)
-        is_item = isinstance(inputs, str | bytes | dict | Image.Image | np.ndarray | torch.Tensor) or hasattr(
-            inputs, "__fspath__"
-        )
+        one = str | bytes | bytearray | memoryview | dict | Image.Image | np.ndarray | torch.Tensor
+        is_item = isinstance(inputs, one) or hasattr(inputs, "__fspath__") or hasattr(inputs, "read")
         if not is_item and not isinstance(inputs, torch.utils.data.Dataset) and hasattr(inputs, "__iter__"):
             inputs = (item for item in inputs)  # e.g. a `datasets.Dataset`: stream it
         return super().__call__(inputs, text=text, **kwargs)
@@ -215,10 +223,9 @@ class InstructionSegmentationPipeline(Pipeline):
     @staticmethod
     def _per_row(value: Any, rows: int, depth: int) -> list:
         """A setting of one image for each of its rows: the same for all, or already one for each."""
-        if value is None or len(value) == 0:
+        value = to_lists(value)
+        if not value:
             return [None] * rows
-        if torch.is_tensor(value) or isinstance(value, np.ndarray):
-            value = value.tolist()
         found, inner = 0, value
         while isinstance(inner, list | tuple):
             found += 1
@@ -237,52 +244,40 @@ class InstructionSegmentationPipeline(Pipeline):
         self, batch: dict[str, Any], threshold: float = 0.5, row_chunk_size: int | None = None
     ) -> dict[str, Any]:
         outputs = self.model.segment(**batch["model_inputs"], threshold=threshold, row_chunk_size=row_chunk_size)
-        return batch | {"model_inputs": {"image_ids": batch["model_inputs"]["image_ids"]}, "outputs": dict(outputs)}
+        described = {name: value for name, value in batch.items() if name != "model_inputs"}
+        return described | {"image_ids": batch["model_inputs"]["image_ids"], "outputs": dict(outputs)}
 
-    def postprocess(self, batch: dict[str, Any], threshold: float = 0.5, mask_threshold: float = 0.5) -> list:
+    def postprocess(
+        self,
+        batch: dict[str, Any],
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        max_overlap: float | None = MAX_OVERLAP,
+    ) -> list[InstanceList | list[InstanceList]]:
         """The results of every image of a batch."""
         rows = iter(
             self.processor.post_process_instruction_segmentation(
-                _Outputs(**batch["outputs"]),
+                SimpleNamespace(**batch["outputs"]),
                 threshold=threshold,
                 mask_threshold=mask_threshold,
                 target_sizes=batch["sizes"],
-                image_ids=batch["model_inputs"]["image_ids"],
+                image_ids=batch["image_ids"],
+                max_overlap=max_overlap,
             )
         )
         results = []
-        for texts, size, several in zip(batch["texts"], batch["sizes"], batch["several"], strict=True):
-            image_results = [self._instances(next(rows), text, size) for text in texts]
-            results.append(image_results if several else image_results[0])
+        for texts, several in zip(batch["texts"], batch["several"], strict=True):
+            found = [next(rows) for _ in texts]
+            for row, text in zip(found, texts, strict=True):
+                row.text = text or VISUAL_PROMPT
+            instances = [row.to_instances() for row in found]
+            results.append(instances if several else instances[0])
         return results
-
-    @staticmethod
-    def _instances(row: dict[str, Any], text: str | None, size: Sequence[int]) -> list[dict[str, Any]]:
-        height, width = size
-        limits = torch.tensor([width, height, width, height])
-        boxes = torch.minimum(row["boxes"].round().long().clamp(min=0), limits).tolist()
-        return [
-            {
-                "score": float(score),
-                "label": text or "visual",
-                "level": row["level"],
-                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
-                "mask": Image.fromarray(mask.numpy().astype(np.uint8) * 255),
-            }
-            for score, box, mask in zip(row["scores"], boxes, row["masks"], strict=True)
-        ]
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the model and its processor."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
-
-
-class _Outputs:
-    """The model outputs that post-processing reads."""
-
-    def __init__(self, **fields):
-        self.__dict__.update(fields)
 
 
 __all__ = ["InstructionSegmentationPipeline"]

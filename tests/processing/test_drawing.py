@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from sam3i.processing.drawing.instances import draw_boxes, draw_instances, draw_masks
 from sam3i.processing.drawing.sheet import contact_sheet, side_by_side
 from sam3i.processing.drawing.style import LEVEL_COLORS, NEGATIVE, PALETTE, POSITIVE, SMALLEST_FONT, PictureScale
-from sam3i.processing.results import results_to_json
+from sam3i.processing.result_formats import results_to_json
 
 
 def _instance(size, box, score=0.9, label="the dog on the left", level="simple"):

@@ -28,7 +28,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
-EASY = {"threshold": 0.0}  # random weights: keep every query
+EASY = {"threshold": 0.0, "max_overlap": None}  # random weights: keep every query
 
 
 def _image(height=40, width=60, seed=0):
@@ -340,7 +340,9 @@ def test_predict_writes_overlay_and_json(pipe, tmp_path):
     image.save(tmp_path / "my photo.png")
     pipe.save_pretrained(tmp_path / "repo")
     texts = ["dog", "something that sits"]
-    done = predict(tmp_path / "repo", tmp_path / "my photo.png", texts, output=tmp_path / "out", threshold=0.0)
+    done = predict(
+        tmp_path / "repo", tmp_path / "my photo.png", texts, output=tmp_path / "out", threshold=0.0, max_overlap=None
+    )
     assert done.found == [("dog", "concept", 6), ("something that sits", "complex", 6)]
     assert done.overlay == tmp_path / "out" / "my_photo.overlay.png"
     assert Image.open(done.overlay).width == 480
@@ -509,7 +511,9 @@ def test_the_base_of_the_processor(adapters_alone, tiny_stock_repos, tmp_path):
 def test_predict_and_info_with_adapters_alone(adapters_alone, tiny_stock_repos, tmp_path):
     model, folder = adapters_alone()
     _image().save(tmp_path / "image.png")
-    done = predict(folder, tmp_path / "image.png", "the dog on the left", output=tmp_path / "out", threshold=0.0)
+    done = predict(
+        folder, tmp_path / "image.png", "the dog on the left", output=tmp_path / "out", threshold=0.0, max_overlap=None
+    )
     assert done.found == [("the dog on the left", "simple", 6)]
     assert json.loads(done.results.read_text())["model"] == str(folder)
     info = repo_info(folder)

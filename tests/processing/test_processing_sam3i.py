@@ -389,7 +389,7 @@ def _outputs(rows=3, queries=20, size=24, seed=0, presence=True, levels=None):
 
 @pytest.mark.parametrize("presence", [True, False])
 @pytest.mark.parametrize("sizes", [None, [(37, 51), (64, 20), (100, 100)]])
-def test_post_processing_equals_stock(processor, sizes, presence):
+def test_scores_and_boxes_equal_stock(processor, sizes, presence):
     outputs = _outputs(presence=presence)
     ours = processor.post_process_instruction_segmentation(outputs, 0.4, 0.6, target_sizes=sizes)
     stock = processor.post_process_instance_segmentation(outputs, 0.4, 0.6, target_sizes=sizes)
@@ -398,8 +398,10 @@ def test_post_processing_equals_stock(processor, sizes, presence):
         assert len(order) > 3
         assert torch.equal(row["scores"], reference["scores"][order])
         assert torch.equal(row["boxes"], reference["boxes"][order])
-        assert torch.equal(row["masks"].long(), reference["masks"][order]) and row["masks"].dtype == torch.bool
-        assert row["level"] == "concept"
+        assert row["masks"].dtype == torch.bool and row["masks"].shape == reference["masks"][order].shape
+        if sizes is None:  # nothing is resized: stock's masks, too
+            assert torch.equal(row["masks"].long(), reference["masks"][order])
+        assert row["level"] == "concept" and torch.equal(row["labels"], torch.zeros(len(order), dtype=torch.long))
 
 
 def test_sizes_per_image_per_row_and_shared(processor):
@@ -439,6 +441,7 @@ def test_half_precision_outputs(processor):
         ({"threshold": "0.5"}, TypeError, "`threshold` as a number"),
         ({"threshold": float("nan")}, ValueError, "`threshold` in"),
         ({"mask_threshold": 2}, ValueError, "`mask_threshold` in"),
+        ({"max_overlap": 1.5}, ValueError, "`max_overlap` in"),
         ({"target_sizes": [(3, 3), (4, 4)]}, ValueError, "each of 3 instructions"),
         ({"target_sizes": (30, 40)}, ValueError, "found entry 30"),
         ({"target_sizes": [(0, 4)]}, ValueError, "found entry"),

@@ -10,6 +10,7 @@ import torch
 
 from ..modeling_sam3i.configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
 from .levels import classify_level
+from .results import CORNERS
 
 AUTO = "auto"
 VISUAL_PROMPT = "visual"
@@ -116,11 +117,14 @@ def read_levels(levels: Any, texts: Sequence[str | None], counts: list[int] | No
     return indices
 
 
-def _to_lists(value: Any) -> Any:
-    if torch.is_tensor(value) or isinstance(value, np.ndarray):
+def to_lists(value: Any) -> Any:
+    """Nested lists of numbers from tensors, arrays, tuples and boxes as the pipeline returns them."""
+    if torch.is_tensor(value) or isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    if isinstance(value, dict) and set(CORNERS) <= value.keys():
+        value = [value[name] for name in CORNERS]
     if isinstance(value, list | tuple):
-        return [_to_lists(item) for item in value]
+        return [to_lists(item) for item in value]
     return value
 
 
@@ -132,7 +136,7 @@ def _depth(value: Any) -> int:
 
 def _by_row(value: Any, name: str, form: str, rows: int, counts: list[int] | None, depth: int) -> list:
     """Bring a list per row, per image or nested like the texts to one entry per row."""
-    value = _to_lists(value)
+    value = to_lists(value)
     found = _depth(value)
     if found == depth + 1:
         nested = [len(item) if isinstance(item, list) else None for item in value]

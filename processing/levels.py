@@ -20,7 +20,7 @@ The rules are English. Text in another script falls back on length: up to three 
 
 import re
 
-from ..modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..modeling_sam3i.instruction_levels import InstructionLevel
 
 
 def _lexicon(words: str) -> frozenset[str]:

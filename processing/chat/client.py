@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multimodal chat models behind one `complete`: the contract, and the local one; endpoints are in `chat_endpoint`.
+"""Multimodal chat models behind one `complete`: the contract, and the local one; endpoints are in `endpoint`.
 
 Messages are those of transformers' chat templates: `{"role": ..., "content": [part, ...]}` with parts
 `{"type": "text", "text": str}` and `{"type": "image", "image": PIL.Image}`; see [`chat_message`].
@@ -8,6 +8,7 @@ Messages are those of transformers' chat templates: `{"role": ..., "content": [p
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 import time
@@ -17,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
-from transformers.utils import logging
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
@@ -64,7 +64,7 @@ class ChatReply:
     parsed: Any = None
 
 
-class ChatModelError(RuntimeError):
+class ChatModelError(OSError):
     """A chat model gave no usable answer; `usage` tells what the attempt took."""
 
     def __init__(self, message: str, usage: ChatUsage | None = None):
@@ -106,7 +106,10 @@ def extract_json(text: str) -> Any:
     """
     body = text.rsplit("</think>", 1)[-1].strip()
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", body, flags=re.DOTALL)
-    return json.loads(fenced.group(1) if fenced else body)
+    try:
+        return json.loads(fenced.group(1) if fenced else body)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 class ChatModel(ABC):
@@ -167,8 +170,10 @@ class ChatModel(ABC):
         """
         if json_schema is None:
             return self._metered_generate(messages, None)
-        messages, used = list(messages), ChatUsage()
-        for _ in range(self.max_reasks + 1):
+        messages, used, texts = list(messages), ChatUsage(), set()
+        attempts = 0
+        while attempts <= self.max_reasks:
+            attempts += 1
             try:
                 reply = self._metered_generate(messages, json_schema)
             except ChatModelError as error:
@@ -183,12 +188,15 @@ class ChatModel(ABC):
             if fault is None:
                 return ChatReply(reply.text, used, reply.finish_reason, parsed)
             logger.debug("%s broke the schema: %s", self.name, fault)
+            if self.temperature == 0 and reply.text in texts:
+                break  # it repeats itself, and would be paid for it again
+            texts.add(reply.text)
             messages += [
                 chat_message("assistant", reply.text),
                 chat_message("user", f"That answer cannot be used: {fault}. Answer again with the JSON value alone."),
             ]
         raise MalformedReplyError(
-            f"Expected an answer that satisfies the JSON schema, found one that does not in {self.max_reasks + 1} "
+            f"Expected an answer that satisfies the JSON schema, found one that does not in {attempts} "
             f"attempts (last fault: {fault}). Use a model with structured output, or raise `max_tokens` if answers "
             f"are cut (the last ended with {reply.finish_reason!r}).",
             reply.text,
@@ -271,8 +279,11 @@ def state_schema(messages: list[Message], json_schema: dict) -> list[Message]:
 
 
 def _schema_fault(value: Any, json_schema: dict) -> str | None:
-    error = best_match(validator_for(json_schema)(json_schema).iter_errors(value))
-    return None if error is None else f"{error.json_path}: {error.message}"
+    try:
+        error = best_match(validator_for(json_schema)(json_schema).iter_errors(value))
+        return None if error is None else f"{error.json_path}: {error.message[:500]}"
+    except RecursionError:
+        return "it is nested too deeply"
 
 
 __all__ = [

@@ -1,44 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat models behind an OpenAI-compatible endpoint, through `huggingface_hub.InferenceClient`."""
+"""Chat models behind an OpenAI-compatible endpoint, through OpenAI's client."""
 
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import itertools
+import json
+import logging
 import os
 import random
 import threading
 import time
-from typing import TYPE_CHECKING
-from urllib.parse import urlparse
-
-from huggingface_hub import InferenceClient, get_session
-from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx
-from transformers.utils import logging
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from .client import ChatModel, ChatReply, ChatRequestError, ChatUnavailableError, ChatUsage, Message, state_schema
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 API_KEY_VARIABLE = "SAM3I_CHAT_API_KEY"
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 LOSSLESS_PIXELS = 256 * 256  # below it an image travels as PNG; photographs above it as JPEG, a tenth of the bytes
+MAX_ANSWER_BYTES = 16 << 20
+MAX_SHOWN = 500  # characters of an error body in a message
+MAX_COUNT = 1 << 40  # tokens: what is more is no count
 
 
 class EndpointChatModel(ChatModel):
     """A chat model behind an OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, TGI, a hosted API).
 
     Args:
-        base_url: address of the API, e.g. "http://127.0.0.1:8000/v1".
+        base_url: address of the API, e.g. "http://127.0.0.1:8000/v1". A name and password in it are sent to that
+            server alone and appear in no message.
         name: the model's name at that endpoint.
-        api_key: defaults to the environment variable SAM3I_CHAT_API_KEY. A Hugging Face token that lies on this
-            machine is never sent: pass it here when the endpoint is Hugging Face's own.
-        timeout: seconds to wait for the endpoint to send something.
+        api_key: defaults to the environment variable SAM3I_CHAT_API_KEY. No other key or token that lies on this
+            machine is ever sent.
+        timeout: seconds that one request may take, its whole answer included.
         max_retries: how often a request that met 408/409/425/429/5xx, a time-out or a broken connection is sent again.
         backoff: seconds before the first retry; doubled each time, jittered, at most `max_backoff`. A Retry-After
             header of the endpoint replaces it, under the same ceiling.
@@ -46,6 +48,9 @@ class EndpointChatModel(ChatModel):
         native_json_schema: send the schema as `response_format`; without it, it is stated in the conversation.
         num_parameters: for reports, since an endpoint does not tell.
         extra_body: further fields of the request, e.g. {"chat_template_kwargs": {"enable_thinking": False}}.
+
+    Raises:
+        ImportError: the `openai` package is missing.
     """
 
     def __init__(
@@ -65,14 +70,18 @@ class EndpointChatModel(ChatModel):
         **generation,
     ):
         super().__init__(name, **generation)
-        if urlparse(base_url).scheme not in ("http", "https"):
-            raise ValueError(f"`base_url` must start with http:// or https://, found {base_url!r}.")
+        address = urlsplit(base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(f"`base_url` must start with http:// or https:// and name a host, found {base_url!r}.")
         if timeout <= 0 or max_retries < 0 or (requests_per_minute is not None and requests_per_minute <= 0):
             raise ValueError(
                 "An endpoint needs `timeout` > 0, `max_retries` >= 0 and `requests_per_minute` > 0 or None; "
                 f"received {timeout}, {max_retries} and {requests_per_minute}."
             )
-        self.base_url = base_url
+        host = address.hostname if ":" not in address.hostname else f"[{address.hostname}]"
+        host += f":{address.port}" if address.port else ""
+        self.base_url = urlunsplit(address._replace(netloc=host, query="", fragment=""))
+        self.timeout = timeout
         self.max_retries = max_retries
         self.backoff = backoff
         self.max_backoff = max_backoff
@@ -82,9 +91,7 @@ class EndpointChatModel(ChatModel):
         self._interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._next_slot = 0.0
         self._slot_lock = threading.Lock()
-        # Without a key the client would send the user's Hugging Face token to whatever address is named here.
-        api_key = api_key or os.environ.get(API_KEY_VARIABLE) or "none"
-        self._client = InferenceClient(base_url=base_url, api_key=api_key, timeout=timeout)
+        self._openai, self._client = _connect(address, self.base_url, api_key, timeout)
 
     @property
     def num_parameters(self) -> int | None:
@@ -96,9 +103,8 @@ class EndpointChatModel(ChatModel):
         payload = [_to_openai(message) for message in messages]
         response_format = None
         if json_schema is not None and self.native_json_schema:
-            response_format = _JsonSchemaFormat(
-                type="json_schema", json_schema={"name": "answer", "schema": json_schema, "strict": True}
-            )
+            schema = {"name": "answer", "schema": json_schema, "strict": True}
+            response_format = {"type": "json_schema", "json_schema": schema}
         started = time.monotonic()
         for attempt in itertools.count():
             self._wait_for_slot()
@@ -120,38 +126,43 @@ class EndpointChatModel(ChatModel):
                 spent = ChatUsage(retries=attempt, seconds=time.monotonic() - started)
                 return ChatReply(text, usage + spent, finish_reason)
 
-    def _request(self, payload: list[dict], response_format: dict | None) -> tuple[str, str | None, ChatUsage]:
-        """Sends the request once and sorts what can go wrong into "try again" and "do not"."""
-        _let_endpoint_through_offline_mode(self.base_url)
+    def check(self, image: Image | None = None, timeout: float = 30.0) -> None:
+        """Ask for one word, once: does the endpoint answer, does it take the key, the model's name and an image?
+
+        Raises:
+            ChatRequestError, ChatUnavailableError: it does not; the message says why.
+        """
+        content = [{"type": "text", "text": "Answer with the word yes."}]
+        content += [] if image is None else [{"type": "image_url", "image_url": {"url": encode_image(image)}}]
         try:
-            answer = self._client.chat_completion(
-                payload,
-                model=self.name,
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                seed=self.seed,
-                response_format=response_format,
-                extra_body=self.extra_body,
-            )
-        except HfHubHTTPError as error:
-            status = error.response.status_code
+            self._request([{"role": "user", "content": content}], None, max_tokens=16, timeout=timeout)
+        except _PassingError as error:
+            raise ChatUnavailableError(f"{self.base_url} cannot be used for {self.name!r}: {error}.") from error
+
+    def _request(
+        self, payload: list[dict], response_format: dict | None, **options: Any
+    ) -> tuple[str, str | None, ChatUsage]:
+        """Sends the request once and sorts what can go wrong into "try again" and "do not"."""
+        fields: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
+        fields |= {"response_format": response_format, "extra_body": self.extra_body} | options
+        fields = {name: value for name, value in fields.items() if value is not None}
+        openai = self._openai
+        try:
+            raw = self._client.chat.completions.with_raw_response.create(messages=payload, model=self.name, **fields)
+            return _read_completion(raw.http_response.content)
+        except openai.APIStatusError as error:
+            status, body = error.response.status_code, error.response.text.strip()
+            shown = f"HTTP {status}: {body[:MAX_SHOWN] or 'an empty body'}"
             if status not in RETRIED_STATUSES:
-                message = f"{self.base_url} refused the request with HTTP {status}: {error}"
-                raise ChatRequestError(message, status) from error
-            raise _PassingError(f"HTTP {status}", error.response.headers.get("retry-after")) from error
-        except InferenceTimeoutError as error:
-            raise _PassingError(f"no data within {self._client.timeout} s") from error
-        except httpx.TransportError as error:
-            raise _PassingError(f"the connection failed ({type(error).__name__}: {error})") from error
-        except ValueError as error:
-            raise _PassingError(f"the answer is not JSON ({error})") from error
-        if not getattr(answer, "choices", None) or getattr(answer.choices[0], "message", None) is None:
-            raise _PassingError(f"the answer is not a chat completion: {str(answer)[:200]}")
-        choice, metered = answer.choices[0], getattr(answer, "usage", None)
-        usage = ChatUsage(calls=1, unmetered=1)
-        if metered is not None:
-            usage = ChatUsage(1, 0, int(metered.prompt_tokens or 0), int(metered.completion_tokens or 0))
-        return choice.message.content or "", choice.finish_reason, usage
+                raise ChatRequestError(f"{self.base_url} refused the request with {shown}", status) from error
+            raise _PassingError(shown, error.response.headers.get("retry-after")) from error
+        except openai.APITimeoutError as error:
+            raise _PassingError(f"no whole answer within {fields.get('timeout', self.timeout):g} s") from error
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise _PassingError(f"the connection failed ({type(cause).__name__}: {cause})") from error
+        except (ValueError, RecursionError) as error:
+            raise _PassingError(f"the answer is not a chat completion ({type(error).__name__}: {error})") from error
 
     def _delay(self, attempt: int, retry_after: str | None) -> float:
         if retry_after is not None and retry_after.strip().isdigit():
@@ -175,36 +186,70 @@ class _PassingError(Exception):
         self.retry_after = retry_after
 
 
-class _JsonSchemaFormat(dict):
-    """A `response_format` that reaches the endpoint as it is.
+def _read_completion(body: bytes) -> tuple[str, str | None, ChatUsage]:
+    """(text, why it ended, usage) of an answer; whatever else it holds, or lacks, does no harm.
 
-    For a `base_url`, the client rewrites {"type": "json_schema"} into a form that only TGI reads and others reject. It
-    looks at the type through `get`, and serializes through `items`.
+    Raises:
+        ValueError, RecursionError: it is not JSON, or has no message.
     """
+    answer = json.loads(body)
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    if not isinstance(choice.get("message"), dict):
+        raise ValueError(f"expected a message among its choices, found {body[:MAX_SHOWN].decode('utf-8', 'replace')}")
+    text, reason = choice["message"].get("content"), choice.get("finish_reason")
+    text = text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else ""
+    usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    metered = all(type(count) is int and 0 <= count < MAX_COUNT for count in counts)
+    spent = ChatUsage(1, 0, *counts) if metered else ChatUsage(calls=1, unmetered=1)
+    return text, reason if isinstance(reason, str) else None, spent
 
-    def get(self, key, default=None):
-        return default if key == "type" else super().get(key, default)
 
+def _connect(address: Any, base_url: str, api_key: str | None, timeout: float) -> tuple[Any, Any]:
+    """(the openai package, a client that sends nothing but what it is given and bounds what it receives)."""
+    try:
+        import openai
+    except ImportError as error:
+        raise ImportError('Chat endpoints need the openai package: pip install "sam3i[chat]"') from error
+    http = importlib.import_module(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
 
-def _let_endpoint_through_offline_mode(base_url: str) -> None:
-    """Lets requests to `base_url` pass under HF_HUB_OFFLINE, which is about the Hub and not a server named here."""
-    session, address = get_session(), httpx.URL(base_url).netloc
-    hooks = session.event_hooks
-    if any(address in getattr(hook, "endpoints", ()) for hook in hooks["request"]):
-        return
+    class BoundedBody(http.SyncByteStream):
+        """A body with an end: neither one that drips nor one that never stops is waited for."""
 
-    def wrap(hook):
-        def request_hook(request):
-            try:
-                return hook(request)
-            except OfflineModeIsEnabled:
-                if request.url.netloc != address:
-                    raise
+        def __init__(self, stream: Any):
+            self.stream = stream
+            self.deadline = time.monotonic() + timeout
 
-        request_hook.endpoints = (address, *getattr(hook, "endpoints", ()))
-        return request_hook
+        def __iter__(self) -> Any:
+            size = 0
+            for chunk in self.stream:
+                size += len(chunk)
+                if size > MAX_ANSWER_BYTES:
+                    raise http.ReadError(f"an answer of more than {MAX_ANSWER_BYTES >> 20} MiB")
+                if time.monotonic() > self.deadline:
+                    raise http.ReadTimeout(f"an answer that took more than {timeout:g} s")
+                yield chunk
 
-    session.event_hooks = hooks | {"request": [wrap(hook) for hook in hooks["request"]]}
+        def close(self) -> None:
+            self.stream.close()
+
+    def bound(response: Any) -> None:
+        response.stream = BoundedBody(response.stream)
+
+    # Given here, so that the client looks for none in the environment: organization and project of another service.
+    headers: dict[str, Any] = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+    if address.username:
+        pair = f"{unquote(address.username)}:{unquote(address.password or '')}"
+        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
+    return openai, openai.OpenAI(
+        base_url=base_url,
+        api_key=api_key or os.environ.get(API_KEY_VARIABLE) or "none",
+        timeout=timeout,
+        max_retries=0,
+        default_headers=headers,
+        http_client=openai.DefaultHttpxClient(timeout=timeout, event_hooks={"response": [bound]}),
+    )
 
 
 def encode_image(image: Image) -> str:

@@ -11,7 +11,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 @dataclass
 class Answer:
-    """What the server sends: a completion with `text`, or `body` as it is.
+    """What the server sends: a completion with `text`, or `body` as it is (in pieces, as they come, until it closes).
 
     `delay` seconds pass before; `usage` None leaves the token counts out; `hang_up` closes the connection instead.
     """
@@ -28,7 +28,7 @@ class Answer:
     text: str | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    body: bytes | None = None
+    body: bytes | Iterable[bytes] | None = None
     delay: float = 0.0
     usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 10})
     finish_reason: str = "stop"
@@ -104,9 +104,12 @@ class ScriptedChatServer:
             handler.send_response(answer.status)
             for key, value in {"Content-Type": "application/json", **answer.headers}.items():
                 handler.send_header(key, value)
-            handler.send_header("Content-Length", str(len(body)))
+            if isinstance(body, bytes):
+                handler.send_header("Content-Length", str(len(body)))
             handler.end_headers()
-            handler.wfile.write(body)
+            for piece in [body] if isinstance(body, bytes) else body:
+                handler.wfile.write(piece)
+            handler.close_connection = not isinstance(body, bytes)
         except (BrokenPipeError, ConnectionResetError):
             handler.close_connection = True  # the client gave up waiting
 

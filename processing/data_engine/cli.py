@@ -4,12 +4,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..cli import Roots, read_image_roots
+
+if TYPE_CHECKING:
+    from ..datasets.faults import RecordFault
+    from ..datasets.image_roots import ImageRoot
+    from ..datasets.schema import InstructionRow
+    from .calls import EndpointSpec
+    from .engine import DataEngine, SessionSummary, Source
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 
@@ -17,22 +25,23 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 def build(
     run: RunFolder,
     coco: Annotated[Path | None, typer.Option(help="COCO, LVIS or PACO instances file.")] = None,
+    crowd: Annotated[str, typer.Option(help="Annotations with iscrowd: skip, or instance (one each).")] = "skip",
     rows: Annotated[str | None, typer.Option(help="Instruction data to write anew.")] = None,
     shapes: Annotated[int | None, typer.Option(min=1, help="So many scenes of the shapes world.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of pictures alone; needs --concept and --sam3.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images alone; needs --concept and --sam3.")] = None,
     concept: Annotated[list[str] | None, typer.Option(help="A noun to look for in --images; may be repeated.")] = None,
     sam3: Annotated[str | None, typer.Option(help="SAM3 repository or folder that proposes masks.")] = None,
     grounder: Annotated[str | None, typer.Option(help="SAM3-I repository or folder for the grounding check.")] = None,
     device: Annotated[str | None, typer.Option(help="Where SAM3 runs; the first accelerator if not given.")] = None,
     image_root: Roots = None,
-    split: Annotated[str, typer.Option(help="Split of the rows, and of the shapes world.")] = "train",
+    split: Annotated[str, typer.Option(help="Only this split of --rows; the name of it for other sources.")] = "train",
     seed: Annotated[int, typer.Option(help="Of every choice.")] = 0,
     targets: Annotated[int, typer.Option(min=1, help="Targets tried per picture.")] = 6,
     kind: Annotated[list[str] | None, typer.Option(help="1-to-1, 1-to-N, 1-to-all or none; all if not given.")] = None,
     level: Annotated[list[str] | None, typer.Option(help="concept, simple or complex; all if not given.")] = None,
     simple: Annotated[int, typer.Option(min=0, help="Simple texts per target (chat writer).")] = 2,
     complex_: Annotated[int, typer.Option("--complex", min=0, help="Complex texts per target (chat writer).")] = 2,
-    retries: Annotated[int, typer.Option(min=0, help="How often a chat writer hears why and writes again.")] = 10,
+    retries: Annotated[int, typer.Option(min=0, help="How often a chat writer is told why and writes again.")] = 10,
     writer: Annotated[str | None, typer.Option(help="URL#MODEL of the writer; templates write if not given.")] = None,
     checker: Annotated[str | None, typer.Option(help="URL#MODEL of the checker.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Folder with prompt files of your own.")] = None,
@@ -40,6 +49,10 @@ def build(
     synonyms: Annotated[Path | None, typer.Option(help="JSON: {noun: [synonym, ...]}.")] = None,
     shard: Annotated[str, typer.Option(help="This run's share, as NUMBER/COUNT from 0/1.")] = "0/1",
     concurrency: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of a chat model.")] = 1024,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 120.0,
+    request_retries: Annotated[int, typer.Option(min=0, help="How often a failed request is sent again.")] = 5,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the writer; the checker's is 0.")] = 0.0,
     requests_per_minute: Annotated[float | None, typer.Option(help="Ceiling per endpoint.")] = None,
     max_calls: Annotated[int | None, typer.Option(help="Cap on chat calls over all sessions.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Cap on chat tokens over all sessions.")] = None,
@@ -49,8 +62,7 @@ def build(
     max_pictures: Annotated[int | None, typer.Option(min=1, help="Stop after so many pictures.")] = None,
 ) -> None:
     """Write and check instructions; run it again to go on after a stop of any kind."""
-    from .budget import Budget
-    from .courier import Courier
+    from .calls import Budget, EndpointSpec
     from .engine import DataEngine, describe_prompts
     from .run import EngineConfig, RunDirectory
     from .scene.segmentation import PipelineGrounder, load_pipeline
@@ -60,63 +72,82 @@ def build(
         number, count = (int(part) for part in shard.split("/"))
     except ValueError as error:
         raise typer.BadParameter(f"expected NUMBER/COUNT, found {shard!r}", param_hint="--shard") from error
-    try:
-        if images is not None and not (concept and sam3):
-            raise ValueError("--images needs at least one --concept, and --sam3 to find them.")
-        proposing = None if images is None else (images, concept, sam3, device)
-        source, description = _source(coco, rows, shapes, proposing, image_root, split, seed)
-        specs = {
-            role: _endpoint(value, requests_per_minute)
-            for role, value in (("writer", writer), ("checker", checker))
-            if value is not None
-        }
-        texts = load_prompts(prompts)
-        config = EngineConfig(
-            source=description,
-            seed=seed,
-            targets_per_image=targets,
-            **({"kinds": tuple(kind)} if kind else {}),
-            **({"levels": tuple(level)} if level else {}),
-            simple_texts=simple,
-            complex_texts=complex_,
-            max_retries=retries,
-            shard=number,
-            num_shards=count,
-            writer=specs["writer"].name if "writer" in specs else "templates",
-            checker=specs["checker"].name if "checker" in specs else None,
-            grounder=grounder,
-            prompts=describe_prompts(texts) if specs else {},
-        )
-        folder = RunDirectory(run, config)
-        courier = Courier(folder.calls_path, specs, concurrency) if specs else None
-        options = {"count_tokens": _token_counter(tokenizer)} if tokenizer else {}
-        if grounder is not None:
-            options["grounder"] = PipelineGrounder(load_pipeline(grounder, device), grounder)
-        engine = DataEngine(
-            source,
-            folder,
-            writer=courier.model("writer") if "writer" in specs else None,
-            checker=courier.model("checker") if "checker" in specs else None,
-            prompts=texts,
-            synonyms=json.loads(synonyms.read_text(encoding="utf-8")) if synonyms else None,
-            budget=Budget(max_calls, max_tokens, max_cost, prompt_price, completion_price),
-            concurrency=concurrency,
-            courier=courier,
-            **options,
-        )
-        summary = engine.build(max_pictures)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise _fail(error) from error
+    if images is not None and not (concept and sam3):
+        raise ValueError("--images needs at least one --concept, and --sam3 to find them.")
+    limits = {"max_tokens": answer_tokens, "timeout": timeout, "max_retries": request_retries}
+    limits["requests_per_minute"] = requests_per_minute
+    specs = {}
+    for role, value in (("writer", writer), ("checker", checker)):
+        if value is not None:
+            heat = temperature if role == "writer" else 0.0
+            specs[role] = EndpointSpec(*_url_and_model(value), temperature=heat, **limits)
+    texts = load_prompts(prompts)
+    proposing = None if images is None else (images, concept, sam3, device)
+    roots = read_image_roots(image_root)
+    source, description = _source(
+        {"coco": coco, "rows": rows, "shapes": shapes, "images": proposing}, roots, split, seed, crowd
+    )
+    config = EngineConfig(
+        source=description,
+        fingerprint=source.fingerprint,
+        seed=seed,
+        targets_per_image=targets,
+        **({"kinds": tuple(kind)} if kind else {}),
+        **({"levels": tuple(level)} if level else {}),
+        simple_texts=simple,
+        complex_texts=complex_,
+        max_retries=retries,
+        shard=number,
+        num_shards=count,
+        writer=specs["writer"].name if "writer" in specs else "templates",
+        checker=specs["checker"].name if "checker" in specs else None,
+        grounder=grounder,
+        prompts=describe_prompts(texts) if specs else {},
+    )
+    for spec in specs.values():
+        _check_endpoint(spec)
+    engine = DataEngine(
+        source,
+        RunDirectory(run, config),
+        writer=specs.get("writer"),
+        checker=specs.get("checker"),
+        grounder=None if grounder is None else PipelineGrounder(load_pipeline(grounder, device), grounder),
+        prompts=texts,
+        synonyms=json.loads(synonyms.read_text(encoding="utf-8")) if synonyms else None,
+        budget=Budget(max_calls, max_tokens, max_cost, prompt_price, completion_price),
+        concurrency=concurrency,
+        **({"count_tokens": _token_counter(tokenizer)} if tokenizer else {}),
+    )
+    summary = engine.build(max_pictures)
+    _report(engine, summary)
+
+
+def _report(engine: DataEngine, summary: SessionSummary) -> None:
+    """Say what a session did, what it left out, and what it lacks; nothing done is an error."""
     rate = summary.accepted / summary.seconds if summary.seconds else 0.0
+    levels = ", ".join(f"{level} {summary.levels.get(level, 0)}" for level in engine.run.config.levels)
     typer.echo(
-        f"{summary.pictures} pictures, {summary.pairs} instructions: {summary.accepted} accepted, {summary.review} to "
-        f"review ({rate:.0f} accepted per second)",
+        f"{summary.pictures} pictures, {summary.pairs} instructions: {summary.accepted} accepted ({levels}), "
+        f"{summary.review} to review ({rate:.0f} accepted per second)",
         err=True,
     )
+    left_out = engine.run.store.left_out()
+    for reason, (count, example) in left_out.items():
+        typer.echo(f"left out: {count} x {reason}, e.g. {example[:300]}", err=True)
     if summary.unavailable:
-        typer.echo(f"{summary.unavailable} pictures are left for the next session: no endpoint answered", err=True)
+        typer.echo(f"{summary.unavailable} pictures are left for later: {summary.why_unavailable}", err=True)
+    if summary.pictures and summary.stopped is None:
+        for level in engine.run.config.levels:
+            if not summary.levels.get(level):
+                hint = "; templates have no words for it here, --writer has" if level == "complex" else ""
+                typer.echo(f"No instruction of level {level} was accepted{hint}.", err=True)
     if summary.stopped is not None:
-        raise _fail(summary.stopped)
+        raise ValueError(summary.stopped)
+    if summary.unavailable and not summary.pictures:
+        raise ValueError(f"No picture was finished: {summary.why_unavailable}")
+    if not summary.pairs and not any(record["targets"] for record in engine.run.records()):
+        reasons = ", ".join(f"{count} x {reason}" for reason, (count, _) in left_out.items()) or "no picture was found"
+        raise ValueError(f"No instruction could be written: {reasons}.")
 
 
 def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -124,10 +155,7 @@ def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help=
     from .run import RunDirectory
     from .status import run_status
 
-    try:
-        found = run_status(RunDirectory(run))
-    except (ValueError, OSError) as error:
-        raise _fail(error) from error
+    found = run_status(RunDirectory(run))
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -143,11 +171,8 @@ def merge(
     """Put the shards of a run together."""
     from .run import merge_runs
 
-    try:
-        merged = merge_runs(list(shards), to)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from error
-    typer.echo(f"merged {len(merged.finished_ids())} pictures into {to}", err=True)
+    merged = merge_runs(list(shards), to)
+    typer.echo(f"merged {len(merged.store.finished_ids())} pictures into {to}", err=True)
 
 
 def export(
@@ -162,13 +187,10 @@ def export(
     from .export import export_run, push_export
     from .run import RunDirectory
 
-    try:
-        path = export_run(RunDirectory(run), folder, to, name or (push_to and push_to.rsplit("/", 1)[-1]))
-        typer.echo(f"wrote {path}", err=True)
-        if push_to is not None:
-            typer.echo(f"uploaded to {push_export(path, push_to, private)}", err=True)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from error
+    path = export_run(RunDirectory(run), folder, to, name or (push_to and push_to.rsplit("/", 1)[-1]))
+    typer.echo(f"wrote {path}", err=True)
+    if push_to is not None:
+        typer.echo(f"uploaded to {push_export(path, push_to, private)}", err=True)
 
 
 def review(
@@ -183,18 +205,15 @@ def review(
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
 ) -> None:
     """Open a page on which people decide what the checks disagree on; several may work on it at a time."""
-    try:
-        from .review.edits import EditChecks
-        from .review.page import ReviewPage
-        from .review.review import ReviewDesk
-        from .run import RunDirectory
+    from .review.desk import ReviewDesk
+    from .review.edits import EditChecks
+    from .review.page import ReviewPage
+    from .run import RunDirectory
 
-        desk = ReviewDesk(RunDirectory(run), second_looks)
-        checks = EditChecks(desk, _token_counter(tokenizer)) if tokenizer else None
-        page = ReviewPage(desk, reviewer, checks)
-        _, address, _ = page.launch(host, port, prevent_thread_lock=True, inbrowser=open_browser)
-    except (ImportError, ValueError, OSError) as error:
-        raise _fail(error) from error
+    desk = ReviewDesk(RunDirectory(run), second_looks)
+    checks = EditChecks(desk, _token_counter(tokenizer)) if tokenizer else None
+    page = ReviewPage(desk, reviewer, checks)
+    _, address, _ = page.launch(host, port, prevent_thread_lock=True, inbrowser=open_browser)
     typer.echo(f"{desk.progress()['left']} instructions wait. Open {address} (Ctrl+C to stop)", err=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         typer.echo(f"Anyone who can reach this machine can review (host {host}).", err=True)
@@ -206,28 +225,22 @@ def review_export(
     file: Annotated[Path, typer.Argument(help="JSON file for Label Studio.")],
     image_url: Annotated[str | None, typer.Option(help="Address of a picture, with {file} in it.")] = None,
 ) -> None:
-    """Write the review queue as Label Studio tasks, the labelling configuration beside it."""
+    """Write the review queue as Label Studio tasks, the labeling configuration beside it."""
+    from .review.desk import ReviewDesk
     from .review.label_studio import export_tasks
-    from .review.review import ReviewDesk
     from .run import RunDirectory
 
-    try:
-        count = export_tasks(ReviewDesk(RunDirectory(run)), file, image_url)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from error
+    count = export_tasks(ReviewDesk(RunDirectory(run)), file, image_url)
     typer.echo(f"wrote {count} tasks to {file} and the configuration to {file.with_suffix('.xml')}", err=True)
 
 
 def review_import(run: RunFolder, file: Annotated[Path, typer.Argument(help="Label Studio's JSON export.")]) -> None:
     """Take the decisions made in Label Studio."""
+    from .review.desk import ReviewDesk
     from .review.label_studio import import_decisions
-    from .review.review import ReviewDesk
     from .run import RunDirectory
 
-    try:
-        count = import_decisions(ReviewDesk(RunDirectory(run)), file)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from error
+    count = import_decisions(ReviewDesk(RunDirectory(run)), file)
     typer.echo(f"took {count} new decisions", err=True)
 
 
@@ -237,47 +250,58 @@ def add_engine_commands(app: typer.Typer) -> None:
         app.command(function.__name__.replace("_", "-"))(function)
 
 
-def _source(coco, rows, shapes, proposing, image_root, split, seed):
+def _source(given: dict[str, Any], roots: ImageRoot, split: str, seed: int, crowd: str) -> tuple[Source, str]:
     """(source, its description) of the one option given."""
     from .scene.sources import CocoSource, RowSource, ShapesSource
 
-    given = [value for value in (coco, rows, shapes, proposing) if value is not None]
-    if len(given) != 1:
-        raise ValueError(f"Expected one of --coco, --rows, --images and --shapes, found {len(given)} of them.")
-    if proposing is not None:
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise ValueError(f"Expected one of --coco, --rows, --images and --shapes, found {len(named)} of them.")
+    value = given[named[0]]
+    if named == ["images"]:
         from .scene.segmentation import ProposalSource, load_pipeline
 
-        images, concepts, sam3, device = proposing
-        source = ProposalSource(images, concepts, load_pipeline(sam3, device), split=split)
-        return source, f"pictures of {images.name}, masks of {', '.join(source.nouns)} by {sam3}"
-    if coco is not None:
-        return CocoSource(coco, read_image_roots(image_root), split=split), f"instances {coco.name}"
-    if shapes is not None:
-        return ShapesSource(shapes, split, seed), f"shapes world, {shapes} scenes, split {split}, seed {seed}"
+        folder, concepts, sam3, device = value
+        proposals = ProposalSource(folder, concepts, load_pipeline(sam3, device), split=split)
+        return proposals, f"pictures of {folder.name}, masks of {', '.join(proposals.nouns)} by {sam3}"
+    if named == ["coco"]:
+        suffix = "" if crowd == "skip" else f", crowds as {crowd}"
+        return CocoSource(value, roots, split=split, crowd=crowd), f"instances {value.name}{suffix}"
+    if named == ["shapes"]:
+        return ShapesSource(value, split, seed), f"shapes world, {value} scenes, split {split}, seed {seed}"
+    return RowSource(_rows(value, roots, split)), f"rows {Path(value).name}, split {split}"
+
+
+def _rows(path: str, roots: ImageRoot, split: str) -> Iterable[InstructionRow | RecordFault]:
+    """Rows and faults of anything that can be read, images undecoded."""
+    from ..datasets.loading import READERS, detect_format, load_instruction_dataset, read_items
+
+    name = detect_format(path)
+    if name in READERS:
+        return read_items(name, path, roots, split)
     from datasets import Image
 
-    from ..datasets.loading import load_instruction_dataset
-
-    data = load_instruction_dataset(rows, image_root=read_image_roots(image_root))
-    return RowSource(data.cast_column("image", Image(decode=False))), f"rows {Path(rows).name}"
+    data = load_instruction_dataset(path, format=name, image_root=roots, split=split, skip_faulty=True)
+    return data.cast_column("image", Image(decode=False))
 
 
-def _endpoint(value: str, requests_per_minute: float | None):
-    from .courier import EndpointSpec
-
+def _url_and_model(value: str) -> tuple[str, str]:
     url, mark, name = value.rpartition("#")
     if not mark or not name or not url.startswith(("http://", "https://")):
-        raise ValueError(f"A model is given as URL#MODEL, e.g. http://127.0.0.1:8000/v1#qwen; found {value!r}.")
-    return EndpointSpec(url, name, requests_per_minute=requests_per_minute)
+        shown = value.rsplit("@", 1)[-1]  # what stands before it may be a password
+        raise ValueError(f"A model is given as URL#MODEL, e.g. http://127.0.0.1:8000/v1#qwen; found {shown!r}.")
+    return url, name
 
 
-def _token_counter(repository: str):
+def _check_endpoint(spec: EndpointSpec) -> None:
+    """One small request with an image before anything else: a wrong address, key or model is said in seconds."""
+    from PIL import Image
+
+    spec.connect().check(Image.new("RGB", (64, 64), "gray"), min(spec.timeout, 60.0))
+
+
+def _token_counter(repository: str) -> Callable[[str], int]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(repository)
     return lambda text: len(tokenizer(text)["input_ids"])
-
-
-def _fail(error: object) -> typer.Exit:
-    typer.echo(f"Error: {error}", err=True)
-    return typer.Exit(code=1)

@@ -4,44 +4,51 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
-from ..chat.client import ChatModel, ChatUnavailableError
+from ..atomic import folder_lock
+from ..chat.client import ChatModel, ChatRequestError, ChatUnavailableError
 from ..language.nouns import NounForms
-from .append_log import AppendLog, FolderLock
-from .budget import Budget, BudgetExhaustedError
-from .calls import CallLog
-from .checks.checks import TokenCounter, estimate_tokens
-from .checks.decision import ACCEPTED, REVIEW
-from .checks.examination import PictureExamination, Toolbox
-from .checks.model_checks import Grounder
-from .courier import Courier, CourierModel
-from .run import RunConfigError, RunDirectory
-from .scene.record import scene_to_record
-from .scene.scene import Scene
+from .calls import Budget, BudgetExhaustedError, EndpointSpec, PaidCalls
+from .checks import ACCEPTED, REVIEW, Grounder, TokenCounter, estimate_tokens
+from .instruction_loop import InstructionLoop, Toolbox
+from .run import RunConfigError, RunDirectory, digest_of_image
+from .scene.scene import AnnotatedScene, LeftOut, scene_to_record
 from .scene.sources import Wanted
 from .writers.chat_writer import ChatChecker, ChatWriter
 from .writers.prompts import Prompt, load_prompts
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 MAX_UNAVAILABLE = 3  # pictures in a row for which no endpoint answered, after which the session ends
+REFUSED_FOR_GOOD = (401, 403, 404, 405)  # key, model or address: no other request would fare better
 
 
 class Source(Protocol):
     """What gives the engine its pictures, always in the same order."""
 
     nouns: tuple[str, ...]
+    left_out: LeftOut
+    """What cannot be used of the source and belongs to no picture, and why."""
 
-    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]: ...
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[AnnotatedScene]:
+        """Every wanted picture, those without a usable instance included."""
+        ...
+
+
+class UnusableImageError(ValueError):
+    """The image of a picture is missing, broken, or of another size than its annotations say; `reason` says which."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass
@@ -51,26 +58,33 @@ class SessionSummary:
     Attributes:
         pictures: finished now.
         pairs, accepted, review: texts examined, accepted, and waiting for a person.
+        levels: accepted texts by level.
         seconds: wall time.
         stopped: why it ended early; None when the source was worked through.
-        unavailable: pictures left for a later session because no endpoint answered.
+        unavailable, why_unavailable: pictures left for a later session because no endpoint answered, and the last
+            reason.
     """
 
     pictures: int = 0
     pairs: int = 0
     accepted: int = 0
     review: int = 0
+    levels: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     stopped: str | None = None
     unavailable: int = 0
+    why_unavailable: str = ""
 
     def add(self, record: dict[str, Any]) -> None:
         """Count a finished picture."""
-        outcomes = [pair["outcome"] for target in record["targets"] for pair in target["pairs"]]
+        pairs = [pair for target in record["targets"] for pair in target["pairs"]]
         self.pictures += 1
-        self.pairs += len(outcomes)
-        self.accepted += outcomes.count(ACCEPTED)
-        self.review += outcomes.count(REVIEW)
+        self.pairs += len(pairs)
+        self.review += sum(pair["outcome"] == REVIEW for pair in pairs)
+        for pair in pairs:
+            if pair["outcome"] == ACCEPTED:
+                self.accepted += 1
+                self.levels[pair["level"]] = self.levels.get(pair["level"], 0) + 1
 
 
 class DataEngine:
@@ -79,15 +93,14 @@ class DataEngine:
     Args:
         source: the pictures.
         run: the folder, made with the configuration.
-        writer: a chat model (`max_reasks=0`); None writes by template.
-        checker: a second chat model.
-        grounder: finds the masks of an instruction; see `model_checks.Grounder`.
+        writer: a chat model (`max_reasks=0`) or an endpoint; None writes by template.
+        checker: a second one.
+        grounder: finds the masks of an instruction; see `checks.Grounder`.
         count_tokens: tokens of a text, ends included; an estimate if not given.
         prompts: see `load_prompts`; the package's own if not given.
         synonyms: further words for nouns.
         budget: caps over all sessions.
         concurrency: pictures at a time.
-        courier: makes the calls of `writer` and `checker` where these are its models, and outlives a killed engine.
     """
 
     def __init__(
@@ -95,15 +108,14 @@ class DataEngine:
         source: Source,
         run: RunDirectory,
         *,
-        writer: ChatModel | CourierModel | None = None,
-        checker: ChatModel | CourierModel | None = None,
+        writer: ChatModel | EndpointSpec | None = None,
+        checker: ChatModel | EndpointSpec | None = None,
         grounder: Grounder | None = None,
         count_tokens: TokenCounter = estimate_tokens,
         prompts: dict[str, Prompt] | None = None,
         synonyms: dict[str, list[str]] | None = None,
         budget: Budget | None = None,
         concurrency: int = 1,
-        courier: Courier | None = None,
     ):
         if concurrency < 1:
             raise ValueError(f"`concurrency` must be 1 or more, received {concurrency}.")
@@ -113,18 +125,19 @@ class DataEngine:
             if getattr(run.config, role) != name:
                 raise RunConfigError(f"The run's {role} is {getattr(run.config, role)!r}, received {name!r}.")
         prompts = prompts or load_prompts()
+        models = {role: model for role, model in (("writer", writer), ("checker", checker)) if model is not None}
         self.source = source
         self.run = run
-        self.budget = budget
         self.concurrency = concurrency
-        self.courier = courier
+        self.calls = PaidCalls(run.store, models, budget, concurrency)
         self._unavailable_in_a_row = 0
         self.tools = Toolbox(
             nouns=tuple(source.nouns),
             count_tokens=count_tokens,
             forms=NounForms(synonyms),
-            writer=None if writer is None else ChatWriter(writer, prompts),
-            checker=None if checker is None else ChatChecker(checker, prompts),
+            calls=self.calls,
+            writer=None if writer is None else ChatWriter(prompts, greedy=writer.temperature == 0),
+            checker=None if checker is None else ChatChecker(prompts),
             grounder=grounder,
         )
 
@@ -132,31 +145,31 @@ class DataEngine:
         """Work through the pictures that are not finished yet.
 
         A picture that fails for want of an endpoint, or because a cap is reached, is left for the next session; what
-        has been paid for is in the call log and is not paid again.
+        has been paid for is in the store and is not paid again. A picture that cannot be read, or has no usable
+        instance, is counted in `run.store.left_out()` and tried again in the next session.
 
         Args:
             max_pictures: stop after so many.
             progress: show a bar with yield and cost.
 
         Raises:
-            RunBusyError: another process is at work in the folder.
+            FolderInUseError: another process is at work in the folder.
             ChatRequestError: an endpoint refuses requests for good (a wrong key, model or address).
+            RunConfigError: the images of finished pictures have changed.
+            StoreError: the disk is full.
         """
         summary, started = SessionSummary(), time.monotonic()
-        # The log is read after the courier of a killed session has written its last line.
-        with FolderLock(self.run.path), self.courier or nullcontext():
-            records, self.tools.calls = AppendLog(self.run.records_path), CallLog(self.run.calls_path, self.budget)
-            try:
-                self._work(records, summary, max_pictures, progress)
-            finally:
-                self.tools.calls.close()
-                records.close()
+        with folder_lock(self.run.path):
+            self.run.check_images()
+            with self.calls:
+                self._work(summary, max_pictures, progress)
+            self.run.store.note_left_out("", self.source.left_out.to_dict())
         summary.seconds = time.monotonic() - started
         return summary
 
-    def _work(self, records: AppendLog, summary: SessionSummary, max_pictures: int | None, progress: bool) -> None:
-        pending: set[Future] = set()
-        scenes = self._open_scenes(max_pictures)
+    def _work(self, summary: SessionSummary, max_pictures: int | None, progress: bool) -> None:
+        pending: dict[Future, AnnotatedScene] = {}
+        scenes = itertools.islice(self._open_scenes(), max_pictures)
         with (
             tqdm(desc=self.run.path.name, unit=" pictures", disable=not progress) as bar,
             ThreadPoolExecutor(self.concurrency) as pool,
@@ -167,48 +180,78 @@ class DataEngine:
                         scene = next(scenes, None)
                         if scene is None:
                             break
-                        pending.add(pool.submit(self._picture, scene))
+                        pending[pool.submit(self._picture, scene)] = scene
                     if not pending:
                         break
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        self._take(future, records, summary, bar)
+                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                        self._take(future, pending.pop(future), summary)
+                        bar.set_postfix(
+                            accepted=summary.accepted,
+                            review=summary.review,
+                            calls=self.calls.spent["calls"],
+                            cost=self.calls.cost,
+                        )
+                        bar.update()
             except BaseException:
                 for future in pending:
                     future.cancel()
                 raise
 
-    def _open_scenes(self, max_pictures: int | None) -> Iterator[Scene]:
-        finished, takes = self.run.finished_ids(), self.run.config.takes
-        scenes = self.source.scenes(lambda image_id: takes(image_id) and image_id not in finished)
-        return itertools.islice(scenes, max_pictures)
+    def _open_scenes(self) -> Iterator[AnnotatedScene]:
+        """Scenes that are not finished and have something to write about; the others are counted."""
+        finished, takes = self.run.store.finished_ids(), self.run.config.takes
+        for scene in self.source.scenes(lambda image_id: takes(image_id) and image_id not in finished):
+            if scene.instances:
+                yield scene
+            else:
+                scene.left_out.add("picture without a usable instance", scene.image_id)
+                self.run.store.note_left_out(scene.image_id, scene.left_out.to_dict())
 
-    def _take(self, future: Future, records: AppendLog, summary: SessionSummary, bar: tqdm) -> None:
+    def _take(self, future: Future, scene: AnnotatedScene, summary: SessionSummary) -> None:
         try:
             record = future.result()
         except BudgetExhaustedError as error:
             summary.stopped = str(error)
             return
-        except ChatUnavailableError as error:
-            summary.unavailable += 1
+        except UnusableImageError as error:
+            scene.left_out.add(error.reason, str(error))
+            self.run.store.note_left_out(scene.image_id, scene.left_out.to_dict())
+            return
+        except (ChatUnavailableError, ChatRequestError) as error:
+            if isinstance(error, ChatRequestError) and error.status in REFUSED_FOR_GOOD:
+                raise
+            summary.unavailable, summary.why_unavailable = summary.unavailable + 1, str(error)
             self._unavailable_in_a_row += 1
-            logger.warning("A picture is left for later: %s", error)
+            logger.warning("Picture %s is left for later: %s", scene.image_id, error)
             if self._unavailable_in_a_row >= MAX_UNAVAILABLE:
                 summary.stopped = f"No endpoint answered for {MAX_UNAVAILABLE} pictures in a row: {error}"
             return
         self._unavailable_in_a_row = 0
-        records.append(record)
+        self.run.store.add_picture(record, scene.left_out.to_dict())
         summary.add(record)
-        spent = self.tools.calls.spending.to_dict()
-        bar.set_postfix(accepted=summary.accepted, review=summary.review, calls=spent["calls"], cost=spent["cost"])
-        bar.update()
 
-    def _picture(self, scene: Scene) -> dict[str, Any]:
-        targets = PictureExamination(scene, self.run.config, self.tools).run()
-        return {**scene_to_record(scene, self._image_path(scene)), "targets": targets}
+    def _picture(self, scene: AnnotatedScene) -> dict[str, Any]:
+        try:
+            size = scene.open_image().size
+        except (OSError, ValueError) as error:
+            gone = isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
+            reason = "image that was not found" if gone else "image that cannot be read"
+            raise UnusableImageError(reason, f"{scene.image_id}: {error}") from error
+        if size != (scene.width, scene.height):
+            raise UnusableImageError(
+                "image of another size than its annotations say",
+                f"{scene.image_id}: expected {scene.width} x {scene.height}, found {size[0]} x {size[1]} as shown",
+            )
+        targets = InstructionLoop(scene, self.run.config, self.tools).run()
+        if not targets:
+            scene.left_out.add("picture about which nothing certain could be said", scene.image_id)
+        record = {**scene_to_record(scene, self._image_path(scene)), "targets": targets}
+        if isinstance(scene.image, str):
+            record["image_digest"] = digest_of_image(scene.image)
+        return record
 
-    def _image_path(self, scene: Scene) -> str | None:
-        """Where the picture lies; a picture that is no file is written into the run folder."""
+    def _image_path(self, scene: AnnotatedScene) -> str | None:
+        """Where the image lies; an image that is no file is written into the run folder."""
         if scene.image is None or isinstance(scene.image, str):
             return scene.image
         folder = self.run.path / "images"

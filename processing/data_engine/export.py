@@ -10,8 +10,8 @@ from typing import Any
 
 from ..datasets.conversion import WRITERS, convert_dataset
 from ..datasets.schema import LEVEL_FIELDS, InstructionRow, make_row
-from .checks.decision import ACCEPTED
-from .review.review import ReviewDesk
+from .checks import ACCEPTED
+from .review.desk import ReviewDesk
 from .run import RunDirectory
 from .status import run_status
 

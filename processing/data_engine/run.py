@@ -2,26 +2,26 @@
 """A run of the data engine as a folder: what it was asked, what it wrote, what people decided.
 
 config.json     what makes the run what it is; it never changes
-calls.jsonl     every call to a chat model, written down before and after
-records.jsonl   one line per finished picture, in order of completion
-decisions.jsonl what people decided
-images/         pictures that are no files elsewhere
+run.sqlite      finished pictures, what was left out, paid calls, decisions; see `store`
+images/         images that are no files elsewhere
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_whole
 from ..datasets.schema import LEVEL_FIELDS, TARGET_KINDS
-from .append_log import read_log
+from ..fingerprint import fingerprint_files
+from .store import STORE_NAME, RunStore
 
-FORMAT = 1  # of the folder
+FORMAT = 2  # of the folder; 1 kept JSON Lines and is read, but not gone on with
 
 
 class RunConfigError(ValueError):
@@ -34,6 +34,7 @@ class EngineConfig:
 
     Attributes:
         source: a description of the source, for people and for telling runs apart.
+        fingerprint: of the source's data, by content; None where the description says all.
         seed: of every choice.
         targets_per_image: targets tried per picture.
         kinds: target kinds, drawn equally often.
@@ -48,6 +49,7 @@ class EngineConfig:
     """
 
     source: str
+    fingerprint: str | None = None
     seed: int = 0
     targets_per_image: int = 6
     kinds: tuple[str, ...] = TARGET_KINDS
@@ -64,7 +66,7 @@ class EngineConfig:
     grounder: str | None = None
     prompts: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in TARGET_KINDS]
         unknown += [level for level in self.levels if level not in LEVEL_FIELDS]
         if unknown or not self.kinds or not self.levels:
@@ -106,49 +108,77 @@ class RunDirectory:
         self.path = Path(path)
         stored = self.path / "config.json"
         if stored.is_file():
-            found = json.loads(stored.read_text(encoding="utf-8"))
-            if found.get("format") != FORMAT:
-                raise RunConfigError(f"{stored}: expected format {FORMAT}, found {found.get('format')!r}.")
-            values = found["config"]
-            if config is not None:
-                wanted = config.to_dict()
-                changed = [name for name in wanted if wanted[name] != values.get(name)]
-                if changed:
-                    shown = ", ".join(f"{name} {values.get(name)!r} -> {wanted[name]!r}" for name in changed)
-                    raise RunConfigError(f"{self.path} holds another run ({shown}); choose a new folder.")
-            self.config = EngineConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            self.config = self._stored_config(stored, config)
         elif config is None:
             raise RunConfigError(f"{self.path}: no run of the data engine here (config.json is missing).")
         else:
-            self.path.mkdir(parents=True, exist_ok=True)
             self.config = config
-            draft = stored.with_suffix(".tmp")
+            self._keep(config)
+        is_old = not (self.path / STORE_NAME).exists() and (self.path / "records.jsonl").exists()
+        self.store = RunStore(self.path)
+        if is_old:
+            self.store.take_old_files(self.path)
+
+    def _stored_config(self, path: Path, wanted: EngineConfig | None) -> EngineConfig:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            version, values = found["format"], found["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunConfigError(f"{path}: expected the configuration of a run, found {error!r}.") from error
+        if version not in (1, FORMAT):
+            raise RunConfigError(f"{path}: expected format {FORMAT}, found {version!r}; update sam3i.")
+        if wanted is not None and version == 1:
+            raise RunConfigError(
+                f"{self.path} holds a run of sam3i 0.1, which does not know its data by content: "
+                "review and export it as it is, and choose a new folder for a new run."
+            )
+        if wanted is not None:
+            asked = wanted.to_dict()
+            changed = [name for name in asked if asked[name] != values.get(name)]
+            if changed == ["fingerprint"]:
+                raise RunConfigError(
+                    f"The data of {values['source']} have changed since {self.path} was begun; choose a new folder or "
+                    "put the old data back."
+                )
+            if changed:
+                shown = ", ".join(f"{name} {values.get(name)!r} -> {asked[name]!r}" for name in changed)
+                raise RunConfigError(f"{self.path} holds another run ({shown}); choose a new folder.")
+        return _config_of(values)
+
+    def _keep(self, config: EngineConfig) -> None:
+        with write_whole(self.path / "config.json") as draft:
             draft.write_text(json.dumps({"format": FORMAT, "config": config.to_dict()}, indent=1), encoding="utf-8")
-            os.replace(draft, stored)
-
-    @property
-    def calls_path(self) -> Path:
-        return self.path / "calls.jsonl"
-
-    @property
-    def records_path(self) -> Path:
-        return self.path / "records.jsonl"
-
-    @property
-    def decisions_path(self) -> Path:
-        return self.path / "decisions.jsonl"
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Finished pictures in order of completion."""
-        return read_log(self.records_path)
-
-    def finished_ids(self) -> set[str]:
-        """Ids of the finished pictures."""
-        return {record["image_id"] for record in self.records()}
+        return (record for _, record in self.store.pictures())
 
     def ordered_records(self) -> list[dict[str, Any]]:
         """Finished pictures in the order of the source."""
         return sorted(self.records(), key=lambda record: record["order"])
+
+    def check_images(self, most: int = 200) -> None:
+        """Compare the images of up to so many finished pictures, evenly spread, with what they were.
+
+        Raises:
+            RunConfigError: one has changed or is gone.
+        """
+        known = [record for record in self.records() if record.get("image_digest")]
+        for record in known[:: max(1, len(known) // most)]:
+            if digest_of_image(record["image"]) != record["image_digest"]:
+                raise RunConfigError(
+                    f"{record['image']} is not the image that {self.path} was made from; choose a new folder, or put "
+                    "the old image back."
+                )
+
+
+def digest_of_image(path: str) -> str | None:
+    """Fingerprint of an image file; None where there is none."""
+    return fingerprint_files([path]) if Path(path).is_file() else None
+
+
+def _config_of(values: dict[str, Any]) -> EngineConfig:
+    return EngineConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def merge_runs(folders: list[str | Path], target: str | Path) -> RunDirectory:
@@ -170,20 +200,10 @@ def merge_runs(folders: list[str | Path], target: str | Path) -> RunDirectory:
         raise RunConfigError(f"Expected shards 0 to {runs[0].config.num_shards - 1} once each, found {shards}.")
     if (Path(target) / "config.json").exists():
         raise RunConfigError(f"{target} holds a run already; choose a new folder.")
-    values = plain[0] | {"num_shards": 1}
-    merged = RunDirectory(
-        target, EngineConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    )
-    records = sorted((record for run in runs for record in run.records()), key=lambda record: record["order"])
-    for name, lines in (
-        ("records_path", records),
-        ("calls_path", [line for run in runs for line in read_log(run.calls_path)]),
-        ("decisions_path", [line for run in runs for line in read_log(run.decisions_path)]),
-    ):
-        with open(getattr(merged, name), "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    merged = RunDirectory(target, _config_of(plain[0] | {"num_shards": 1}))
+    merged.store.take_from(run.store for run in runs)
     for run in runs:
-        for picture in sorted((run.path / "images").glob("*")):
+        for image in sorted((run.path / "images").glob("*")):
             (merged.path / "images").mkdir(exist_ok=True)
-            (merged.path / "images" / picture.name).write_bytes(picture.read_bytes())
+            shutil.copyfile(image, merged.path / "images" / image.name)
     return merged

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...modeling_sam3i.instruction_levels import InstructionLevel
 from ..language.meaning import TARGET_KINDS
 from ..masks import rle_fault
 

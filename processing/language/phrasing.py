@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...modeling_sam3i.instruction_levels import InstructionLevel
 from .lexicon import (
     COLOR_WORDS,
     DIRECTION_WORDS,

@@ -4,10 +4,9 @@
 import json
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from sam3i.processing.data_engine.cli import add_engine_commands
+from sam3i.cli import app
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import ExportError, accepted_rows, export_run, push_export
 from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
@@ -26,10 +25,8 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("private", [False, True])
 def test_a_parquet_export_is_read_back_from_the_hub(run, hub_here, tmp_path, private):
-    app = typer.Typer()
-    add_engine_commands(app)
     flags = ["--to", "parquet", "--push-to", NAME, *(["--private"] if private else [])]
-    found = CliRunner().invoke(app, ["export", str(run.path), str(tmp_path / "data"), *flags])
+    found = CliRunner().invoke(app, ["data", "export", str(run.path), str(tmp_path / "data"), *flags])
     assert found.exit_code == 0, found.output
     assert f"{hub_here.endpoint}/datasets/{NAME}" in found.output
     assert hub_here.repositories["dataset", NAME].private is private

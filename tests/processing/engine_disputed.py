@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small run of the shapes world in which a second model contradicts, so that people have to decide."""
 
-import json
-
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.scene.sources import ShapesSource
@@ -32,6 +30,6 @@ def disputed_run(folder, num_scenes=3, waiting=8, **changes):
             pair.update(changes)
             pair["checks"][-1]["reason"] = changes.get("reason", pair["checks"][-1]["reason"])
             pair["checks"][-1]["evidence"]["answer"] = changes.get("text")
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    run.records_path.write_text("".join(lines), encoding="utf-8")
+    for record in records:
+        run.store.add_picture(record, {})
     return run

@@ -3,7 +3,7 @@
 
 import sys
 
-from sam3i.processing.data_engine.courier import Courier, EndpointSpec
+from sam3i.processing.data_engine.calls import EndpointSpec
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.scene.sources import ShapesSource
@@ -23,13 +23,10 @@ def run_session(folder, url, num_scenes, concurrency=4, max_retries=4, **options
         role: EndpointSpec(url, role, timeout=options.get("timeout", 5.0), backoff=0.02, max_backoff=0.1)
         for role in ("writer", "checker")
     }
-    courier = Courier(run.calls_path, specs, concurrency)
     engine = DataEngine(
         ShapesSource(num_scenes),
         run,
-        writer=courier.model("writer"),
-        checker=courier.model("checker"),
-        courier=courier,
+        **specs,
         concurrency=concurrency,
         budget=options.get("budget"),
     )

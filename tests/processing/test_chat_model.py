@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import base64
+import itertools
+import logging
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -94,7 +99,7 @@ def test_time_out_is_retried_then_reported():
     with ScriptedChatServer(play(Answer("late", delay=1.0), "in time")) as server:
         assert connect(server, timeout=0.2).complete(HELLO).text == "in time"
     with ScriptedChatServer(lambda request, index: Answer("late", delay=1.0)) as server:
-        with pytest.raises(ChatUnavailableError, match=r"2 attempts.*no data within 0\.2 s") as caught:
+        with pytest.raises(ChatUnavailableError, match=r"2 attempts.*no whole answer within 0\.2 s") as caught:
             connect(server, timeout=0.2, max_retries=1).complete(HELLO)
     assert caught.value.usage.retries == 1 and caught.value.usage.calls == 0 and caught.value.usage.seconds > 0.4
 
@@ -148,20 +153,111 @@ def test_only_the_given_key_is_sent(monkeypatch):
     ]
 
 
-def test_offline_mode_blocks_the_hub_but_not_the_named_endpoint(monkeypatch):
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.errors import OfflineModeIsEnabled
+def test_nothing_of_another_service_is_sent(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, "secret-of-another-service")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.delenv("SAM3I_CHAT_API_KEY", raising=False)
+    with ScriptedChatServer(lambda request, index: "x") as server:
+        connect(server).complete(HELLO)
+    assert "secret-of-another-service" not in str(server.headers)
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with (
-        ScriptedChatServer(lambda request, index: "x") as server,
-        ScriptedChatServer(lambda request, index: "y") as other,
-    ):
-        assert connect(server).complete(HELLO).text == "x"
-        assert connect(other).complete(HELLO).text == "y"
-        assert connect(server).complete(HELLO).text == "x"
-    with pytest.raises(OfflineModeIsEnabled):
-        get_session().get("https://huggingface.co/api/models")
+
+def test_credentials_in_the_address_reach_the_server_and_no_message(caplog):
+    caplog.set_level(logging.DEBUG)
+    with ScriptedChatServer(play("x", Answer(status=500, body=b""), Answer(status=401, body=b"no"))) as server:
+        address = server.base_url.replace("http://", "http://ann:top%40secret@")
+        model = EndpointChatModel(address, "tiny", backoff=0.01, max_retries=1)
+        model.complete(HELLO)
+        with pytest.raises(ChatRequestError) as caught:
+            model.complete(HELLO)
+    assert server.headers[0]["authorization"] == f"Basic {base64.b64encode(b'ann:top@secret').decode()}"
+    said = caplog.text + str(caught.value) + str(caught.value.__cause__)
+    assert "Retrying" in said and "top%40secret" not in said and "top@secret" not in said and "ann:" not in said
+
+
+def test_an_error_body_is_shown():
+    body = b'{"error": {"message": "image input is not supported"}}'
+    with ScriptedChatServer(lambda request, index: Answer(status=500, body=body)) as server:
+        with pytest.raises(ChatUnavailableError, match="HTTP 500.*image input is not supported"):
+            connect(server, max_retries=1).complete(HELLO)
+
+
+def slowly(piece, seconds):
+    for _ in range(int(seconds / 0.05)):
+        yield piece
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_that_drips_is_not_waited_for(status):
+    with ScriptedChatServer(lambda request, index: Answer(status=status, body=slowly(b" ", 10))) as server:
+        started = time.monotonic()
+        with pytest.raises(ChatUnavailableError, match="no whole answer within 0.5 s"):
+            connect(server, timeout=0.5, max_retries=0).complete(HELLO)
+        assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_without_an_end_is_not_read(status):
+    endless = itertools.repeat(b" " * (1 << 20))
+    with ScriptedChatServer(lambda request, index: Answer(status=status, body=endless)) as server:
+        with pytest.raises(ChatUnavailableError, match="more than 16 MiB"):
+            connect(server, timeout=60, max_retries=0).complete(HELLO)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    ["null", "3", '"many"', "[]", '{"prompt_tokens": "7"}', '{"prompt_tokens": -1, "completion_tokens": 1e999}',
+     '{"prompt_tokens": null, "completion_tokens": 4}'],
+)  # fmt: skip
+def test_odd_usage_is_unmetered(usage):
+    body = '{"choices": [{"message": {"content": "hi"}, "finish_reason": 3}], "usage": USAGE}'.replace("USAGE", usage)
+    with ScriptedChatServer(lambda request, index: Answer(body=body.encode())) as server:
+        reply = connect(server).complete(HELLO)
+    assert (reply.text, reply.finish_reason, reply.usage.unmetered, reply.usage.tokens) == ("hi", None, 1, 0)
+
+
+def test_half_a_surrogate_pair_and_deep_nesting_do_no_harm():
+    half = b'{"choices": [{"message": {"content": "a \\ud83d cup"}}]}'
+    deep = b'{"choices": ' + b"[" * 100_000
+    with ScriptedChatServer(play(Answer(body=half), Answer(body=deep), "[" * 100_000)) as server:
+        model = connect(server, max_retries=0, max_reasks=0)
+        assert model.complete(HELLO).text == "a ? cup"
+        with pytest.raises(ChatUnavailableError, match="not a chat completion"):
+            model.complete(HELLO)
+        with pytest.raises(MalformedReplyError, match="nested too deeply"):
+            model.complete(HELLO, json_schema=SCHEMA)
+
+
+def test_a_model_without_randomness_that_repeats_itself_is_not_paid_again():
+    with ScriptedChatServer(lambda request, index: "no JSON") as server:
+        with pytest.raises(MalformedReplyError):
+            connect(server, max_reasks=9).complete(HELLO, json_schema=SCHEMA)
+        assert len(server.requests) == 2
+
+
+def test_check_says_in_seconds_what_is_wrong():
+    image = Image.new("RGB", (8, 8))
+    refusal = Answer(status=500, body=b'{"error": "image input is not supported"}')
+    script = play("yes", refusal, Answer(status=401, body=b"bad key"))
+    with ScriptedChatServer(script) as server:
+        connect(server).check(image)
+        assert len(images_of(server.requests[0]["messages"][0])) == 1 and server.requests[0]["max_tokens"] == 16
+        with pytest.raises(ChatUnavailableError, match="image input is not supported"):
+            connect(server).check(image)
+        with pytest.raises(ChatRequestError, match="bad key"):
+            connect(server).check(image)
+    started = time.monotonic()
+    with pytest.raises(ChatUnavailableError, match="the connection failed"):
+        connect(server, backoff=30.0).check(image)
+    assert time.monotonic() - started < 5
+
+
+def test_without_openai_the_hint_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r'pip install "sam3i\[chat\]"'):
+        EndpointChatModel("http://127.0.0.1:9/v1", "tiny")
 
 
 def test_schema_goes_over_the_wire_in_openai_form():
@@ -358,8 +454,8 @@ def test_local_model_depends_on_the_image(tiny_llava):
     try:
         model.generate = lambda **inputs: seen.append(inputs["pixel_values"]) or original(**inputs)
         chat = LocalChatModel(model, processor, max_tokens=1)
-        for colour in ("red", "blue"):
-            chat.complete([chat_message("user", Image.new("RGB", (20, 20), colour), "what is this")])
+        for color in ("red", "blue"):
+            chat.complete([chat_message("user", Image.new("RGB", (20, 20), color), "what is this")])
     finally:
         del model.generate
     assert seen[0].shape == seen[1].shape and not seen[0].equal(seen[1])

@@ -6,9 +6,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
-from sam3i.processing.data_engine.checks.checks import (
+from sam3i.processing.data_engine.checks import (
+    ACCEPTED,
+    DROPPED,
     FAIL,
     PASS,
+    REVIEW,
     UNSURE,
     Candidate,
     CheckResult,
@@ -16,15 +19,14 @@ from sam3i.processing.data_engine.checks.checks import (
     check_denotation,
     check_length,
     check_level,
+    decide,
     estimate_tokens,
+    grounding_result,
 )
-from sam3i.processing.data_engine.checks.decision import ACCEPTED, DROPPED, REVIEW, decide
-from sam3i.processing.data_engine.checks.model_checks import grounding_result
 from sam3i.processing.data_engine.scene.facts import Facts
-from sam3i.processing.data_engine.scene.scene import Scene, SceneInstance
+from sam3i.processing.data_engine.scene.scene import AnnotatedScene, SceneInstance
 from sam3i.processing.data_engine.scene.sources import CocoSource, RowSource
 from sam3i.processing.data_engine.writers.template_writer import TargetPlan
-from sam3i.processing.datasets.faults import DatasetFormatError
 from sam3i.processing.datasets.schema import make_row
 from sam3i.processing.language.meaning import Filter, Meaning, Selector, denote
 from sam3i.processing.language.nouns import NounForms, plural_of
@@ -37,20 +39,20 @@ CUPS = ((10, 40, "red"), (60, 40, "red"), (110, 40, "blue"), (160, 40, "red"))
 
 
 def scene_of(boxes, **fields):
-    """A 200 x 100 scene of coloured rectangles: (noun, x, y, width, height, colour)."""
+    """A 200 x 100 scene of colored rectangles: (noun, x, y, width, height, color)."""
     picture = Image.new("RGB", (200, 100), (120, 120, 120))
     draw, instances = ImageDraw.Draw(picture), []
-    for number, (noun, x, y, width, height, colour, *rest) in enumerate(boxes, start=1):
-        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+    for number, (noun, x, y, width, height, color, *rest) in enumerate(boxes, start=1):
+        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
         mask = np.zeros((100, 200), bool)
         mask[y : y + height, x : x + width] = True
         instances.append(SceneInstance(number, noun, encode_mask(mask), *rest))
-    return Scene("s", 200, 100, tuple(instances), lambda: picture, **fields)
+    return AnnotatedScene("s", 200, 100, tuple(instances), lambda: picture, **fields)
 
 
 @pytest.fixture
 def cups():
-    boxes = [("cup", x, y, 20, 20, colour) for x, y, colour in CUPS]
+    boxes = [("cup", x, y, 20, 20, color) for x, y, color in CUPS]
     return Facts(scene_of([*boxes, ("plate", 55, 75, 30, 20, "white")]))
 
 
@@ -227,7 +229,8 @@ def test_coco_lvis_and_paco_fields(tmp_path):
     path.write_text(json.dumps(data))
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     source = CocoSource(path)
-    (scene,) = source.scenes()
+    scene, empty = source.scenes()
+    assert not empty.instances and empty.image_id == "2"
     assert source.nouns == ("baseball bat", "bottle", "cap", "cup", "person")
     assert [(item.noun, item.granularity, item.whole) for item in scene.instances] == [
         ("bottle", "object", None), ("cap", "part", 7), ("cup", "object", None)
@@ -236,8 +239,11 @@ def test_coco_lvis_and_paco_fields(tmp_path):
     assert not scene.is_absent("person") and scene.open_image().size == (64, 48)
     data["annotations"][0]["category_id"] = 99
     path.write_text(json.dumps(data))
-    with pytest.raises(DatasetFormatError, match="99"):
-        list(CocoSource(path).scenes())
+    changed = CocoSource(path)
+    assert changed.fingerprint != source.fingerprint
+    scene = next(changed.scenes())
+    assert [item.annotation_id for item in scene.instances] == [8, 9]
+    assert scene.left_out.to_dict()["annotation of an unknown category"][0] == 1
 
 
 def test_rows_become_scenes(cups):

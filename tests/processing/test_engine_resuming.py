@@ -1,21 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from engine_faulty_models import FaultyModels
 from engine_session import run_session
+from PIL import Image
 
-from sam3i.processing.data_engine.append_log import AppendLog, FolderLock, RunBusyError, read_log
-from sam3i.processing.data_engine.budget import Budget
+from sam3i.processing.atomic import FolderInUseError, folder_lock
+from sam3i.processing.chat.client import ChatModel, ChatReply, ChatUnavailableError, ChatUsage, chat_message
+from sam3i.processing.chat.server import Answer, ScriptedChatServer
+from sam3i.processing.data_engine.calls import (
+    Budget,
+    BudgetExhaustedError,
+    ChangedRequestError,
+    EndpointSpec,
+    PaidCalls,
+)
 from sam3i.processing.data_engine.engine import DataEngine
-from sam3i.processing.data_engine.run import EngineConfig, RunConfigError, RunDirectory, merge_runs
+from sam3i.processing.data_engine.run import (
+    EngineConfig,
+    RunConfigError,
+    RunDirectory,
+    digest_of_image,
+    merge_runs,
+)
 from sam3i.processing.data_engine.scene.sources import ShapesSource
+from sam3i.processing.data_engine.store import RunStore, StoreError
 
 FOLDER = Path(__file__).parent
 RATES = {"wrong noun": 0.1, "leak": 0.1, "malformed": 0.1, "HTTP 429": 0.05}
@@ -52,8 +70,8 @@ def check_killing(tmp_path, num_scenes, kills):
     assert set(paid.values()) == {1}, "a request was paid twice"
     killed_run = RunDirectory(tmp_path / "killed")
     assert killed_run.ordered_records() == run.ordered_records()
-    answers = [line["key"] for line in read_log(killed_run.calls_path) if line["event"] == "answered"]
-    assert len(answers) == len(set(answers)) == len(paid), "an answer that was paid for is not in the log"
+    counts = killed_run.store.call_counts()
+    assert counts["answered"] == counts["calls"] == len(paid), "an answer that was paid for is not in the store"
     assert summary.accepted > 0
     return killed
 
@@ -67,21 +85,11 @@ def test_kill_9_at_twenty_moments(tmp_path):
     assert check_killing(tmp_path, num_scenes=30, kills=20) == 20
 
 
-def test_torn_line_is_dropped(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a": 3, "b')
-    assert [record["a"] for record in read_log(path)] == [1, 2]
-    log = AppendLog(path)
-    log.append({"a": 4})
-    log.close()
-    assert [record["a"] for record in read_log(path)] == [1, 2, 4]
-
-
 def test_second_process_is_kept_out(tmp_path):
-    with FolderLock(tmp_path), pytest.raises(RunBusyError, match="another process"), FolderLock(tmp_path):
-        pass
-    with FolderLock(tmp_path):
-        pass
+    run = RunDirectory(tmp_path, EngineConfig(source="shapes"))
+    with folder_lock(tmp_path), pytest.raises(FolderInUseError, match="one writer"):
+        DataEngine(ShapesSource(1), run).build(progress=False)
+    assert DataEngine(ShapesSource(1), run).build(progress=False).pictures == 1
 
 
 def test_template_run_goes_on_where_it_stopped(tmp_path):
@@ -130,12 +138,134 @@ def test_budget_is_never_passed_and_the_run_goes_on(tmp_path, budget):
     with models.server:
         run, engine, summary = run_session(tmp_path, models.server.base_url, 3, budget=budget, targets_per_image=2)
         assert "raise the cap" in summary.stopped
-        spent = engine.tools.calls.spending
-        assert sum(models.paid.values()) == spent.calls > 0
-        assert budget.max_calls is None or spent.calls <= budget.max_calls
-        assert budget.max_tokens is None or spent.prompt_tokens + spent.completion_tokens <= budget.max_tokens
-        assert budget.max_cost is None or spent.to_dict()["cost"] <= budget.max_cost
+        spent = engine.calls.spent
+        assert sum(models.paid.values()) == spent["calls"] > 0
+        assert budget.max_calls is None or spent["calls"] <= budget.max_calls
+        assert budget.max_tokens is None or spent["prompt_tokens"] + spent["completion_tokens"] <= budget.max_tokens
+        assert budget.max_cost is None or engine.calls.cost <= budget.max_cost
         _, _, again = run_session(tmp_path, models.server.base_url, 3, targets_per_image=2)
     assert again.stopped is None
     assert set(models.paid.values()) == {1}
-    assert len(run.finished_ids()) == 3
+    assert len(run.store.finished_ids()) == 3
+
+
+class Paid(ChatModel):
+    """A model that counts what it is asked."""
+
+    num_parameters = None
+
+    def __init__(self, answer=None):
+        super().__init__("paid", max_reasks=0, max_tokens=100)
+        self.asked, self.answer = 0, answer or (lambda number: '"yes"')
+
+    def _generate(self, messages, json_schema):
+        self.asked += 1
+        return ChatReply(self.answer(self.asked), ChatUsage(1, 0, 10, 2))
+
+
+def ask(calls, key):
+    return calls.ask("writer", key, [chat_message("user", "?")], {"type": "string"})
+
+
+def test_a_paid_answer_is_not_paid_again(tmp_path):
+    store, model = RunStore(tmp_path), Paid()
+    with PaidCalls(store, {"writer": model}) as calls:
+        assert ask(calls, "a") == ask(calls, "a") == '"yes"'
+        with pytest.raises(ChangedRequestError, match="other words"):
+            calls.ask("writer", "a", [chat_message("user", "!")], {"type": "string"})
+    with PaidCalls(RunStore(tmp_path), {"writer": model}, Budget(max_calls=1)) as calls:
+        assert ask(calls, "a") == '"yes"' and model.asked == 1
+        with pytest.raises(BudgetExhaustedError, match="raise the cap"):
+            ask(calls, "b")
+
+
+def test_a_call_without_an_outcome_stays_on_the_bill(tmp_path):
+    store = RunStore(tmp_path)
+    store.set_room_aside(True)
+    store.note_sent("a", "?")  # and the process that made it was killed
+    with PaidCalls(RunStore(tmp_path), {"writer": Paid()}) as calls:
+        assert calls.spent["calls"] == 1 and store.call_counts()["in_doubt"] == 1
+        ask(calls, "a")
+        assert calls.spent == {"calls": 2, "prompt_tokens": 10, "completion_tokens": 2}
+    assert store.call_counts() | {"in_doubt": 0, "calls": 2, "answered": 1} == store.call_counts()
+
+
+def test_a_full_disk_is_one_error_and_loses_no_answer(tmp_path):
+    """The answer that is on its way is kept in the room set aside; no further call is made."""
+
+    def fill_the_disk(number):
+        store.room = store.pages()
+        return '"' + "yes" * 20_000 + '"'
+
+    class Disk(RunStore):
+        room = None
+
+        def pages(self):
+            return self._db.execute("PRAGMA page_count").fetchone()[0]
+
+        def _write(self, query, *values):
+            if self.room is not None:  # a file has no more pages until the room that was set aside is given back
+                most = self.room + (0 if self._reserve.exists() else 1000)
+                self._db.execute(f"PRAGMA max_page_count={most}")
+            super()._write(query, *values)
+
+    store = Disk(tmp_path)
+    model = Paid(fill_the_disk)
+    with PaidCalls(store, {"writer": model}) as calls:
+        assert len(ask(calls, "a")) > 50_000
+        with pytest.raises(StoreError, match="free space and run again"):
+            ask(calls, "b")
+    assert model.asked == 1
+    store = RunStore(tmp_path)
+    with PaidCalls(store, {"writer": Paid()}) as calls:
+        assert len(ask(calls, "a")) > 50_000 and ask(calls, "b") == '"yes"'
+    assert store.call_counts()["answered"] == 2
+
+
+def test_a_process_that_is_killed_with_its_calls_ends_the_session_in_words(tmp_path):
+    with ScriptedChatServer(lambda request, index: Answer("late", delay=5)) as server:
+        calls = PaidCalls(RunStore(tmp_path), {"writer": EndpointSpec(server.base_url, "w")})
+        with calls, ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, calls, "a")
+            while not server.requests:
+                time.sleep(0.02)
+            calls._process.kill()
+            with pytest.raises(ChatUnavailableError, match="has ended"):
+                asked.result()
+    assert RunStore(tmp_path).call_counts()["in_doubt"] == 1
+
+
+def test_a_run_of_version_0_1_is_read_and_not_gone_on_with(tmp_path):
+    run = RunDirectory(tmp_path / "new", EngineConfig(source="shapes"))
+    DataEngine(ShapesSource(2), run).build(progress=False)
+    old = tmp_path / "old"
+    old.mkdir()
+    config = {name: value for name, value in run.config.to_dict().items() if name != "fingerprint"}
+    (old / "config.json").write_text(json.dumps({"format": 1, "config": config}))
+    lines = [json.dumps(record) + "\n" for record in run.records()]
+    (old / "records.jsonl").write_text("".join(lines) + '{"torn')
+    spent = {"calls": 1, "retries": 0, "prompt_tokens": 5, "completion_tokens": 6, "seconds": 1.0}
+    call = {"event": "answered", "key": "k", "request": "r", "text": "t", "time": 1.0} | spent
+    sent = {"event": "sent", "key": "k", "request": "r", "model": "m", "time": 0.0}
+    (old / "calls.jsonl").write_text(json.dumps(sent) + "\n" + json.dumps(call) + "\n")
+    found = RunDirectory(old)
+    assert list(found.records()) == list(run.records())
+    assert found.store.call_counts()["completion_tokens"] == 6
+    assert len(list(RunDirectory(old).records())) == 2
+    with pytest.raises(RunConfigError, match=r"sam3i 0\.1.*choose a new folder"):
+        RunDirectory(old, run.config)
+
+
+def test_a_run_whose_data_or_images_changed_is_not_gone_on_with(tmp_path):
+    RunDirectory(tmp_path / "run", EngineConfig(source="instances a.json", fingerprint="1"))
+    with pytest.raises(RunConfigError, match="data of instances a.json have changed"):
+        RunDirectory(tmp_path / "run", EngineConfig(source="instances a.json", fingerprint="2"))
+    image = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(image)
+    run = RunDirectory(tmp_path / "other", EngineConfig(source="shapes"))
+    record = {"image_id": "a", "order": 0, "image": str(image), "image_digest": digest_of_image(str(image))}
+    run.store.add_picture(record, {})
+    run.check_images()
+    Image.new("RGB", (8, 8), "red").save(image)
+    with pytest.raises(RunConfigError, match="not the image"):
+        DataEngine(ShapesSource(1), run).build(progress=False)

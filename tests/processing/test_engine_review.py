@@ -5,31 +5,33 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import typer
 from engine_disputed import disputed_run
 from engine_faulty_models import FaultyModels
 from engine_session import run_session
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
+from sam3i.cli import app
 from sam3i.processing.chat.server import ScriptedChatServer
-from sam3i.processing.data_engine.append_log import read_log
-from sam3i.processing.data_engine.cli import add_engine_commands
-from sam3i.processing.data_engine.courier import Courier, EndpointSpec
+from sam3i.processing.data_engine.calls import EndpointSpec
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import ExportError, accepted_rows, export_run
+from sam3i.processing.data_engine.review.desk import DecisionError, ReviewDesk
 from sam3i.processing.data_engine.review.edits import EditChecks, breaks_a_rule
 from sam3i.processing.data_engine.review.label_studio import LabelStudioError, export_tasks, import_decisions
-from sam3i.processing.data_engine.review.opinions import DecisionError
-from sam3i.processing.data_engine.review.review import ReviewDesk
 from sam3i.processing.data_engine.review.view import as_text
 from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
-from sam3i.processing.data_engine.scene.record import scene_of_record, scene_to_record
+from sam3i.processing.data_engine.scene.scene import scene_of_record, scene_to_record
 from sam3i.processing.data_engine.scene.sources import ShapesSource
 from sam3i.processing.data_engine.status import run_status
 from sam3i.processing.data_engine.writers.prompts import PromptError, load_prompts
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.datasets.schema import validate_row
+
+
+def decisions_of(run):
+    """What people decided, in the order in which they did."""
+    return [made for _, made in run.store.decisions()]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_decisions_are_kept_with_author_and_time(run):
     assert again.outcome(first.pair) == ("accepted", first.pair["text"])
     assert again.outcome(second.pair) == ("accepted", "the better words")
     assert again.outcome(third.pair)[0] == "dropped"
-    assert [line["author"] for line in read_log(run.decisions_path)] == ["ann"] * 3
+    assert [line["author"] for line in decisions_of(run)] == ["ann"] * 3
     assert again.decisions(first.pair["pair_id"])[0].time == 1.0
     waiting = {item.pair["pair_id"] for item in again.queue()}
     assert not waiting & {item.pair["pair_id"] for item in (first, second, third)}
@@ -82,7 +84,7 @@ def test_two_reviewers(run):
     assert ids[1] not in [item.pair["pair_id"] for item in desk.queue("ann")]
     desk.decide(ids[1], "accept", "ann")  # a change of mind; the first decision stays on file
     assert ids[1] not in [item.pair["pair_id"] for item in desk.queue()]
-    assert len(list(read_log(run.decisions_path))) == 9
+    assert len(list(decisions_of(run))) == 9
 
 
 def test_queue_learns_what_is_worth_a_look(run):
@@ -118,7 +120,7 @@ def test_bad_decisions_are_refused(run, decision, author, text, message):
         desk.decide(desk.queue()[0].pair["pair_id"], decision, author, text)
     with pytest.raises(DecisionError, match="no instruction"):
         desk.decide("elsewhere", "accept", "ann")
-    assert not list(read_log(run.decisions_path))
+    assert not list(decisions_of(run))
 
 
 def test_label_studio_there_and_back(run, tmp_path):
@@ -229,8 +231,7 @@ def test_reasons_go_back_to_the_writer(tmp_path):
                 source="s", writer="w", simple_texts=0, complex_texts=1, targets_per_image=1, levels=("complex",)
             ),
         )
-        courier = Courier(run.calls_path, {"writer": EndpointSpec(server.base_url, "w")})
-        DataEngine(ShapesSource(1), run, writer=courier.model("writer"), courier=courier).build(progress=False)
+        DataEngine(ShapesSource(1), run, writer=EndpointSpec(server.base_url, "w")).build(progress=False)
     assert len(prompts) == 2 and "rejected" not in prompts[0] and "must not name the target" in prompts[1]
     pairs = next(run.records())["targets"][0]["pairs"]
     assert [pair["outcome"] for pair in pairs] == ["dropped", "review"]
@@ -250,12 +251,10 @@ def test_coco_end_to_end(tmp_path):
             data["annotations"].append(annotation | {"bbox": [x, y, side, side], "segmentation": [corners]})
         picture.save(tmp_path / f"{image_id}.png")
     (tmp_path / "instances.json").write_text(json.dumps(data))
-    app = typer.Typer()
-    add_engine_commands(app)
     run = tmp_path / "run"
     arguments = ["build", str(run), "--coco", str(tmp_path / "instances.json"), "--targets", "20"]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert CliRunner().invoke(app, ["export", str(run), str(tmp_path / "data")]).exit_code == 0
+    assert CliRunner().invoke(app, ["data", *arguments]).exit_code == 0
+    assert CliRunner().invoke(app, ["data", "export", str(run), str(tmp_path / "data")]).exit_code == 0
     rows = list(load_instruction_dataset(str(tmp_path / "data" / "data.jsonl"), image_root=str(tmp_path)))
     answers = {text: row["annotation_ids"] for row in rows if row["image_id"] == "1" for text in row["simple"]}
     truth = {"blue cup": [11], "largest cup": [10], "biggest cup": [10], "rightmost cup": [12], "red cups": [10, 12]}
@@ -268,11 +267,9 @@ def test_coco_end_to_end(tmp_path):
 
 
 def test_commands(tmp_path):
-    app = typer.Typer()
-    add_engine_commands(app)
 
     def call(*arguments, code=0):
-        found = CliRunner().invoke(app, [str(item) for item in arguments])
+        found = CliRunner().invoke(app, ["data", *(str(item) for item in arguments)])
         assert found.exit_code == code, found.output
         return found
 
@@ -284,7 +281,7 @@ def test_commands(tmp_path):
     assert "URL#MODEL" in call("build", tmp_path / "x", "--shapes", 1, "--writer", "gpt", code=1).output
     call("export", run, data, "--to", "jsonl")
     assert {row["target_kind"] for row in load_instruction_dataset(str(data / "data.jsonl"))} == {"1-to-1"}
-    call("build", tmp_path / "again", "--rows", data / "data.jsonl")
+    assert "--writer can take it" in call("build", tmp_path / "again", "--rows", data / "data.jsonl", code=1).output
     for shard in (0, 1):
         call("build", tmp_path / f"s{shard}", "--shapes", 4, "--shard", f"{shard}/2")
     assert "merged 4" in call("merge", tmp_path / "s0", tmp_path / "s1", "--to", tmp_path / "m").output
@@ -293,10 +290,9 @@ def test_commands(tmp_path):
 
 
 def test_many_hands_lose_no_decision(run):
-    """Threads at one desk and desks of their own, all deciding the same pairs at once; a torn line is mended."""
+    """Threads at one desk and desks of their own, all deciding the same pairs at once."""
     desks = [ReviewDesk(run), ReviewDesk(run)]
     ids = [item.pair["pair_id"] for item in desks[0].queue()[:4]]
-    run.decisions_path.write_bytes(b'{"pair_id": "torn')
 
     def decide(number):
         for pair_id in ids:
@@ -304,7 +300,7 @@ def test_many_hands_lose_no_decision(run):
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(decide, range(8)))
-    lines = list(read_log(run.decisions_path))
+    lines = list(decisions_of(run))
     assert len(lines) == 32 == len({(line["pair_id"], line["author"]) for line in lines})
     desks[0].refresh()
     assert len(desks[0].decisions(ids[0])) == 8
@@ -365,9 +361,7 @@ def test_reviewers_have_a_name(name):
 def test_page_without_gradio_says_how_to_install_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "sam3i.processing.data_engine.review.page", raising=False)
-    app = typer.Typer()
-    add_engine_commands(app)
-    found = CliRunner().invoke(app, ["review", str(run.path)])
+    found = CliRunner().invoke(app, ["data", "review", str(run.path)])
     assert found.exit_code == 1 and 'pip install "sam3i[demo]"' in found.output
 
 

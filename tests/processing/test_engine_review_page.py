@@ -9,14 +9,18 @@ from urllib.parse import urlsplit
 import pytest
 from engine_disputed import HOSTILE, disputed_run
 
-from sam3i.processing.data_engine.append_log import read_log
-from sam3i.processing.data_engine.review.review import ReviewDesk
+from sam3i.processing.data_engine.review.desk import ReviewDesk
 from sam3i.processing.data_engine.run import RunDirectory
 from sam3i.processing.data_engine.status import run_status
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 PATIENCE = 30_000  # milliseconds, for machines that do other things too
+
+
+def decisions_of(run):
+    """What people decided, in the order in which they did."""
+    return [made for _, made in run.store.decisions()]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,7 @@ def test_keys_decide_and_a_reload_keeps_the_place(browser, run):
         assert ann.words == text + " rams"
         page.keyboard.press("Escape")
         assert page.evaluate("document.activeElement.tagName") != "TEXTAREA"
-        assert [line["decision"] for line in read_log(run.decisions_path)] == ["accept", "reject", "skip"]
+        assert [line["decision"] for line in decisions_of(run)] == ["accept", "reject", "skip"]
 
         # The checks that need no model object to what cannot be read as this level, and nothing is saved.
         page.fill("#words textarea", "the thing of old")
@@ -141,7 +145,7 @@ def test_keys_decide_and_a_reload_keeps_the_place(browser, run):
             page.wait_for_timeout(100)
         assert f"You decided on {len(queue) - 1}. 1 skipped." in page.inner_text("#finished")
         ann.close()
-    lines = list(read_log(run.decisions_path))
+    lines = list(decisions_of(run))
     ids = [pair["pair_id"] for pair in queue]
     assert [line["decision"] for line in lines[:5]] == ["accept", "reject", "skip", "edit", "reject"]
     assert lines[3]["pair_id"] == lines[4]["pair_id"] and lines[3]["text"].startswith(
@@ -192,4 +196,4 @@ def test_hostile_text_is_text(browser, tmp_path):
         visitor.press("a")
         assert page.evaluate("window.hacked") is None
         visitor.close()
-    assert [(line["author"], line["decision"]) for line in read_log(run.decisions_path)] == [(name, "accept")]
+    assert [(line["author"], line["decision"]) for line in decisions_of(run)] == [(name, "accept")]

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from sam3i.processing.data_engine.cli import add_engine_commands
+from sam3i.cli import app
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.run import EngineConfig, RunConfigError, RunDirectory
 from sam3i.processing.data_engine.scene.segmentation import PipelineGrounder, ProposalSource
@@ -94,14 +93,12 @@ def test_grounding_disputes_what_it_does_not_find(tmp_path):
 
 def test_grounding_with_a_model(tiny_stock_repos, tmp_path):
     """The command runs a stock SAM3, random as it is, over pictures and over instructions."""
-    app = typer.Typer()
-    add_engine_commands(app)
     repository = str(tiny_stock_repos["sam3"])
     arguments = ["build", str(tmp_path / "run"), "--shapes", "2", "--targets", "2", "--grounder", repository]
-    found = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+    found = CliRunner().invoke(app, ["data", *arguments, "--device", "cpu"])
     assert found.exit_code == 0, found.output
     records = list(RunDirectory(tmp_path / "run").records())
     checks = [c for r in records for t in r["targets"] for p in t["pairs"] for c in p["checks"]]
     assert any(check["check"] == "grounding" and 0 <= check["evidence"]["iou"] <= 1 for check in checks)
-    found = CliRunner().invoke(app, ["build", str(tmp_path / "x"), "--images", str(tmp_path)])
+    found = CliRunner().invoke(app, ["data", "build", str(tmp_path / "x"), "--images", str(tmp_path)])
     assert found.exit_code == 1 and "--concept" in found.output

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from ....modeling_sam3i.configuration_sam3i import InstructionLevel
+from ....modeling_sam3i.instruction_levels import InstructionLevel
 from ...language.nouns import NounForms
-from ..checks.checks import (
+from ..checks import (
+    DROPPED,
     FAIL,
+    RULES,
     Candidate,
     CheckResult,
     DuplicateCheck,
@@ -16,11 +18,10 @@ from ..checks.checks import (
     check_level,
     estimate_tokens,
 )
-from ..checks.decision import DROPPED, RULES
 from ..scene.facts import Facts
-from ..scene.record import scene_of_record
+from ..scene.scene import scene_of_record
 from ..writers.template_writer import TargetPlan
-from .review import QueuedPair, ReviewDesk
+from .desk import QueuedPair, ReviewDesk
 
 
 class EditChecks:
@@ -63,7 +64,7 @@ class EditChecks:
 
 
 def breaks_a_rule(results: list[CheckResult]) -> bool:
-    """Whether a check failed that finds what is so, and gives no opinion."""
+    """Whether a check failed that finds what is so, and gives no verdict of its own."""
     return any(item.verdict == FAIL and item.check in RULES for item in results)
 
 

@@ -14,8 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .opinions import ACCEPT, EDIT, REJECT, SKIP, Decision
-from .review import QueuedPair, ReviewDesk
+from .desk import ACCEPT, EDIT, REJECT, SKIP, Decision, QueuedPair, ReviewDesk
 
 LABELING_CONFIG = """<View>
   <Text name="instruction" value="$instruction"/>
@@ -40,7 +39,7 @@ class LabelStudioError(ValueError):
 
 
 def export_tasks(desk: ReviewDesk, path: str | Path, image_url: str | None = None) -> int:
-    """Write the queue as tasks and the labelling configuration beside it (`.xml`); returns the number of tasks.
+    """Write the queue as tasks and the labeling configuration beside it (`.xml`); returns the number of tasks.
 
     Args:
         desk: the run's decisions.

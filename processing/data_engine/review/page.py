@@ -6,12 +6,20 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from .desk import ACCEPT, EDIT, REJECT, SKIP, ReviewDesk
 from .edits import EditChecks, breaks_a_rule
-from .opinions import ACCEPT, EDIT, REJECT, SKIP
-from .picture import number_instances, picture_html
-from .review import QueuedPair, ReviewDesk
-from .style import CSS, SCRIPT, theme
-from .view import as_text, edit_report, evidence, finished, header, notice, question, without_hidden
+from .view import (
+    edit_report,
+    evidence,
+    legend,
+    notice,
+    number_instances,
+    picture,
+    piece,
+    question,
+    style_and_script,
+    without_hidden,
+)
 
 try:
     import gradio as gr
@@ -19,11 +27,6 @@ except ImportError as error:
     raise ImportError('The review page needs gradio: pip install "sam3i[demo]"') from error
 
 MAX_NAME = 80
-LEGEND = (
-    '<div class="legend"><span><i style="background:rgb(255 46 147)"></i>target</span>'
-    '<span><i style="background:rgb(34 211 238)"></i>siblings</span>'
-    '<span><i style="background:rgb(250 204 21)"></i>picked by the second model</span></div>'
-)
 _LEAVE_WORDS = "() => { if (!document.querySelector('#notice .error')) document.activeElement.blur(); }"
 _SEEN = "(state, words, seen) => [state, words, window.sam3iPair()]"
 
@@ -65,7 +68,8 @@ class ReviewPage:
             OSError: the port is taken.
         """
         settings = {"share": False, "show_error": True, "footer_links": [], "ssr_mode": False, "quiet": True}
-        settings |= {"theme": theme(), "css": CSS, "head": SCRIPT, "allowed_paths": [], "pwa": False}
+        css, script = style_and_script()
+        settings |= {"theme": theme(), "css": css, "head": script, "allowed_paths": [], "pwa": False}
         return self.blocks.launch(server_name=host, server_port=port, **(settings | options))
 
     def _lay_out(self) -> None:
@@ -81,7 +85,7 @@ class ReviewPage:
                 with gr.Row(elem_id="tools"):
                     self.masks = gr.Button("Masks", size="sm", scale=0, elem_id="masks")
                     self.back = gr.Button("Back", size="sm", scale=0, elem_id="back")
-                    gr.HTML(LEGEND)
+                    gr.HTML(legend())
             with gr.Column(scale=5, min_width=400, elem_id="right") as self.right:
                 self.question = gr.HTML(elem_id="question")
                 self.words = gr.Textbox(
@@ -124,24 +128,22 @@ class ReviewPage:
         desk.refresh()
         name = desk.run.path.name
         if reviewer is None:
-            return self._values(
-                state, gate=True, head=header(name, desk.progress(), desk.agreement(), None), say=message
-            )
+            head = piece("header", name, desk.progress(), desk.agreement(), None)
+            return self._values(state, gate=True, head=head, say=message)
         queue = desk.queue(reviewer)
         item = desk.find(state["pair"]) if state.get("pair") else None
         if item is None:
             item = queue[0] if queue else None
             state = {**state, "pair": item and item.pair["pair_id"]}
         progress = desk.progress(reviewer)
-        head = header(name, progress, desk.agreement(), reviewer)
+        head = piece("header", name, progress, desk.agreement(), reviewer)
         if item is None:
-            waiting = len(desk.queue())
-            return self._values(state, head=head, picture=finished(progress, waiting), say=message)
+            return self._values(state, head=head, picture=piece("finished", progress, len(desk.queue())), say=message)
         numbers = number_instances(item)
         return self._values(
             state,
             head=head,
-            picture=self._picture(item, numbers),
+            picture=picture(item, desk.run.path, numbers, _attribute(item.pair["pair_id"])),
             question=question(item),
             words=without_hidden(item.pair["text"]) if words is None else words,
             evidence=evidence(item, numbers),
@@ -165,13 +167,6 @@ class ReviewPage:
             self.back: gr.Button(interactive=bool(state.get("back"))),
         }
 
-    def _picture(self, item: QueuedPair, numbers: dict[int, int]) -> str:
-        try:
-            shown = picture_html(item, self.desk.run.path, numbers)
-        except (OSError, ValueError) as error:
-            shown = f'<div class="stage"><p class="missing">No picture: {as_text(error)}</p></div>'
-        return f'<div data-pair="{_attribute(item.pair["pair_id"])}">{shown}</div>'
-
     # What a reviewer does
 
     def _open(self, state: State | None) -> dict[Any, Any]:
@@ -184,7 +179,7 @@ class ReviewPage:
         try:
             return self._show({"reviewer": reviewer_name(name)})
         except ValueError as error:
-            return self._show(dict(state or {}), notice(as_text(error), "error"))
+            return self._show(dict(state or {}), notice(str(error), "error"))
 
     def _decider(self, decision: str):
         return lambda state, words, seen: self._decide(decision, dict(state or {}), words, seen)
@@ -199,7 +194,7 @@ class ReviewPage:
         if decision == ACCEPT and changed:
             decision = EDIT
         if decision == EDIT and not changed:
-            return self._show(state, notice("<p>Change the words first (E), then save them (Ctrl+Enter).</p>"), words)
+            return self._show(state, notice("Change the words first (E), then save them (Ctrl+Enter)."), words)
         if decision == EDIT:
             failed = [result for result in self.checks(item, words) if result.verdict == "fail"]
             if failed and (breaks_a_rule(failed) or state.get("warned") != words):
@@ -222,8 +217,8 @@ class ReviewPage:
         said = [item for item in self.desk.decisions(pair_id) if item.author == reviewer]
         if not said:
             return ""
-        words = f" “{as_text(said[-1].text)}”" if said[-1].text else ""
-        return notice(f"<p>You said: <b>{said[-1].decision}</b>{words}. Decide again, and this replaces it.</p>")
+        words = f" “{said[-1].text}”" if said[-1].text else ""
+        return notice(f"You said: {said[-1].decision}{words}. Decide again, and this replaces it.")
 
 
 def reviewer_name(name: str | None) -> str:
@@ -245,3 +240,12 @@ def reviewer_name(name: str | None) -> str:
 def _attribute(pair_id: str) -> str:
     """A pair's id as a plain word."""
     return hashlib.sha256(pair_id.encode()).hexdigest()[:24]
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's plain theme in the fonts of the system."""
+    sans = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+    mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
+    return gr.themes.Base(
+        primary_hue="violet", secondary_hue="violet", neutral_hue="slate", radius_size="lg", font=sans, font_mono=mono
+    ).set(body_background_fill="*neutral_100", body_background_fill_dark="*neutral_950")

@@ -1,24 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the review page shows of a pair, as pieces of HTML in which text from outside is nothing but text."""
+"""What the review page shows of a pair: pieces of `page.html`, in which text from outside is nothing but text."""
 
 from __future__ import annotations
 
+import base64
+import io
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from ..checks.checks import FAIL, PASS, CheckResult
-from .review import QueuedPair
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from ...drawing.instances import draw_masks
+from ...drawing.style import LEVEL_COLORS
+from ...masks import decode_mask
+from ..checks import FAIL, PASS, CheckResult
+from ..scene.scene import image_of_record, open_image
+from .desk import QueuedPair
 
 MAX_SHOWN = 600  # characters of a text; what is longer is cut, and says so
-KINDS = {
-    "1-to-1": "one of them",
-    "1-to-N": "some of them",
-    "1-to-all": "all of them",
-    "none": "none: nothing fits",
-}
-_TITLES = {
+SIDE = 1200  # pixels of the longest side of a picture on the page
+TARGET, SIBLING = (230, 40, 140), (34, 190, 215)
+KEYS = {"a": "accept", "e": "edit", "r": "reject", "s": "skip", "b": "back"}
+KINDS = {"1-to-1": "one of them", "1-to-N": "some of them", "1-to-all": "all of them", "none": "none: nothing fits"}
+TITLES = {
     "length": "Length",
     "level": "Level",
     "duplicate": "Duplicates",
@@ -27,7 +37,6 @@ _TITLES = {
     "grounding": "Segmenter",
     "form": "Form",
 }
-_MARKS = {PASS: "✓", FAIL: "✗"}
 
 
 def visible(text: str) -> str:
@@ -51,139 +60,146 @@ def as_text(value: Any) -> str:
     shown = escape(visible(str(value)), quote=True)
     for sign in "${}`\\":
         shown = shown.replace(sign, f"&#{ord(sign)};")
-    return f"<bdi>{shown}</bdi>"
+    return Markup(f"<bdi>{shown}</bdi>")
 
 
-def header(run: str, progress: Mapping[str, int], agreement: Mapping[str, Any], reviewer: str | None) -> str:
-    """The line on top: the run, how far it is, agreement, who is at work."""
-    total = progress["done"] + progress["left"]
-    share = progress["done"] / total if total else 1.0
-    kept = f"{progress['kept'] / progress['done']:.0%}" if progress["done"] else "–"
-    facts = [("done", progress["done"]), ("left", progress["left"]), ("kept", kept)]
-    if agreement["pairs"]:
-        kappa = "" if agreement["kappa"] is None else f" · κ {agreement['kappa']:.2f}"
-        facts.append(("agreement", f"{agreement['observed']:.0%} of {agreement['pairs']}{kappa}"))
-    numbers = "".join(f'<span class="fact" id="fact-{name}"><b>{value}</b> {name}</span>' for name, value in facts)
-    who = "" if reviewer is None else f'<span class="who" title="reviewer">{as_text(reviewer)}</span>'
-    return (
-        f'<div class="head"><div class="title"><h1>Review</h1><span class="run">{as_text(run)}</span></div>'
-        f'<div class="bar" role="progressbar" aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%">'
-        f'</i></div><div class="facts">{numbers}</div>{who}</div>'
-    )
+@cache
+def environment() -> Environment:
+    """Jinja's environment for the page's files; names that a file does not get are errors."""
+    found = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+    found.filters["shown"] = as_text
+    return found
+
+
+def style_and_script() -> tuple[str, str]:
+    """(CSS, an HTML script element): fonts of the system only, nothing is fetched."""
+    plain = Environment(loader=FileSystemLoader(Path(__file__).parent))  # noqa: S701 (no text from outside comes here)
+    css = plain.get_template("page.css").render(levels=LEVEL_COLORS, keys={**KEYS, "m": "masks"})
+    return css, f"<script>{plain.get_template('page.js').render(keys=KEYS)}</script>"
+
+
+def piece(name: str, *values: Any) -> str:
+    """A macro of `page.html`, filled."""
+    return str(getattr(environment().get_template("page.html").module, name)(*values))
+
+
+def legend() -> str:
+    """What the colors of the picture mean."""
+    return piece("legend", TARGET, SIBLING)
 
 
 def question(item: QueuedPair) -> str:
     """What the instruction is to be: level, kind, granularity, category; and why a person is asked."""
-    level, target = item.pair["level"], item.target
-    count = len(target["targets"])
-    pills = [f'<span class="pill level-{level}">{as_text(level)}</span>']
-    pills.append(f'<span class="pill" title="target kind"><b>{as_text(target["kind"])}</b></span>')
-    pills.append(f'<span class="pill" title="granularity">{as_text(target["granularity"])}</span>')
-    noun = "anything" if target["noun"] is None else target["noun"]
-    targets = "no target" if not count else f"{count} target{'s' * (count > 1)}"
-    wanted = f"{KINDS.get(target['kind'], '')}"
-    return (
-        f'<div class="question">{"".join(pills)}<span class="wanted">{as_text(noun)} · {wanted} · {targets}</span>'
-        f'</div><p class="why">{as_text(item.pair["reason"])}</p>'
-    )
+    return piece("question", item.pair["level"], item.target, KINDS.get(item.target["kind"], ""), item.pair["reason"])
 
 
-def evidence(item: QueuedPair, numbers: Mapping[int, int]) -> str:
-    """The verdict of each check with what it rests on.
-
-    Args:
-        item: the pair.
-        numbers: number in the picture by annotation id.
-    """
-    rows = []
-    for check in item.pair["checks"]:
-        details = _details(check, numbers)
-        reason = f'<span class="reason">{as_text(check["reason"])}</span>' if check["reason"] else ""
-        rows.append(
-            f'<li class="check {_class(check["verdict"])}"><span class="mark">{_mark(check["verdict"])}</span>'
-            f'<span class="name">{as_text(_TITLES.get(check["check"], check["check"]))}</span>'
-            f'<span class="found">{reason}<span class="details">{details}</span></span></li>'
-        )
-    return f'<ul class="checks">{"".join(rows)}</ul>'
+def notice(text: str, kind: str = "info") -> str:
+    """A message."""
+    return piece("notice", text, kind, [], "")
 
 
 def edit_report(results: list[CheckResult], may_insist: bool) -> str:
     """What the checks say against an edited instruction."""
-    failed = [item for item in results if item.verdict == FAIL]
-    rows = "".join(
-        f"<li><b>{as_text(_TITLES.get(item.check, item.check))}</b> {as_text(item.reason)}</li>" for item in failed
-    )
+    failed = [(TITLES.get(item.check, item.check), item.reason) for item in results if item.verdict == FAIL]
     advice = "Save it again to keep it all the same, or change it." if may_insist else "Change it, then save it again."
-    return notice(f"<p>The new words were not saved:</p><ul>{rows}</ul><p>{advice}</p>", "error")
+    return piece("notice", "The new words were not saved:", "error", failed, advice)
 
 
-def notice(content: str, kind: str = "info") -> str:
-    """A message; `content` is HTML whose outside text has been through [`as_text`]."""
-    return (
-        f'<div class="notice {kind}" role="{"alert" if kind == "error" else "status"}">{content}</div>'
-        if content
-        else ""
-    )
+def evidence(item: QueuedPair, numbers: Mapping[int, int]) -> str:
+    """The verdict of each check with what it rests on; `numbers` as in [`number_instances`]."""
+    checks = [
+        {
+            "verdict": check["verdict"] if check["verdict"] in (PASS, FAIL) else "unsure",
+            "title": TITLES.get(check["check"], check["check"]),
+            "reason": check["reason"],
+            "details": list(_details(check, numbers)),
+        }
+        for check in item.pair["checks"]
+    ]
+    return piece("evidence", checks)
 
 
-def finished(progress: Mapping[str, int], waiting: int) -> str:
-    """What stands in the place of a picture when nothing is left for a reviewer."""
-    lines = [f"You decided on {progress['decided']}."]
-    if progress["skipped"]:
-        lines.append(f"{progress['skipped']} skipped.")
-    if waiting:
-        lines.append(f"{waiting} wait for other reviewers.")
-    return f'<div class="finished" id="finished"><h2>Nothing is left for you</h2><p>{" ".join(lines)}</p></div>'
-
-
-def _details(check: Mapping[str, Any], numbers: Mapping[int, int]) -> str:
-    """The evidence of a check as a phrase."""
-    seen = check["evidence"]
-    known = {
-        "length": ("tokens", "max_tokens"),
-        "level": ("noun", "named_by", "reads_as"),
-        "duplicate": ("other", "overlap", "same_target"),
-        "denotation": ("family", "denotes", "target", "understood"),
-        "checker": ("found", "target", "unknown_numbers", "answer"),
-        "grounding": ("iou", "instances", "min_iou"),
-    }.get(check["check"], ())
-    parts = []
+def _details(check: Mapping[str, Any], numbers: Mapping[int, int]) -> list[Any]:
+    """The evidence of a check as phrases; instances as {"verb", "numbers", "after"}."""
+    seen, parts = dict(check["evidence"]), []
+    target = seen.pop("target", [])
     if "tokens" in seen:
-        parts.append(f"{as_text(seen['tokens'])} of {as_text(seen.get('max_tokens'))} tokens")
-    if seen.get("named_by"):
-        parts.append(f"names it: “{as_text(seen['named_by'])}”")
-    elif "named_by" in seen and seen.get("noun"):
-        parts.append(f"does not name “{as_text(seen['noun'])}”")
+        parts.append(f"{seen.pop('tokens')} of {seen.pop('max_tokens', '?')} tokens")
+    if "named_by" in seen:
+        named, noun = seen.pop("named_by"), seen.pop("noun", None)
+        parts += [f"names it: “{named}”"] if named else [f"does not name “{noun}”"] if noun else []
     if "reads_as" in seen:
-        parts.append(f"reads as {as_text(seen['reads_as'])}")
+        parts.append(f"reads as {seen.pop('reads_as')}")
     if "other" in seen:
-        parts.append(f"beside “{as_text(seen['other'])}”")
+        parts.append(f"beside “{seen.pop('other')}”")
     if "family" in seen:
-        parts.append(as_text(str(seen["family"]).replace("_", " ").replace("+", ", ")))
+        parts.append(str(seen.pop("family")).replace("_", " ").replace("+", ", "))
     for name, verb in (("denotes", "fits"), ("found", "picked")):
         if name in seen:
-            target = seen.get("target", [])
-            exactly = ", exactly the target" if target and sorted(seen[name]) == sorted(target) else ""
-            parts.append(f"{verb} {_instances(seen[name], target, numbers)}{exactly}")
+            ids = seen.pop(name)
+            exactly = ", exactly the target" if target and sorted(ids) == sorted(target) else ""
+            pairs = sorted((numbers.get(i, i), i in target) for i in ids)
+            parts.append({"verb": verb, "numbers": pairs, "after": exactly})
     if "iou" in seen:
-        parts.append(f"IoU {as_text(seen['iou'])}, at least {as_text(seen.get('min_iou'))} wanted")
+        parts.append(f"IoU {seen.pop('iou')}, at least {seen.pop('min_iou', '?')} wanted")
     if "answer" in seen:
-        parts.append(f"answered “{as_text(seen['answer'])}”")
-    parts += [f"{as_text(name)}: {as_text(value)}" for name, value in seen.items() if name not in known]
-    return " · ".join(parts)
+        parts.append(f"answered “{seen.pop('answer')}”")
+    for name in ("understood", "same_target", "overlap", "instances", "unknown_numbers"):
+        seen.pop(name, None)
+    return parts + [f"{name}: {value}" for name, value in seen.items()]
 
 
-def _instances(ids: list[int], target: list[int], numbers: Mapping[int, int]) -> str:
-    """The numbers that instances have in the picture, in the colours they have there."""
-    if not ids:
-        return "nothing"
-    shown = sorted((numbers.get(i, i), i in target) for i in ids)
-    return " ".join(f'<span class="number{" target" * is_target}">{number}</span>' for number, is_target in shown)
+def number_instances(item: QueuedPair) -> dict[int, int]:
+    """Numbers, left to right, of what is marked (annotation id -> number): target, siblings, what a check picked."""
+    named, noun = set(item.target["targets"]) | _picked(item), item.target["noun"]
+    for check in item.pair["checks"]:
+        named |= set(_ids(check["evidence"].get("denotes")))
+    entries = item.picture["instances"]
+    shown = [entry for entry in entries if entry["annotation_id"] in named or noun in (None, entry["noun"])]
+    shown.sort(key=lambda entry: (entry["box"][0] + entry["box"][2] / 2, entry["annotation_id"]))
+    return {entry["annotation_id"]: number for number, entry in enumerate(shown, start=1)}
 
 
-def _mark(verdict: str) -> str:
-    return _MARKS.get(verdict, "?")
+def _picked(item: QueuedPair) -> set[int]:
+    """What the second model took the instruction to mean, where it answered."""
+    checks = [check for check in item.pair["checks"] if check["check"] == "checker"]
+    return {i for check in checks for i in _ids(check["evidence"].get("found"))}
 
 
-def _class(verdict: str) -> str:
-    return verdict if verdict in (PASS, FAIL) else "unsure"
+def _ids(value: Any) -> list[int]:
+    return [item for item in value if isinstance(item, int)] if isinstance(value, list) else []
+
+
+def picture(item: QueuedPair, folder: Path, numbers: Mapping[int, int], name: str) -> str:
+    """The image, and the marked image to lay over it, both as data; `name` tells the pair in the page."""
+    try:
+        image = open_image(image_of_record(item.picture, folder), f"picture {item.picture['image_id']}")
+        marked = marked_image(item, image, numbers)
+    except (OSError, ValueError) as error:
+        return piece("picture", name, "", "", 1, str(error))
+    plain = image.resize(marked.size, Image.Resampling.LANCZOS)
+    ratio = round(image.width / image.height, 4)
+    return piece("picture", name, Markup(_data_url(plain)), Markup(_data_url(marked)), ratio, "")
+
+
+def marked_image(item: QueuedPair, image: Image.Image, numbers: Mapping[int, int]) -> Image.Image:
+    """The target and its siblings outlined and numbered; a star marks what the second model picked."""
+    target, picked = set(item.target["targets"]), _picked(item)
+    entries = [entry for entry in item.picture["instances"] if entry["annotation_id"] in numbers]
+    entries.sort(key=lambda entry: entry["annotation_id"] not in target)
+    ids = [entry["annotation_id"] for entry in entries]
+    return draw_masks(
+        image,
+        [decode_mask(entry["mask"]) for entry in entries],
+        colors=[TARGET if i in target else SIBLING for i in ids],
+        tags=[f"{numbers[i]}{'*' if i in picked else ''}" for i in ids],
+        tags_inside=True,
+        dim=False,
+        side=min(SIDE, max(image.size) * 4) if max(image.size) < SIDE else SIDE,
+    )
+
+
+def _data_url(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=90, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation
 
 from ...language.colors import mask_color
-from .scene import Scene
+from .scene import AnnotatedScene
 
 PLACE_MARGIN = 0.08  # of the image's shorter side: the least difference of two places that counts
 BESIDE_MARGIN = 0.10  # the same for being left of, above, ... a reference object
@@ -28,7 +28,7 @@ class Facts:
     Places and distances are in units of the image's shorter side.
     """
 
-    scene: Scene
+    scene: AnnotatedScene
     compares_alone: bool = False
     place_margin: float = PLACE_MARGIN
     beside_margin: float = BESIDE_MARGIN

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture with its instances: what the data engine writes instructions about."""
+"""A picture with its instances: what the data engine writes instructions about, and what a run keeps of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...datasets.schema import CompressedRLE
+from ...images import read_image
 from ...masks import box_of_rle, decode_mask, rle_area
 
 if TYPE_CHECKING:
@@ -58,15 +60,41 @@ class SceneInstance:
         return decode_mask(self.mask)
 
 
+class LeftOut:
+    """Counts of what is not used, by reason, with the first example of each."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, reason: str, example: str = "", count: int = 1) -> None:
+        """Count something."""
+        known, first = self._found.get(reason, (0, example))
+        self._found[reason] = (known + count, first)
+
+    def to_dict(self) -> dict[str, tuple[int, str]]:
+        """{reason: (count, the first example)}."""
+        return dict(self._found)
+
+
 @dataclass(frozen=True)
-class Scene:
+class RowTarget:
+    """The target of an instruction row: annotation ids, ascending, its kind and its noun."""
+
+    row_id: str
+    targets: tuple[int, ...]
+    kind: str
+    noun: str
+
+
+@dataclass(frozen=True)
+class AnnotatedScene:
     """A picture with its instances.
 
     Attributes:
         image_id: unique within the source.
         width, height: pixels.
         instances: everything annotated that may be a target or a sibling.
-        open_image: returns the picture (RGB).
+        open_image: returns the image (RGB).
         order: place in the source.
         image: what a row's `image` field gets: a path, a PIL image or None.
         file_name: the path that the source gives.
@@ -77,7 +105,9 @@ class Scene:
         descriptors: what a noun is for or does, as clauses that follow "that", for instructions without the noun.
         size_bounds: longer sides of boxes, in units of the picture's shorter side, up to which an instance is called
             small and from which it is called large; None where it is so only among its category.
-        reserved_pairs: (colour, noun) that are kept for testing: no question combines them.
+        reserved_pairs: (color, noun) that are kept for testing: no question combines them.
+        row_targets: targets that instruction rows of the picture have.
+        left_out: annotations of the picture that cannot be used, and why.
     """
 
     image_id: str
@@ -96,6 +126,8 @@ class Scene:
     descriptors: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
     size_bounds: tuple[float, float] | None = None
     reserved_pairs: frozenset[tuple[str, str]] = frozenset()
+    row_targets: tuple[RowTarget, ...] = ()
+    left_out: LeftOut = field(default_factory=lambda: LeftOut(), repr=False, compare=False)
 
     @cached_property
     def by_id(self) -> dict[int, SceneInstance]:
@@ -115,3 +147,73 @@ class Scene:
         if noun in self.nouns or noun in self.partial_nouns:
             return False
         return self.absent_nouns is None or noun in self.absent_nouns
+
+
+def open_image(source: Any, label: str) -> Image:
+    """The image of a scene, upright and in RGB; `label` names it in errors."""
+    if source is None:
+        raise FileNotFoundError(f"{label}: no image was found; pass the folder of the images (--image-root)")
+    return read_image(source)
+
+
+def scene_to_record(scene: AnnotatedScene, image: str | None) -> dict[str, Any]:
+    """What a run keeps of a picture; `image` is where it lies, relative to the run's folder or absolute."""
+    absent = None if scene.absent_nouns is None else sorted(scene.absent_nouns)
+    return {
+        "order": scene.order,
+        "image_id": scene.image_id,
+        "image": image,
+        "file_name": scene.file_name,
+        "width": scene.width,
+        "height": scene.height,
+        "dataset": scene.dataset,
+        "split": scene.split,
+        "instances": [
+            {
+                "annotation_id": item.annotation_id,
+                "noun": item.noun,
+                "granularity": item.granularity,
+                "mask": item.mask,
+                "box": item.box,
+                "whole": item.whole,
+            }
+            for item in scene.instances
+        ],
+        "known": {
+            "absent_nouns": absent,
+            "partial_nouns": sorted(scene.partial_nouns),
+            "is_exhaustive": scene.is_exhaustive,
+            "size_bounds": scene.size_bounds,
+        },
+    }
+
+
+def image_of_record(record: dict[str, Any], folder: Path) -> str | None:
+    """The path of a recorded image; `folder` is the run's."""
+    image = record["image"]
+    return image if image is None or Path(image).is_absolute() else str(folder / image)
+
+
+def scene_of_record(record: dict[str, Any], folder: Path) -> AnnotatedScene:
+    """The scene that a record was made from; what its source knew beyond masks and nouns is not in old records."""
+    known = record.get("known") or {"absent_nouns": [], "partial_nouns": [], "is_exhaustive": False}
+    image, bounds = image_of_record(record, folder), known.get("size_bounds")
+    return AnnotatedScene(
+        image_id=record["image_id"],
+        width=record["width"],
+        height=record["height"],
+        instances=tuple(
+            SceneInstance(item["annotation_id"], item["noun"], item["mask"], item["granularity"], item.get("whole"))
+            for item in record["instances"]
+        ),
+        open_image=partial(open_image, image, f"picture {record['image_id']}"),
+        order=record["order"],
+        image=image,
+        file_name=record["file_name"],
+        dataset=record["dataset"],
+        split=record["split"],
+        absent_nouns=None if known["absent_nouns"] is None else frozenset(known["absent_nouns"]),
+        partial_nouns=frozenset(known["partial_nouns"]),
+        is_exhaustive=known["is_exhaustive"],
+        size_bounds=None if bounds is None else tuple(bounds),
+    )

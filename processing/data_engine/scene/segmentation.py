@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...masks import encode_mask
-from .scene import Scene, SceneInstance
-from .sources import MIN_AREA, Wanted, open_picture
+from .scene import AnnotatedScene, LeftOut, SceneInstance, open_image
+from .sources import MIN_AREA, Wanted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,25 +89,30 @@ class ProposalSource:
         if not self.nouns or not self.files:
             counts = f"{len(self.files)} pictures and {len(self.nouns)} concepts"
             raise ValueError(f"{folder}: expected pictures and concepts, found {counts}.")
+        self.left_out = LeftOut()
+        self.fingerprint = None  # finished images are compared one by one
         self.pipeline = pipeline
         self.threshold = threshold
         self.doubt_threshold = doubt_threshold
         self.dataset = dataset or self.folder.name
         self.split = split
 
-    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]:
-        """One scene per wanted picture with at least one proposal, in order of the file names."""
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[AnnotatedScene]:
+        """One scene per wanted picture, in order of the file names."""
         for order, path in enumerate(self.files):
             file_name = path.relative_to(self.folder).as_posix()
             if wanted is None or wanted(file_name):
-                scene = self._scene(order, path, file_name)
-                if scene.instances:
-                    yield scene
+                yield self._scene(order, path, file_name)
 
-    def _scene(self, order: int, path: Path, file_name: str) -> Scene:
-        picture = open_picture(str(path), file_name)
-        nouns = list(self.nouns)
-        results = self.pipeline(picture, text=nouns, level=["concept"] * len(nouns), threshold=self.doubt_threshold)
+    def _scene(self, order: int, path: Path, file_name: str) -> AnnotatedScene:
+        left_out, nouns = LeftOut(), list(self.nouns)
+        try:
+            image = open_image(str(path), file_name)
+        except ValueError as error:
+            left_out.add("image that cannot be read", str(error))
+            lazy = partial(open_image, str(path), file_name)
+            return AnnotatedScene(file_name, 0, 0, (), lazy, order, file_name=file_name, left_out=left_out)
+        results = self.pipeline(image, text=nouns, level=["concept"] * len(nouns), threshold=self.doubt_threshold)
         found, doubtful, absent = [], set(), set()
         for noun, items in zip(nouns, results, strict=True):
             if not items:
@@ -115,6 +120,7 @@ class ProposalSource:
             for item in items:
                 mask = np.asarray(item["mask"]) > 0
                 if item["score"] <= self.threshold or mask.sum() < MIN_AREA:
+                    left_out.add("proposal of a low score or a tiny mask", f"{file_name}: {noun}")
                     doubtful.add(noun)
                 else:
                     found.append((item["score"], noun, mask))
@@ -126,12 +132,12 @@ class ProposalSource:
             elif noun not in rivals:  # one thing, two names: neither name can be counted on
                 doubtful |= {noun, *rivals}
         instances = [SceneInstance(i, noun, encode_mask(mask)) for i, (noun, mask) in enumerate(kept, start=1)]
-        return Scene(
+        return AnnotatedScene(
             image_id=file_name,
-            width=picture.width,
-            height=picture.height,
+            width=image.width,
+            height=image.height,
             instances=tuple(instances),
-            open_image=partial(open_picture, str(path), file_name),
+            open_image=partial(open_image, str(path), file_name),
             order=order,
             image=str(path.resolve()),
             file_name=file_name,
@@ -139,6 +145,7 @@ class ProposalSource:
             split=self.split,
             absent_nouns=frozenset(absent),
             partial_nouns=frozenset(doubtful),
+            left_out=left_out,
         )
 
 

@@ -7,175 +7,238 @@ Fields beyond COCO: LVIS' `neg_category_ids` and `not_exhaustive_category_ids` o
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers.utils import logging
 
 from ...datasets.coco_index import CocoIndex
-from ...datasets.faults import DatasetFormatError
+from ...datasets.faults import RecordFault
 from ...datasets.image_roots import ImageRoot, ImageRoots
-from ...datasets.schema import InstructionRow
-from ...images import read_image
+from ...datasets.schema import InstructionRow, is_text
+from ...fingerprint import fingerprint_files
+from ...images import image_size
 from ...masks import encode_mask, rle_area, segmentation_to_rle
-from .scene import Scene, SceneInstance
-
-logger = logging.get_logger(__name__)
+from .scene import AnnotatedScene, LeftOut, RowTarget, SceneInstance, open_image
 
 Wanted = Callable[[str], bool]  # whether the scene of an image id is asked for
 SHAPE_SIZES = (0.244, 0.257)  # of the picture's side: small shapes measure up to 27 pixels of 112, large ones from 29
 MIN_AREA = 16  # pixels: smaller masks are neither targets nor siblings
 
 
+CROWD = ("skip", "instance")
+
+
 class CocoSource:
     """Scenes of a COCO, LVIS or PACO instances file.
 
+    A record that cannot be used is counted in `left_out` (the file's or its scene's), and the rest goes on.
+
     Args:
         path: the JSON file.
-        image_root: folder(s) of the pictures; see `image_roots.ImageRoots`.
+        image_root: folder(s) of the images; see `image_roots.ImageRoots`.
         dataset: name for the rows; the file's stem if not given.
         split: split for the rows.
+        crowd: "skip" leaves annotations with `iscrowd` out; "instance" takes each for one instance (brush masks of
+            CVAT carry the flag without being crowds).
 
     Raises:
-        DatasetFormatError: a record that cannot be read; `sam3i data validate` lists all of them.
+        ValueError: a file without a named category or without an image.
     """
 
     def __init__(
-        self, path: str | Path, image_root: ImageRoot = None, dataset: str | None = None, split: str | None = None
+        self,
+        path: str | Path,
+        image_root: ImageRoot = None,
+        dataset: str | None = None,
+        split: str | None = None,
+        crowd: str = "skip",
     ):
+        if crowd not in CROWD:
+            raise ValueError(f"`crowd` is one of {', '.join(CROWD)}; received {crowd!r}.")
         self.path = Path(path)
         self.dataset = dataset or self.path.stem
         self.split = split
+        self.crowd = crowd
+        self.left_out = LeftOut()
+        self.fingerprint = fingerprint_files([self.path])
         self.index = CocoIndex(self.path)
-        for fault in (*self.index.faults, *self.index.orphans()):
-            raise DatasetFormatError(str(fault))
-        if not self.index.categories:
-            raise DatasetFormatError(f"{self.path}: expected `categories` with names, found none; add them")
+        for fault in self.index.faults:
+            self.left_out.add("record that cannot be read", str(fault))
+        for fault in self.index.orphans():
+            self.left_out.add("annotation of an image that the file does not have", str(fault))
+        names = {number: _split_name(name) for number, name in self.index.categories.items()}
+        self._names = {number: name for number, name in names.items() if is_text(name[0]) and name[0] != "background"}
+        if not self._names or not len(self.index):
+            faults = "".join(f"; {example}" for _, example in self.left_out.to_dict().values())
+            raise ValueError(
+                f"{self.path}: expected `images` and `categories` with names, found {len(self.index)} images and "
+                f"{len(self._names)} names{faults}"
+            )
         self._roots = ImageRoots(image_root, (self.path.parent, self.path.parent / "images"))
-        self._names = {number: _split_name(name) for number, name in self.index.categories.items()}
 
     @property
     def nouns(self) -> tuple[str, ...]:
         """Every noun of the source, sorted."""
         return tuple(sorted({noun for noun, _ in self._names.values()}))
 
-    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]:
-        """One scene per wanted picture with at least one usable instance, by ascending image id."""
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[AnnotatedScene]:
+        """One scene per wanted picture, by ascending image id."""
         for order, (label, record) in enumerate(self.index.images()):
             if wanted is None or wanted(str(record["id"])):
-                scene = self._scene(order, label, record)
-                if scene.instances:
-                    yield scene
+                yield self._scene(order, label, record)
 
-    def _scene(self, order: int, label: str, record: dict[str, Any]) -> Scene:
+    def _scene(self, order: int, label: str, record: dict[str, Any]) -> AnnotatedScene:
+        left_out, where = LeftOut(), f"{self.path}: {label}"
+        file_name = record.get("file_name") or "/".join(str(record.get("coco_url", "")).split("/")[-2:]) or None
+        image, fault = None, None
         try:
-            width, height, file_name = int(record["width"]), int(record["height"]), record.get("file_name")
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetFormatError(f"{self.path}: {label}: expected width and height in pixels: {error}") from error
-        file_name = file_name or str(record.get("coco_url", "")).rsplit("/", 1)[-1] or None
-        instances, partial_nouns = [], self._named(record.get("not_exhaustive_category_ids"))
-        for place, annotation in self.index.annotations_of(record["id"]):
-            noun, granularity = self._names.get(annotation.get("category_id"), (None, None))
-            if noun is None:
-                raise DatasetFormatError(
-                    f"{self.path}: {place}: expected the id of a category, found {annotation.get('category_id')!r}"
-                )
+            image = self._roots.path(str(file_name), self.dataset) if file_name else None
+        except (KeyError, ValueError) as error:
+            fault = str(error.args[0])
+        width, height = _whole(record.get("width")), _whole(record.get("height"))
+        if fault is None and not (width and height):
             try:
-                mask = segmentation_to_rle(annotation.get("segmentation"), height, width)
-            except ValueError as error:
-                raise DatasetFormatError(f"{self.path}: {place}: {error}") from error
-            if mask is None or annotation.get("iscrowd"):
-                partial_nouns.add(noun)  # there, but not to be told apart
-            elif rle_area(mask) >= MIN_AREA:
-                whole = annotation.get("obj_ann_id") if granularity == "part" else None
-                instances.append(SceneInstance(annotation["id"], noun, mask, granularity, whole))
-            else:
-                partial_nouns.add(noun)
+                height, width = image_size(image) if image else (0, 0)
+            except (OSError, ValueError) as error:
+                fault = f"{where}: no width and height, and {error}"
+        if fault is not None or not (width and height):
+            left_out.add("image without a place or a size", fault or f"{where}: expected width and height in pixels")
+        annotations = self.index.annotations_of(record["id"]) if width and height and not fault else []
+        partial_nouns = self._named(record.get("not_exhaustive_category_ids"))
+        instances: list[SceneInstance] = []
+        for place, annotation in annotations:
+            noun, granularity = self._names.get(_key(annotation.get("category_id")), (None, "object"))
+            found, reason, detail = self._mask(annotation, noun, height, width)
+            if found is None:
+                left_out.add(reason, f"{self.path}: {place}{detail}")
+                if noun is not None:
+                    partial_nouns.add(noun)  # there, but not to be told apart
+                continue
+            whole = annotation.get("obj_ann_id") if granularity == "part" else None
+            instances.append(SceneInstance(annotation["id"], noun, found, granularity, whole))
         negatives = record.get("neg_category_ids")
-        picture = self._roots.path(file_name, self.dataset) if file_name else None
-        return Scene(
+        return AnnotatedScene(
             image_id=str(record["id"]),
             width=width,
             height=height,
             instances=tuple(instances),
-            open_image=partial(open_picture, picture, f"{self.path}: {label}"),
+            open_image=partial(open_image, image, where),
             order=order,
-            image=picture,
+            image=image,
             file_name=file_name,
             dataset=self.dataset,
             split=self.split,
             absent_nouns=None if negatives is None else frozenset(self._named(negatives)),
             partial_nouns=frozenset(partial_nouns),
+            left_out=left_out,
         )
+
+    def _mask(
+        self, annotation: Mapping[str, Any], noun: str | None, height: int, width: int
+    ) -> tuple[dict[str, Any] | None, str, str]:
+        """(mask, "", "") of an annotation that can be a target, or (None, why not, what was found)."""
+        if noun is None:
+            return None, "annotation of an unknown category", f": category_id {annotation.get('category_id')!r}"
+        if self.crowd == "skip" and is_crowd(annotation.get("iscrowd")):
+            return None, "annotation of a crowd (iscrowd; --crowd instance takes each for one instance)", ""
+        try:
+            mask = segmentation_to_rle(annotation.get("segmentation"), height, width)
+        except (ValueError, TypeError) as error:
+            return None, "annotation with a mask that cannot be read", f": {error}"
+        if mask is None:
+            return None, "annotation with a box and no mask", ""
+        area = rle_area(mask)
+        if area < MIN_AREA:
+            reason = f"annotation with a mask of under {MIN_AREA} pixels" if area else "annotation with an empty mask"
+            return None, reason, f": {area} pixels"
+        return mask, "", ""
 
     def _named(self, numbers: Iterable[int] | None) -> set[str]:
         return {self._names[number][0] for number in numbers or () if number in self._names}
 
 
 class RowSource:
-    """Scenes of instruction rows: pictures and instances are taken, the instructions are written anew.
+    """Scenes of instruction rows: images and instances are taken, the instructions are written anew.
 
     An instance's noun is the first concept of the row that holds it; rows of kind "1-to-N" may name a wider category
-    than their target, which is still its noun. Instances of one picture are told apart by annotation id, or by mask.
+    than their target, which is still its noun. Instances of one image are told apart by annotation id, or by mask.
+    Each row's target stays known: a chat writer takes it where the rows do not hold all of a category.
 
     Args:
-        rows: rows whose `image` is a path, a PIL image or `{"path", "bytes"}`.
+        rows: rows, whose `image` is a path, a PIL image or `{"path", "bytes"}`, and faults, which are counted.
     """
 
-    def __init__(self, rows: Iterable[InstructionRow]):
-        self._pictures: dict[tuple[str, str], list[InstructionRow]] = {}
+    def __init__(self, rows: Iterable[InstructionRow | RecordFault]):
+        self.left_out = LeftOut()
+        digest, pictures = hashlib.sha256(), {}
         for row in rows:
-            self._pictures.setdefault((row["dataset"], row["image_id"]), []).append(row)
-        self._found = [self._scene(order, *item) for order, item in enumerate(self._pictures.items())]
+            if isinstance(row, RecordFault):
+                self.left_out.add("faulty record", str(row))
+                continue
+            pictures.setdefault((row["dataset"], row["image_id"]), []).append(row)
+            digest.update(json.dumps({**row, "image": _content(row["image"])}, sort_keys=True).encode())
+        self.fingerprint = digest.hexdigest()
+        self._found = [self._scene(order, *item) for order, item in enumerate(pictures.items())]
 
     @property
     def nouns(self) -> tuple[str, ...]:
         return tuple(sorted({noun for scene in self._found for noun in scene.nouns}))
 
-    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]:
-        """One scene per wanted picture with at least one instance, in order of first appearance."""
-        return (scene for scene in self._found if scene.instances and (wanted is None or wanted(scene.image_id)))
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[AnnotatedScene]:
+        """One scene per wanted picture, in order of first appearance."""
+        return (scene for scene in self._found if wanted is None or wanted(scene.image_id))
 
     @staticmethod
-    def _scene(order: int, key: tuple[str, str], rows: list[InstructionRow]) -> Scene:
-        first, instances, partial_nouns = rows[0], {}, set()
+    def _scene(order: int, key: tuple[str, str], rows: list[InstructionRow]) -> AnnotatedScene:
+        first, left_out = rows[0], LeftOut()
+        instances: dict[int, SceneInstance] = {}
+        targets: list[RowTarget] = []
+        partial_nouns, complete, absent = set(), set(), set()
         for row in rows:
             noun = row["concept"][0].lower().strip() if row["concept"] else None
+            if noun is None:
+                left_out.add("row without a concept: nothing names its target", f"row {row['row_id']}")
+                continue
             numbers = row["annotation_ids"] or [None] * len(row["masks"])
-            for mask, number, is_crowd in zip(row["masks"], numbers, row["is_crowd"], strict=True):
-                if noun is None or mask is None:
-                    continue
-                if is_crowd:
+            target = []
+            for mask, number, crowd in zip(row["masks"], numbers, row["is_crowd"], strict=True):
+                if mask is None or crowd or rle_area(mask) < MIN_AREA:
+                    reason = (
+                        "box and no mask" if mask is None else "crowd" if crowd else f"less than {MIN_AREA} pixels"
+                    )
+                    left_out.add(f"instance of a row with {reason}", f"row {row['row_id']}")
                     partial_nouns.add(noun)
                     continue
                 number = zlib.crc32(mask["counts"].encode()) if number is None else number
                 instances.setdefault(number, SceneInstance(number, noun, mask))
-            if row["target_kind"] not in ("1-to-all", "none") and noun is not None:
-                partial_nouns.add(noun)
-        complete = {
-            row["concept"][0].lower().strip() for row in rows if row["concept"] and row["target_kind"] == "1-to-all"
-        }
+                target.append(number)
+            kind = row["target_kind"]
+            (complete if kind == "1-to-all" else absent if kind == "none" else partial_nouns).add(noun)
+            if len(target) == len(row["masks"]):
+                kind = kind or ("none" if not target else "1-to-1" if len(target) == 1 else "1-to-N")
+                targets.append(RowTarget(str(row["row_id"]), tuple(sorted(target)), kind, noun))
         image = first["image"]
-        return Scene(
+        return AnnotatedScene(
             image_id=key[1],
             width=first["width"],
             height=first["height"],
             instances=tuple(instances.values()),
-            open_image=partial(open_picture, image, f"row {first['row_id']}"),
+            open_image=partial(open_image, image, f"row {first['row_id']}"),
             order=order,
             image=image,
             file_name=first["file_name"],
             dataset=key[0],
             split=first["split"],
-            absent_nouns=frozenset(
-                row["concept"][0].lower().strip() for row in rows if row["concept"] and row["target_kind"] == "none"
-            )
-            - {instance.noun for instance in instances.values()},
+            absent_nouns=frozenset(absent) - {instance.noun for instance in instances.values()},
             partial_nouns=frozenset(partial_nouns - complete),
+            row_targets=tuple(targets),
+            left_out=left_out,
         )
 
 
@@ -183,7 +246,7 @@ class ShapesSource:
     """Scenes of the shapes world; nothing but pictures, masks and shape names is taken from the generator.
 
     Its knowledge comes along: what shapes are for, which sizes it calls small and large, and, for the training split,
-    the pairs of colour and noun that it keeps for testing.
+    the pairs of color and noun that it keeps for testing.
 
     Args:
         num_scenes: how many; their indices start at `start`.
@@ -194,11 +257,13 @@ class ShapesSource:
         from ...shapes.rendering import NOUNS
         from ...shapes.world import ShapesWorld
 
+        self.left_out = LeftOut()
+        self.fingerprint = None  # seed, split and number say all
         self.world = ShapesWorld(seed, split)
         self.indices = range(start, start + num_scenes)
         self.nouns = tuple(sorted(NOUNS))
 
-    def scenes(self, wanted: Wanted | None = None) -> Iterator[Scene]:
+    def scenes(self, wanted: Wanted | None = None) -> Iterator[AnnotatedScene]:
         """Wanted scenes in order of their indices, rendered one by one."""
         from ...shapes.lexicon import DESCRIPTORS
         from ...shapes.world import HELD_OUT_PAIRS
@@ -209,19 +274,19 @@ class ShapesSource:
                 continue
             rendered = self.world.scene(index)
             height, width = rendered.image.shape[:2]
-            picture = Image.fromarray(rendered.image)
+            image = Image.fromarray(rendered.image)
             instances = [
                 SceneInstance(index * 10 + i, item.noun, encode_mask(rendered.masks[i]))
                 for i, item in enumerate(rendered.objects)
             ]
-            yield Scene(
+            yield AnnotatedScene(
                 image_id=image_id,
                 width=width,
                 height=height,
                 instances=tuple(instances),
-                open_image=partial(open_picture, picture, f"scene {index}"),
+                open_image=partial(open_image, image, f"scene {index}"),
                 order=order,
-                image=picture,
+                image=image,
                 dataset="shapes",
                 split=self.world.split,
                 is_exhaustive=True,
@@ -238,8 +303,25 @@ def _split_name(name: str) -> tuple[str, str]:
     return " ".join(words.rsplit(":", 1)[-1].split("(")[0].split()), granularity
 
 
-def open_picture(picture: Any, label: str) -> Image.Image:
-    """The picture of a scene, upright and in RGB; `label` names it in errors."""
-    if picture is None:
-        raise DatasetFormatError(f"{label}: no picture was found; pass the folder of the pictures (--image-root)")
-    return read_image(picture)
+def is_crowd(value: Any) -> bool:
+    """The meaning of an `iscrowd` field, strings included."""
+    return value.strip().lower() in ("1", "true", "yes") if isinstance(value, str) else bool(value)
+
+
+def _whole(value: Any) -> int:
+    """A size as a number; 0 where it is none."""
+    try:
+        return max(0, int(float(value)))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _key(value: Any) -> Any:
+    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+
+
+def _content(image: Any) -> str | None:
+    """What tells an image of a row from another, without reading files."""
+    if isinstance(image, dict):
+        return hashlib.sha256(image["bytes"]).hexdigest() if image.get("bytes") else image.get("path")
+    return image if isinstance(image, str) or image is None else hashlib.sha256(image.tobytes()).hexdigest()

@@ -6,14 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ....modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...chat.client import ChatModel, Message, chat_message, extract_json
+from ....modeling_sam3i.instruction_levels import InstructionLevel
+from ...chat.client import Message, chat_message, extract_json
 from ...language.meaning import ALL, NONE, ONE
-from ..scene import marks
-from ..scene.scene import Scene
+from ..scene import set_of_marks
+from ..scene.scene import AnnotatedScene
 from .prompts import Prompt
 from .template_writer import TargetPlan
 
+MAX_CHARACTERS = 300  # of an instruction: a bound for decoders that follow the schema
 MAX_WORDS = 22  # 32 tokens of SAM3's context, ends and rare words allowed for
 
 
@@ -25,17 +26,17 @@ class ChatWriter:
     """Writes the instructions of a target.
 
     Args:
-        model: asks once per call (`max_reasks=0`).
         prompts: see `prompts.load_prompts`.
+        greedy: its model gives the same answer to the same request.
     """
 
-    def __init__(self, model: ChatModel, prompts: Mapping[str, Prompt]):
-        self.model = model
+    def __init__(self, prompts: Mapping[str, Prompt], greedy: bool = True):
         self.prompts = prompts
+        self.greedy = greedy
 
     def request(
         self,
-        scene: Scene,
+        scene: AnnotatedScene,
         plan: TargetPlan,
         wanted: Mapping[InstructionLevel, int],
         rejected: Sequence[tuple[str, str]],
@@ -58,16 +59,18 @@ class ChatWriter:
             if item.annotation_id not in plan.targets
         ]
         text = self.prompts["writer"].fill(
-            target_colour=marks.TARGET_COLOUR[0],
-            sibling_colour=marks.SIBLING_COLOUR[0],
+            target_color=set_of_marks.TARGET_COLOR[0],
+            sibling_color=set_of_marks.SIBLING_COLOR[0],
+            target_colour=set_of_marks.TARGET_COLOR[0],  # as prompt files of one's own may still name them
+            sibling_colour=set_of_marks.SIBLING_COLOR[0],
             noun=plan.noun,
             task=_task(plan, len(siblings)),
             levels="\n".join(f'- "{level.value}": {count}' for level, count in wanted.items()),
             max_words=MAX_WORDS,
             feedback=feedback,
         )
-        plain = marks.enlarge(scene.open_image())
-        marked = marks.mark_target(scene, plan.targets, siblings)
+        plain = set_of_marks.enlarge(scene.open_image())
+        marked = set_of_marks.mark_target(scene, plan.targets, siblings)
         return [chat_message("user", text, plain, marked)], _schema(wanted)
 
     @staticmethod
@@ -83,40 +86,45 @@ class ChatWriter:
             texts = answer.get(level.value)
             if not isinstance(texts, list) or any(not isinstance(item, str) for item in texts):
                 raise UnusableAnswerError(f"expected a list of strings under {level.value!r}")
-            found += [(level, " ".join(item.split())) for item in texts[:count]]
+            found += [(level, _line(item)) for item in texts[:count]]
         return found
 
 
 class ChatChecker:
     """Answers instructions from the picture alone: which of the numbered instances does each ask for?"""
 
-    def __init__(self, model: ChatModel, prompts: Mapping[str, Prompt]):
-        self.model = model
+    def __init__(self, prompts: Mapping[str, Prompt]):
         self.prompts = prompts
 
     def request(
-        self, scene: Scene, numbers: Mapping[int, int], texts: Sequence[str]
+        self, scene: AnnotatedScene, numbers: Mapping[int, int], texts: Sequence[str]
     ) -> tuple[list[Message], dict[str, Any]]:
         """(messages, JSON schema) for some instructions about one picture; `numbers` is annotation id -> number."""
         listed = "\n".join(f"{index}. {text}" for index, text in enumerate(texts, start=1))
         prompt = self.prompts["checker"].fill(instructions=listed)
-        plain = marks.enlarge(scene.open_image())
+        plain = set_of_marks.enlarge(scene.open_image())
         answer = {
             "type": "object",
             "properties": {
-                "instruction": {"type": "integer"},
-                "matches": {"type": "array", "items": {"type": "integer"}},
+                "instruction": {"type": "integer", "enum": list(range(1, len(texts) + 1))},
+                "matches": {
+                    "type": "array",
+                    "items": {"type": "integer", "enum": sorted(numbers.values())},
+                    "maxItems": len(numbers),
+                },
             },
             "required": ["instruction", "matches"],
             "additionalProperties": False,
         }
         schema = {
             "type": "object",
-            "properties": {"answers": {"type": "array", "items": answer}},
+            "properties": {
+                "answers": {"type": "array", "items": answer, "minItems": len(texts), "maxItems": len(texts)}
+            },
             "required": ["answers"],
             "additionalProperties": False,
         }
-        return [chat_message("user", prompt, plain, marks.mark_numbers(scene, numbers))], schema
+        return [chat_message("user", prompt, plain, set_of_marks.mark_numbers(scene, numbers))], schema
 
     @staticmethod
     def parse(text: str, count: int) -> list[set[int]]:
@@ -133,6 +141,11 @@ class ChatChecker:
             raise UnusableAnswerError(f"expected one answer per instruction ({error!r})") from error
 
 
+def _line(text: str) -> str:
+    """A text on one line, in characters that UTF-8 can hold (escapes of JSON may stand for halves of one)."""
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+
+
 def _object(text: str) -> dict[str, Any]:
     try:
         answer = extract_json(text)
@@ -147,7 +160,12 @@ def _schema(wanted: Mapping[InstructionLevel, int]) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": {
-            level.value: {"type": "array", "items": {"type": "string"}, "minItems": count, "maxItems": count}
+            level.value: {
+                "type": "array",
+                "items": {"type": "string", "maxLength": MAX_CHARACTERS},
+                "minItems": count,
+                "maxItems": count,
+            }
             for level, count in wanted.items()
         },
         "required": [level.value for level in wanted],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from ....modeling_sam3i.configuration_sam3i import InstructionLevel
+from ....modeling_sam3i.instruction_levels import InstructionLevel
 from ...language.colors import COLOR_NAMES, HUES
 from ...language.everyday import everyday_lexicon
 from ...language.lexicon import NUMBER_WORDS, PLURAL, SIDES, SINGULAR, Lexicon

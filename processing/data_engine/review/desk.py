@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The review desk: what follows from people's decisions, which pair to show next, and how far the work is."""
+"""The review desk: people's decisions, what follows from them, which pair to show next, and how far the work is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,62 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..append_log import LogReader, shared_log
-from ..checks.decision import ACCEPTED, DROPPED, REVIEW
+from ..checks import ACCEPTED, DROPPED, REVIEW
 from ..run import RunDirectory
-from .opinions import ACCEPT, EDIT, SKIP, Decision, DecisionError, agreement_of
+
+ACCEPT, EDIT, REJECT, SKIP = DECISIONS = ("accept", "edit", "reject", "skip")
+
+
+class DecisionError(ValueError):
+    """A decision that cannot be taken: an unknown pair or word, or an edit without a text."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One person's decision on one pair.
+
+    Attributes:
+        pair_id: the pair.
+        decision: "accept", "edit" (accept with `text` instead), "reject" or "skip" (no verdict).
+        author: who.
+        time: when, seconds since 1970.
+        text: the new text of an edit.
+    """
+
+    pair_id: str
+    decision: str
+    author: str
+    time: float
+    text: str | None = None
+
+    def __post_init__(self):
+        if self.decision not in DECISIONS:
+            raise DecisionError(f"A decision is one of {', '.join(DECISIONS)}; received {self.decision!r}.")
+        if not self.author.strip():
+            raise DecisionError("A decision needs its author's name.")
+        if (self.decision == EDIT) != bool(self.text and self.text.strip()):
+            raise DecisionError(f"An edit has a new text, and nothing else has; received {self.text!r}.")
+
+
+def agreement_of(decisions: Iterable[Iterable[Decision]]) -> dict[str, Any]:
+    """How far authors agree on keeping or dropping: over all pairs of authors with a common pair of data.
+
+    `pairs` counts instructions with two or more decisions, `observed` is the share of agreeing couples of decisions,
+    `kappa` Cohen's kappa with pooled marginals (Scott's pi); None where there is nothing to compare.
+
+    Args:
+        decisions: per pair, the latest decision of every author.
+    """
+    votes = [[item.decision != REJECT for item in said if item.decision != SKIP] for said in decisions]
+    shared = [item for item in votes if len(item) > 1]
+    couples = [(a, b) for item in shared for i, a in enumerate(item) for b in item[i + 1 :]]
+    if not couples:
+        return {"pairs": 0, "observed": None, "kappa": None}
+    observed = sum(a == b for a, b in couples) / len(couples)
+    kept = sum(a + b for a, b in couples) / (2 * len(couples))
+    chance = kept**2 + (1 - kept) ** 2
+    kappa = None if chance == 1 else round((observed - chance) / (1 - chance), 4)
+    return {"pairs": len(shared), "observed": round(observed, 4), "kappa": kappa}
 
 
 @dataclass(frozen=True)
@@ -39,7 +91,7 @@ class QueuedPair:
 class ReviewDesk:
     """Decisions on the pairs of a run.
 
-    A pair is settled when most of the authors who have an opinion agree on what becomes of it; a tie stays open.
+    A pair is settled when most of the authors who have decided agree on what becomes of it; a tie stays open.
     Threads may share a desk, and several processes may have desks on one run: nobody's decision is lost.
 
     Args:
@@ -55,29 +107,29 @@ class ReviewDesk:
         self._records: list[dict[str, Any]] = []
         self._pairs: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
         self._decisions: dict[str, dict[str, Decision]] = defaultdict(dict)
-        self._all: list[Decision] = []
+        self._on_file: Counter = Counter()
         self._lock = threading.RLock()
-        self._new_records, self._new_decisions = LogReader(run.records_path), LogReader(run.decisions_path)
+        self._last_picture = self._last_decision = 0
         self.refresh()
 
     def refresh(self) -> None:
         """Take in what others have written and decided since."""
         with self._lock:
-            records = self._new_records.read()
-            if records:
-                self._records = sorted([*self._records, *records], key=lambda record: record["order"])
+            new = list(self.run.store.pictures(self._last_picture))
+            if new:
+                self._last_picture = new[-1][0]
+                records = [*self._records, *(record for _, record in new)]
+                self._records = sorted(records, key=lambda record: record["order"])
                 self._pairs = {
                     pair["pair_id"]: (pair, target, record)
                     for record in self._records
                     for target in record["targets"]
                     for pair in target["pairs"]
                 }
-            for line in self._new_decisions.read():
-                self._note(Decision(**line))
-
-    def _note(self, decision: Decision) -> None:
-        self._all.append(decision)
-        self._decisions[decision.pair_id][decision.author] = decision
+            for number, line in self.run.store.decisions(self._last_decision):
+                self._last_decision, made = number, Decision(**line)
+                self._on_file[made.author] += 1
+                self._decisions[made.pair_id][made.author] = made
 
     def decide(
         self, pair_id: str, decision: str, author: str, text: str | None = None, when: float | None = None
@@ -97,14 +149,9 @@ class ReviewDesk:
         for item in wanted:
             if item.pair_id not in self._pairs or self._pairs[item.pair_id][0]["level"] is None:
                 raise DecisionError(f"{self.run.path} has no instruction {item.pair_id!r}.")
-        with self._lock, shared_log(self.run.decisions_path) as log:
-            self.refresh()
-            known = set(self._all)
-            new = [item for item in wanted if item not in known]
-            for item in sorted(new, key=lambda item: item.time):
-                log.append(asdict(item))
-            self.refresh()
-        return len(new)
+        new = self.run.store.add_decisions(asdict(item) for item in sorted(wanted, key=lambda item: item.time))
+        self.refresh()
+        return new
 
     def find(self, pair_id: str) -> QueuedPair | None:
         """A pair by its id, whether it waits or not; None where the run has no such instruction."""
@@ -161,7 +208,7 @@ class ReviewDesk:
     def queue(self, author: str | None = None) -> list[QueuedPair]:
         """Pairs that wait for a person, the most valuable first; those that `author` has not decided on.
 
-        To an author, pairs of the share for second looks wait until two have an opinion. The value of a look is the
+        To an author, pairs of the share for second looks wait until two have decided. The value of a look is the
         chance that it ends in an accepted pair, estimated from what became of pairs with the same conflict of checks,
         times how scarce its cell (level, kind, granularity) is among the accepted.
         """
@@ -186,8 +233,8 @@ class ReviewDesk:
             for pair, target, record in waiting:
                 if author is not None and author in self._decisions.get(pair["pair_id"], {}):
                     continue
-                right, total = chances[_conflict(pair)]
-                queue.append(self._queued(pair, target, record, right / total / (1 + accepted[_cell(pair, target)])))
+                kept, total = chances[_conflict(pair)]
+                queue.append(self._queued(pair, target, record, kept / total / (1 + accepted[_cell(pair, target)])))
             return sorted(queue, key=lambda item: (-item.value, item.pair["pair_id"]))
 
     def _queued(
@@ -198,10 +245,10 @@ class ReviewDesk:
         return QueuedPair(pair, target, record, value, self.decisions(pair["pair_id"]))
 
     def _wants_second_look(self, pair_id: str) -> bool:
-        """Whether a pair is one that two authors are asked about, and one has an opinion so far."""
-        opinions = [item for item in self._decisions.get(pair_id, {}).values() if item.decision != SKIP]
+        """Whether a pair is one that two authors are asked about, and one has decided so far."""
+        decided = [item for item in self._decisions.get(pair_id, {}).values() if item.decision != SKIP]
         chosen = int.from_bytes(hashlib.sha256(pair_id.encode()).digest()[:4], "big") < self.second_looks * 2**32
-        return chosen and len(opinions) == 1
+        return chosen and len(decided) == 1
 
     def progress(self, author: str | None = None) -> dict[str, int]:
         """How far the people are.
@@ -231,7 +278,7 @@ class ReviewDesk:
 
     def authors(self) -> Counter:
         """Decisions on file per author."""
-        return Counter(item.author for item in self._all)
+        return Counter(self._on_file)
 
 
 def _cell(pair: dict[str, Any], target: dict[str, Any]) -> tuple[str, str, str]:

@@ -1,36 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that happens to one picture: targets are planned, texts written, checked, decided on, written again."""
+"""The loop over one picture: targets are planned, instructions written, checked, decided on, written again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from ....modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...chat.client import chat_message
-from ...language.meaning import Meaning, denote
-from ...language.nouns import NounForms
-from ..calls import CallLog
-from ..run import EngineConfig
-from ..scene.facts import Facts
-from ..scene.scene import Scene
-from ..writers.chat_writer import ChatChecker, ChatWriter, UnusableAnswerError
-from ..writers.template_writer import TargetPlan, TemplateWriter
+from ...modeling_sam3i.instruction_levels import InstructionLevel
+from ..chat.client import Message, chat_message
+from ..language.meaning import Meaning, denote
+from ..language.nouns import NounForms
+from .calls import PaidCalls
 from .checks import (
+    DROPPED,
     FAIL,
     UNSURE,
     Candidate,
     CheckResult,
     DuplicateCheck,
+    Grounder,
     TokenCounter,
     check_denotation,
     check_length,
     check_level,
+    checker_result,
+    decide,
+    grounding_result,
+    number_instances,
 )
-from .decision import DROPPED, decide
-from .model_checks import Grounder, checker_result, grounding_result, number_instances
+from .run import EngineConfig
+from .scene.facts import Facts
+from .scene.scene import AnnotatedScene
+from .writers.chat_writer import ChatChecker, ChatWriter, UnusableAnswerError
+from .writers.template_writer import TargetPlan, TemplateWriter
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 MAX_REJECTED = 8  # rejected texts that a writer is reminded of
@@ -43,16 +47,16 @@ class Toolbox:
     nouns: tuple[str, ...]
     count_tokens: TokenCounter
     forms: NounForms = field(default_factory=NounForms)
-    calls: CallLog | None = None
+    calls: PaidCalls | None = None
     writer: ChatWriter | None = None
     checker: ChatChecker | None = None
     grounder: Grounder | None = None
 
 
-class PictureExamination:
+class InstructionLoop:
     """Works through one picture; the result depends on the seed, the picture and the models' answers alone."""
 
-    def __init__(self, scene: Scene, config: EngineConfig, tools: Toolbox):
+    def __init__(self, scene: AnnotatedScene, config: EngineConfig, tools: Toolbox):
         self.scene = scene
         self.config = config
         self.tools = tools
@@ -65,10 +69,7 @@ class PictureExamination:
     def run(self) -> list[dict[str, Any]]:
         """One record per target, with every text that was written for it."""
         records, seen = [], set()
-        for number in range(self.config.targets_per_image):
-            plan = self.planner.draw(self.facts, self.config.kinds, self.rng)
-            if plan is None:
-                continue
+        for number, plan in enumerate(self._plans()):
             # Two questions about one target share a record's row, so a question is what counts here.
             identity = (plan.targets, plan.kind, plan.noun, plan.meaning if self.tools.writer is None else None)
             if identity in seen:
@@ -78,6 +79,22 @@ class PictureExamination:
             if pairs:
                 records.append(self._record(plan, pairs))
         return records
+
+    def _plans(self) -> Iterator[TargetPlan]:
+        """What to write about: for a chat model the rows' own targets where the rows do not hold all of a category."""
+        most = self.config.targets_per_image
+        for target in self.scene.row_targets:
+            if target.noun in self.scene.partial_nouns and target.kind in self.config.kinds:
+                if self.tools.writer is None:
+                    reason = "row whose category is not annotated in full (--writer can take it, templates cannot)"
+                    self.scene.left_out.add(reason, f"row {target.row_id}: {target.noun}")
+                elif most:
+                    most -= 1
+                    yield TargetPlan(target.targets, target.kind, target.noun, "object")
+        for _ in range(most):
+            plan = self.planner.draw(self.facts, self.config.kinds, self.rng)
+            if plan is not None:
+                yield plan
 
     def _record(self, plan: TargetPlan, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         meaning = plan.meaning.to_dict() if plan.meaning is not None and self.tools.writer is None else None
@@ -92,7 +109,7 @@ class PictureExamination:
 
     def _by_template(self, plan: TargetPlan, number: int) -> list[dict[str, Any]]:
         candidates = [Candidate(level, text, plan) for level, text in self.planner.write(plan, self.facts, self.rng)]
-        return self._examine(candidates, f"{number}/0")
+        return self._check(candidates, f"{number}/0")
 
     def _by_chat(self, plan: TargetPlan, number: int) -> list[dict[str, Any]]:
         """Asks the writer until every wanted text is kept or the retries are used up."""
@@ -103,12 +120,16 @@ class PictureExamination:
         wanted = {level: count for level, count in counts.items() if count and level in self.levels}
         pairs = self._concept(plan, number)
         rejected: list[tuple[str, str]] = []
+        answers: set[str] = set()
         for attempt in range(self.config.max_retries + 1):
             if not wanted:
                 break
             name = f"{number}/{attempt}"
             messages, schema = self.tools.writer.request(self.scene, plan, wanted, rejected)
-            answer = self._ask("writer", name, self.tools.writer.model, messages, schema)
+            answer = self._ask("writer", name, messages, schema)
+            if self.tools.writer.greedy and answer in answers:
+                break  # a model without randomness that repeats itself will do so again, and be paid for it
+            answers.add(answer)
             try:
                 written = self.tools.writer.parse(answer, wanted)
             except UnusableAnswerError as error:
@@ -116,7 +137,7 @@ class PictureExamination:
                 pairs.append(self._pair(f"{name}/answer", None, answer[:500], [form], DROPPED, form.reason))
                 rejected = [*rejected, (answer[:80], form.reason)][-MAX_REJECTED:]
                 continue
-            found = self._examine([Candidate(level, text, plan) for level, text in written], name)
+            found = self._check([Candidate(level, text, plan) for level, text in written], name)
             pairs += found
             for pair in found:
                 if pair["outcome"] == DROPPED:
@@ -133,9 +154,9 @@ class PictureExamination:
         found = denote(Meaning(plan.noun), self.facts) if CONCEPT in self.levels else None
         if found is None or plan.targets != tuple(sorted(self.scene.instances[i].annotation_id for i in found)):
             return []
-        return self._examine([Candidate(CONCEPT, plan.noun, plan)], f"{number}/noun")
+        return self._check([Candidate(CONCEPT, plan.noun, plan)], f"{number}/noun")
 
-    def _examine(self, candidates: Sequence[Candidate], name: str) -> list[dict[str, Any]]:
+    def _check(self, candidates: Sequence[Candidate], name: str) -> list[dict[str, Any]]:
         """Checks candidates, the cheap checks first; the models see only what has passed those."""
         results: list[list[CheckResult]] = []
         alive: list[int] = []
@@ -183,7 +204,7 @@ class PictureExamination:
         numbers = number_instances(self.facts, candidates[0].plan.noun, self.rng)
         messages, schema = self.tools.checker.request(self.scene, numbers, [item.text for item in candidates])
         for attempt in range(2):
-            answer = self._ask("checker", f"{name}/{attempt}", self.tools.checker.model, messages, schema)
+            answer = self._ask("checker", f"{name}/{attempt}", messages, schema)
             try:
                 found = self.tools.checker.parse(answer, len(candidates))
             except UnusableAnswerError as error:
@@ -194,8 +215,8 @@ class PictureExamination:
             return [checker_result(item, numbers, answer) for item, answer in zip(candidates, found, strict=True)]
         return [CheckResult("checker", UNSURE, reason, {"answer": answer[:500]}) for _ in candidates]
 
-    def _ask(self, role: str, name: str, model: Any, messages: Any, schema: dict[str, Any]) -> str:
-        return self.tools.calls.ask(f"{self.scene.image_id}/{name}/{role}", model, messages, schema)
+    def _ask(self, role: str, name: str, messages: list[Message], schema: dict[str, Any]) -> str:
+        return self.tools.calls.ask(role, f"{self.scene.image_id}/{name}/{role}", messages, schema)
 
     def _pair(
         self,

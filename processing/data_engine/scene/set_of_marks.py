@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures with instances marked, for models and people to look at."""
+"""Set-of-mark prompting: images with the target outlined, or with numbered instances, for chat models to look at."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .facts import grow_mask
-from .scene import Scene
+from .scene import AnnotatedScene
 
-TARGET_COLOUR, SIBLING_COLOUR = ("magenta", (255, 0, 255)), ("cyan", (0, 255, 255))
+TARGET_COLOR, SIBLING_COLOR = ("magenta", (255, 0, 255)), ("cyan", (0, 255, 255))
 SHORTER_SIDE = 336  # pixels: smaller pictures are enlarged, so that outlines and numbers can be read
 
 
@@ -21,16 +21,16 @@ def enlarge(picture: Image.Image) -> Image.Image:
     return picture if factor <= 1 else picture.resize((picture.width * factor, picture.height * factor))
 
 
-def mark_target(scene: Scene, targets: Iterable[int], siblings: Iterable[int]) -> Image.Image:
-    """The picture with target and siblings (annotation ids) outlined in their colours."""
+def mark_target(scene: AnnotatedScene, targets: Iterable[int], siblings: Iterable[int]) -> Image.Image:
+    """The picture with target and siblings (annotation ids) outlined in their colors."""
     picture = enlarge(scene.open_image())
-    for ids, (_, colour) in ((siblings, SIBLING_COLOUR), (targets, TARGET_COLOUR)):
+    for ids, (_, color) in ((siblings, SIBLING_COLOR), (targets, TARGET_COLOR)):
         for number in ids:
-            picture = _outline(picture, scene.by_id[number].pixels(), colour)
+            picture = _outline(picture, scene.by_id[number].pixels(), color)
     return picture
 
 
-def mark_numbers(scene: Scene, numbers: Mapping[int, int]) -> Image.Image:
+def mark_numbers(scene: AnnotatedScene, numbers: Mapping[int, int]) -> Image.Image:
     """The picture with every instance of `numbers` (annotation id -> number) outlined, its number at its centre."""
     picture = enlarge(scene.open_image())
     scale = picture.width / scene.width
@@ -46,10 +46,10 @@ def mark_numbers(scene: Scene, numbers: Mapping[int, int]) -> Image.Image:
     return picture
 
 
-def _outline(picture: Image.Image, mask: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
+def _outline(picture: Image.Image, mask: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
     enlarged = Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST)
     inside = np.asarray(enlarged)
     edge = grow_mask(inside, 2) & ~inside
     pixels = np.array(picture.convert("RGB"))
-    pixels[edge] = colour
+    pixels[edge] = color
     return Image.fromarray(pixels)

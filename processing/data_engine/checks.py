@@ -1,32 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cheap checks of an instruction: length, level rules, duplicates, denotation; no model is asked.
+"""The checks of an instruction, and what follows from them.
 
-Every check returns its evidence. "fail" sends the instruction back to its writer with the reason; "unsure" means that
-the check cannot tell, and leaves the question to the next ones.
+The cheap ones ask no model: length, level rules, duplicates, denotation. A chat model that answers from the image
+alone and a segmenter that follows come after them. Every check returns its evidence. "fail" sends the instruction
+back to its writer with the reason; "unsure" means that the check cannot tell, and leaves it to the next ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from random import Random
+from typing import TYPE_CHECKING, Any
 
-from ....modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...datasets.schema import is_text
-from ...language.meaning import Meaning, denote
-from ...language.nouns import NounForms, words_of
-from ...language.reading import read_simple
-from ...levels import classify_level
-from ..scene.facts import Facts
-from ..writers.template_writer import TargetPlan
+import numpy as np
+
+from ...modeling_sam3i.instruction_levels import InstructionLevel
+from ..datasets.schema import is_text
+from ..language.meaning import Meaning, denote
+from ..language.nouns import NounForms, words_of
+from ..language.reading import read_simple
+from ..levels import classify_level
+from .scene.facts import Facts
+from .writers.template_writer import TargetPlan
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PASS, FAIL, UNSURE = "pass", "fail", "unsure"
+ACCEPTED, DROPPED, REVIEW = "accepted", "dropped", "review"
+RULES = ("length", "level", "duplicate")  # what these find is so; the others give a verdict of their own
+VERDICTS = ("denotation", "checker", "grounding")
 MAX_TOKENS = 32  # SAM3's text context, begin and end included
 NEAR_DUPLICATE = 0.8  # share of common content words from which two texts for one target say the same
 _CONTENT_FREE = frozenset(
     "a an the all of is are that which in on at to and please find show segment can you me i we need look for".split()
 )
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
+MAX_NUMBERED = 30  # instances that get a number in the checker's image; the target's category goes first
+
+# (image, instructions, levels) -> one bool array [K, height, width] of found instances per instruction
+Grounder = Callable[["Image", list[str], list[str]], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An instruction under examination: its level and text, what it is to denote, and the question where known."""
+    """An instruction that is checked: its level and text, what it is to denote, and the question where known."""
 
     level: InstructionLevel
     text: str
@@ -171,6 +185,74 @@ def check_denotation(candidate: Candidate, facts: Facts, nouns: tuple[str, ...],
     if is_plural is False and len(plan.targets) > 1 and not candidate.text.lower().startswith(("every", "each")):
         return CheckResult("denotation", FAIL, f"It speaks of one, the target has {len(plan.targets)}.", evidence)
     return CheckResult("denotation", PASS, "", evidence)
+
+
+def number_instances(facts: Facts, noun: str | None, rng: Random) -> dict[int, int]:
+    """Numbers from 1 for the instances (annotation id -> number), in an order that tells nothing."""
+    own = [item.annotation_id for item in facts.scene.instances if item.noun == noun]
+    others = [item.annotation_id for item in facts.scene.instances if item.noun != noun]
+    rng.shuffle(others)
+    chosen = (own + others)[: max(MAX_NUMBERED, len(own))]
+    rng.shuffle(chosen)
+    return {annotation_id: number for number, annotation_id in enumerate(chosen, start=1)}
+
+
+def checker_result(candidate: Candidate, numbers: Mapping[int, int], answer: set[int]) -> CheckResult:
+    """Compares a checker's answer with the target."""
+    by_number = {number: annotation_id for annotation_id, number in numbers.items()}
+    strange = sorted(answer - set(by_number))
+    found = sorted(by_number[number] for number in answer if number in by_number)
+    target = list(candidate.plan.targets)
+    evidence = {"found": found, "target": target}
+    if strange:
+        evidence["unknown_numbers"] = strange
+    if not strange and found == target:
+        return CheckResult("checker", PASS, "", evidence)
+    extra, missing = set(found) - set(target), set(target) - set(found)
+    parts = [f"took it to mean {len(extra)} other instance(s)"] if extra or strange else []
+    parts += [f"did not find {len(missing)} of the target's instance(s)"] if missing else []
+    return CheckResult("checker", FAIL, f"A reader of the picture {' and '.join(parts)}.", evidence)
+
+
+def grounding_result(candidate: Candidate, facts: Facts, masks: np.ndarray, min_iou: float) -> CheckResult:
+    """Compares what a segmenter found (bool [K, height, width]) with the target, as unions of masks."""
+    scene = facts.scene
+    target = np.zeros((scene.height, scene.width), dtype=bool)
+    for annotation_id in candidate.plan.targets:
+        target |= scene.by_id[annotation_id].pixels()
+    masks = np.asarray(masks, dtype=bool)
+    if masks.ndim != 3 or masks.shape[1:] != target.shape:
+        raise ValueError(f"A grounder returns masks [K, {scene.height}, {scene.width}], found {masks.shape}.")
+    found = masks.any(axis=0)
+    union = int((found | target).sum())
+    iou = 1.0 if not union else float((found & target).sum() / union)
+    evidence = {"iou": round(iou, 4), "instances": len(masks), "min_iou": min_iou}
+    if iou >= min_iou:
+        return CheckResult("grounding", PASS, "", evidence)
+    return CheckResult(
+        "grounding", FAIL, f"The segmentation model finds something else for it (IoU {iou:.2f}).", evidence
+    )
+
+
+def decide(results: Sequence[CheckResult]) -> tuple[str, str]:
+    """(outcome, reason) for one instruction.
+
+    A broken rule drops it. Of the verdicts: all for it accept, all against it drop, and where they differ, or none
+    was to be had, a person decides.
+    """
+    broken = [item for item in results if item.check in RULES and item.verdict == FAIL]
+    if broken:
+        return DROPPED, broken[0].reason
+    verdicts = [item for item in results if item.check in VERDICTS and item.verdict in (PASS, FAIL)]
+    against = [item for item in verdicts if item.verdict == FAIL]
+    if not verdicts:
+        return REVIEW, "No check could tell whether it denotes the target."
+    if not against:
+        return ACCEPTED, ""
+    if len(against) == len(verdicts):
+        return DROPPED, " ".join(item.reason for item in against)
+    names = ", ".join(f"{item.check} says {item.verdict}" for item in verdicts)
+    return REVIEW, f"The checks disagree: {names}."
 
 
 def _normal(text: str) -> str:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The data engine: pictures with instances in, checked instructions out, resumable and accounted for."""
 
 from ...lazy import lazy_names
 
@@ -8,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "engine": ["DataEngine"],
         "export": ["export_run"],
         "review.page": ["ReviewPage"],
-        "review.review": ["ReviewDesk"],
+        "review.desk": ["ReviewDesk"],
         "run": ["EngineConfig", "RunDirectory"],
         "scene.segmentation": ["PipelineGrounder", "load_pipeline"],
         "scene.sources": ["CocoSource", "RowSource", "ShapesSource"],

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from timing import alternate, in_fresh_process, peak_mib, ratio, table
 
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage, parameter_groups
-from sam3i.trainer.learner import InstructionLearner
+from sam3i.trainer.stage_module import StageModule
 
 CASES = {
     "weights": "the model, loaded",
@@ -43,8 +43,8 @@ class Step:
     def __init__(self, size: str, design: str, pictures: int, folder: Path):
         self.model = build_model(size, adapter_design=design)
         freeze_for_stage(self.model, TrainingStage.JOINT)
-        self.learner = InstructionLearner(self.model, TrainingStage.JOINT).train()
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.learner, 1e-4, 1e-4, 0.1))
+        self.module = StageModule(self.model, TrainingStage.JOINT).train()
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.module, 1e-4, 1e-4, 0.1))
         side = self.model.config.vision_config.backbone_config.image_size
         self.pixels = torch.randn(pictures, 3, side, side, generator=torch.Generator().manual_seed(1))
         self.file = folder / "features.safetensors"
@@ -71,10 +71,10 @@ class Step:
         save_file({"features": features.reshape(len(features), height, -1, features.shape[-1])}, self.file)
 
     def cached(self) -> float:
-        return self._update(self.learner(**self.batch, vision_features=load_file(self.file)["features"])["loss"])
+        return self._update(self.module(**self.batch, vision_features=load_file(self.file)["features"])["loss"])
 
     def one_pass(self) -> float:
-        return self._update(self.learner(**self.batch, pixel_values=self.pixels)["loss"])
+        return self._update(self.module(**self.batch, pixel_values=self.pixels)["loss"])
 
     def two_passes(self) -> float:
         """One whole forward pass per level, their losses added; the alignment losses are left out in its favour."""
@@ -98,7 +98,7 @@ def peak_of(case: str, step: Step) -> float:
     """Peak memory of this process after one case."""
     name, _, checkpointing = case.partition(", ")
     if checkpointing:
-        step.learner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        step.module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if name == "inference":
         with torch.no_grad():
             inputs = instructions(step.model, 1) | {"instruction_levels": torch.tensor([2])}
@@ -129,7 +129,7 @@ def main() -> None:
         for vision in ({"vision_features": load_file(step.file)["features"]}, {"pixel_values": step.pixels}):
             torch.manual_seed(0)  # of the dropout
             with torch.no_grad():
-                losses.append(step.learner(**step.batch, **vision)["loss"].item())
+                losses.append(step.module(**step.batch, **vision)["loss"].item())
         print(f"loss from kept features {losses[0]}, from pixels {losses[1]}")
         if losses[0] != losses[1]:
             raise SystemExit("Kept features give another loss.")

@@ -48,7 +48,7 @@ VARIANTS = {
     "cascade": ("cascade", {}, {}, {}, 0),
     "without alignment losses": ("selective", {}, NO_ALIGNMENT, {}, 2),
     "corrected hard-region weight": ("selective", {}, {"hard_region_divergence": "jensen-shannon"}, {}, 2),
-    "without cascade": ("selective", {}, {}, {"start_complex_from_simple": False}, 1),
+    "without cascade": ("selective", {}, {}, {"start_complex_from": "own"}, 1),
     "low-rank without selector": ("selective", {"selector_queries": 0}, {}, {}, 0),
     "selector never trained alone": ("selective", {}, {}, {"selector_steps": 0}, 0),
     "selector without low-rank": ("selective", {"adapter_rank": 0}, {}, {}, 0),

@@ -1,13 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """`sam3i train`: the curriculum on data files."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .defaults import EVAL_STEPS, EVAL_THRESHOLD, FEATURE_CACHE_GB, LOGGING_STEPS, SEED, STAGE_DEFAULTS
+
 _STAGED = "One value, or three with commas: one per stage."
+
+
+def _default(name: str) -> str:
+    return ",".join(f"{value:g}" for value in STAGE_DEFAULTS[name])
+
+
+class TrainingStoppedError(RuntimeError):
+    """The training was stopped before its end; what it had is kept."""
+
+
+@dataclass
+class _Sources:
+    """Where model and data come from, and what becomes of the result."""
+
+    model: str
+    data: str
+    eval_data: str | None
+    replay_data: str | None
+    split: str | None
+    eval_split: str | None
+    image_root: str | None
+    skip_faulty: bool
+    augment: bool
+    whole_model: bool
+    resume: bool
+
+    def rows(self, data: str, split: str | None) -> Any:
+        from ..processing.datasets.loading import load_instruction_dataset
+
+        return load_instruction_dataset(data, image_root=self.image_root, split=split, skip_faulty=self.skip_faulty)
 
 
 def train(
@@ -15,34 +49,57 @@ def train(
     data: Annotated[str, typer.Option(help="Instruction data to train on: file, folder or Hub repository.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints and the result.")],
     eval_data: Annotated[str | None, typer.Option(help="Instruction data to evaluate on.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the training data.")] = None,
+    replay_data: Annotated[
+        str | None, typer.Option(help="Rows of an old domain, on which the model shall answer as it did.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the training data; all of it if not given.")] = None,
     eval_split: Annotated[
         str | None, typer.Option(help="Split to evaluate on; of the training data if --eval-data is absent.")
     ] = None,
-    image_root: Annotated[str | None, typer.Option(help="Folder of the images.")] = None,
+    image_root: Annotated[
+        str | None, typer.Option(help="Folder of the images; beside the data file if not given.")
+    ] = None,
+    skip_faulty: Annotated[
+        bool, typer.Option("--skip-faulty", help="Leave out records with faults, and say so, instead of stopping.")
+    ] = False,
     stages: Annotated[str, typer.Option(help="Stages to run, with commas.")] = "simple,complex,joint",
-    steps: Annotated[str | None, typer.Option(help=f"Optimiser steps instead of epochs. {_STAGED}")] = None,
-    epochs: Annotated[str | None, typer.Option(help=f"Epochs. {_STAGED}")] = None,
-    learning_rate: Annotated[str | None, typer.Option(help=f"Peak learning rate. {_STAGED}")] = None,
-    text_learning_rate: Annotated[str | None, typer.Option(help=f"That of the text adapters. {_STAGED}")] = None,
-    batch_size: Annotated[str | None, typer.Option(help=f"Targets per step and process. {_STAGED}")] = None,
-    gradient_accumulation: Annotated[int, typer.Option(min=1, help="Batches per optimiser step.")] = 1,
-    eval_steps: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 500,
-    save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    start_complex_from: Annotated[
+        str,
+        typer.Option(help="Complex stage: a copy of the simple path, its own, or auto: a copy where it is fresh."),
+    ] = "auto",
+    steps: Annotated[str | None, typer.Option(help=f"Optimizer steps instead of epochs. {_STAGED}")] = None,
+    epochs: Annotated[str, typer.Option(help=f"Epochs. {_STAGED}")] = _default("num_train_epochs"),
+    learning_rate: Annotated[str, typer.Option(help=f"Peak learning rate. {_STAGED}")] = _default("learning_rate"),
+    text_learning_rate: Annotated[
+        str | None, typer.Option(help=f"That of the text adapters; 1/16 of it if not given. {_STAGED}")
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help=f"Targets per step and process. {_STAGED}")] = _default(
+        "per_device_train_batch_size"
+    ),
+    gradient_accumulation: Annotated[int, typer.Option(min=1, help="Batches per optimizer step.")] = 1,
+    selector_steps: Annotated[
+        str, typer.Option(help=f"Steps in which the selector learns alone, 0 for none. {_STAGED}")
+    ] = _default("selector_steps"),
+    logging_steps: Annotated[int, typer.Option(min=1, help="Steps between log entries.")] = LOGGING_STEPS,
+    eval_steps: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = EVAL_STEPS,
+    eval_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Score an instance must exceed in evaluations.")
+    ] = EVAL_THRESHOLD,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = EVAL_STEPS,
     patience: Annotated[
         int | None, typer.Option(min=1, help="End a stage after so many evaluations without improvement.")
     ] = None,
     feature_cache: Annotated[
         Path | None, typer.Option(help="Folder to keep the frozen vision features in: every image is encoded once.")
     ] = None,
-    feature_cache_gb: Annotated[float, typer.Option(help="Most disk space for it, in GB.")] = 100.0,
+    feature_cache_gb: Annotated[float, typer.Option(help="Most disk space for it, in GB.")] = FEATURE_CACHE_GB,
     augment: Annotated[bool, typer.Option("--augment", help="Resize jitter and padding, as the paper's.")] = False,
     activation_checkpointing: Annotated[
         bool, typer.Option("--activation-checkpointing", help="Less memory, a third more time.")
     ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Mixed precision.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare data.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = SEED,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write curves for TensorBoard.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")] = False,
     whole_model: Annotated[
@@ -52,18 +109,28 @@ def train(
         str | None, typer.Option(help="Repository (ORG/NAME) to push adapters, processor and model card to.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output-dir.")] = False,
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option(help="With --resume: what may differ from before, such as data or learning_rate; repeatable."),
+    ] = None,
 ) -> None:
     """Train instruction adapters on a frozen SAM3: simple, complex, then both jointly.
 
-    Runs on as many processes as torchrun or accelerate start. The result in --output-dir loads with from_pretrained.
+    The plan (rows used and left out, steps, rates, memory) is checked and printed before the first step. SIGTERM ends
+    the run after a step, saved; --resume goes on. Runs on as many processes as torchrun or accelerate start. The
+    result in --output-dir loads with from_pretrained.
     """
-    given = {
+    given: dict[str, Any] = {
         "max_steps": _staged("--steps", steps, int),
         "num_train_epochs": _staged("--epochs", epochs, float),
         "learning_rate": _staged("--learning-rate", learning_rate, float),
         "text_learning_rate": _staged("--text-learning-rate", text_learning_rate, float),
         "per_device_train_batch_size": _staged("--batch-size", batch_size, int),
         "gradient_accumulation_steps": gradient_accumulation,
+        "selector_steps": _staged("--selector-steps", selector_steps, int),
+        "start_complex_from": start_complex_from,
+        "logging_steps": logging_steps,
+        "eval_threshold": eval_threshold,
         "save_steps": save_steps,
         "early_stopping_patience": patience,
         "feature_cache": None if feature_cache is None else str(feature_cache),
@@ -75,6 +142,8 @@ def train(
         "report_to": "tensorboard" if tensorboard else "none",
         "use_cpu": cpu,
         "stages": [name.strip() for name in stages.split(",")],
+        "allow_changed": allow_changed,
+        "enable_jit_checkpoint": True,
     }
     if eval_data is not None or eval_split is not None:
         given |= {"eval_strategy": "steps", "eval_steps": eval_steps, "load_best_model_at_end": True}
@@ -84,42 +153,45 @@ def train(
         raise typer.BadParameter("--push-to-hub pushes adapters. Push the whole model afterwards: sam3i push.")
     if push_to_hub is not None:
         given |= {"push_to_hub": True, "hub_model_id": push_to_hub, "hub_strategy": "end"}
-    try:
-        _train(model, data, output_dir, eval_data, split, eval_split, image_root, augment, whole_model, resume, given)
-    except (OSError, ValueError, ImportError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(code=1) from error
+    sources = _Sources(
+        model, data, eval_data, replay_data, split, eval_split, image_root, skip_faulty, augment, whole_model, resume
+    )
+    _train(sources, output_dir, {name: value for name, value in given.items() if value is not None})
 
 
-def _train(model, data, output_dir, eval_data, split, eval_split, image_root, augment, whole_model, resume, given):
+def _train(sources: _Sources, output_dir: Path, arguments: dict[str, Any]) -> None:
     import torch
 
     from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-    from ..processing.datasets.loading import load_instruction_dataset
     from ..processing.processing_sam3i import Sam3IProcessor
     from .arguments import Sam3ITrainingArguments
     from .trainer_sam3i import Sam3ITrainer
     from .transforms import InstructionTransform
 
-    arguments = {name: value for name, value in given.items() if value is not None}
+    logging.getLogger("sam3i").setLevel(logging.INFO)
     args = Sam3ITrainingArguments(output_dir=str(output_dir), **arguments)
-    if not resume and any(output_dir.glob("stage-*")):
-        raise ValueError(f"{output_dir} holds another training. Go on with it (--resume) or name another folder.")
     with args.main_process_first(desc="reading the data"):
-        rows = load_instruction_dataset(data, image_root=image_root, split=split)
-        eval_rows = None
-        if eval_data is not None or eval_split is not None:
-            eval_rows = load_instruction_dataset(eval_data or data, image_root=image_root, split=eval_split)
+        rows, eval_rows, replay = sources.rows(sources.data, sources.split), None, None
+        if sources.eval_data is not None or sources.eval_split is not None:
+            eval_rows = sources.rows(sources.eval_data or sources.data, sources.eval_split)
+        if sources.replay_data is not None:
+            replay = sources.rows(sources.replay_data, None)
     trainer = Sam3ITrainer(
-        Sam3IForInstructionSegmentation.from_pretrained(model, dtype=torch.float32),
+        Sam3IForInstructionSegmentation.from_pretrained(sources.model, dtype=torch.float32),
         args,
         rows,
         eval_rows,
-        Sam3IProcessor.from_pretrained(model),
-        InstructionTransform() if augment else None,
+        Sam3IProcessor.from_pretrained(sources.model),
+        transform=InstructionTransform() if sources.augment else None,
+        replay=replay,
     )
-    trainer.train(resume_from_checkpoint=resume)
-    if not whole_model:
+    output = trainer.train(resume_from_checkpoint=sources.resume)
+    stopped = [name for name, metrics in output.metrics.items() if not metrics["completed"]]
+    if stopped:
+        raise TrainingStoppedError(
+            f"stage {stopped[0]} was stopped before its end; nothing but its checkpoints is written. Go on: --resume"
+        )
+    if not sources.whole_model:
         trainer.save_model()
     elif trainer.is_world_process_zero():
         trainer.instruction_model.save_pretrained(output_dir)
@@ -134,13 +206,14 @@ def _staged(option: str, text: str | None, read: Callable[[str], Any]) -> Any:
     """One value or a tuple of three from "a" or "a,b,c"."""
     if text is None:
         return None
+    values: tuple[Any, ...] = ()
     try:
         values = tuple(read(part) for part in text.split(","))
     except ValueError:
-        values = ()
+        pass
     if len(values) not in (1, 3):
         raise typer.BadParameter(f"{option} takes one number or three with commas, found {text!r}.")
     return values[0] if len(values) == 1 else values
 
 
-__all__ = ["train"]
+__all__ = ["TrainingStoppedError", "train"]

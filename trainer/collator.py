@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +14,14 @@ from PIL import Image
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..processing.datasets.schema import LEVEL_FIELDS, InstructionRow
 from ..processing.images import read_image
-from ..processing.masks import decode_mask
+from ..processing.masks import box_of_rle, decode_mask
 from .transforms import InstructionTransform, Placement, keyed_random
 
 if TYPE_CHECKING:
     from ..processing.processing_sam3i import Sam3IProcessor
 
 JOINT = "joint"
-MIN_OBJECT_AREA = 1e-6  # of the picture: smaller instances are no training targets (as the authors' loader has it)
+MIN_OBJECT_AREA = 1e-6  # of the image: smaller instances are no training targets (as the authors' loader has it)
 
 
 class InstructionCollator:
@@ -29,23 +31,24 @@ class InstructionCollator:
     same placement, whatever the batch, the worker, the process, or where training was resumed.
 
     Args:
-        processor: prepares pictures and texts.
+        processor: prepares images and texts.
         sampling: the level to train: "concept", "simple", "complex"; "joint" for pairs of a simple and a complex
             instruction of one target plus its concept phrase; or a mapping from levels to weights, by which a level
             is drawn for each row among those it has.
         texts_per_row: instructions (pairs, for "joint") drawn from each row without repetition, as far as it has them.
-        transform: augmentation; None leaves pictures as inference sees them.
+        transform: augmentation; None leaves images as inference sees them.
         mask_size: (height, width) of the target masks; None for the model's input size.
-        load_images: False leaves pictures unread and `pixel_values` out, for cached vision features.
+        load_images: False leaves images unread and `pixel_values` out, for cached vision features.
+        labels: False gives no labels: rows to answer as before (replay) need no targets.
         seed: of all draws.
 
-    Returns (from `__call__`), for I pictures and R instruction rows:
+    Returns (from `__call__`), for I images and R instruction rows:
         pixel_values [I, 3, H, W]; input_ids, attention_mask [R, L]; instruction_levels, image_ids [R];
         labels: R dicts {"masks": Bool[N, h, w], "boxes": Float[N, 4] (cx, cy, w, h) in [0, 1]}, N = 0 for no target;
-        concept_names: R noun phrases ("" where a row has none); image_keys: I strings, one per picture.
+        concept_names: R noun phrases ("" where a row has none); image_keys: I strings, one per image.
         For "joint", rows 2p and 2p + 1 are the simple and the complex instruction of pair p, and
-        concept_input_ids, concept_attention_mask [R / 2, L] hold the concept phrases, which need no picture.
-    Rows of one picture share it: it is encoded once, and its rows stand side by side.
+        concept_input_ids, concept_attention_mask [R / 2, L] hold the concept phrases, which need no image.
+    Rows of one image share it: it is encoded once, and its rows stand side by side.
     """
 
     def __init__(
@@ -57,12 +60,13 @@ class InstructionCollator:
         transform: InstructionTransform | None = None,
         mask_size: tuple[int, int] | None = None,
         load_images: bool = True,
+        labels: bool = True,
         seed: int = 0,
     ):
         if isinstance(texts_per_row, bool) or not isinstance(texts_per_row, int) or texts_per_row < 1:
             raise ValueError(f"texts_per_row must be a whole number >= 1, found {texts_per_row!r}")
         if transform is not None and not load_images:
-            raise ValueError("a transform moves the picture, cached features show it as it is: drop one of the two")
+            raise ValueError("a transform moves the image, cached features show it as it is: drop one of the two")
         self.processor = processor
         self.sampling = read_sampling(sampling)
         self.texts_per_row = texts_per_row
@@ -71,6 +75,7 @@ class InstructionCollator:
         self.canvas = (int(size["height"]), int(size["width"]))
         self.mask_size = self.canvas if mask_size is None else (int(mask_size[0]), int(mask_size[1]))
         self.load_images = load_images
+        self.labels = labels
         self.seed = seed
         # Shared memory: workers that outlive an epoch see the next one too.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -88,7 +93,7 @@ class InstructionCollator:
         if not rows:
             raise ValueError("an empty batch: expected at least one row")
         for row in rows:
-            problem = row_problem(row, self.sampling)
+            problem = row_problem(row, self.sampling, self.labels)
             if problem:
                 raise ValueError(f"row {row['row_id']!r} of {row['dataset']!r}: {problem}; use select_rows() first")
         groups: dict[str, list[InstructionRow]] = {}
@@ -98,22 +103,24 @@ class InstructionCollator:
         for key, members in groups.items():
             placement = self._placement(key, members)
             if self.load_images:
-                images.append(self._picture(members[0], placement))
-            picture_texts, picture_levels = [], []
+                images.append(self._image(members[0], placement))
+            image_texts, image_levels = [], []
             for row in members:
                 drawn = self._draw(row)
-                label = self._label(row, placement)
+                label = self._label(row, placement) if self.labels else {}
                 name = row["concept"][0].lower() if row["concept"] else ""
                 for level, text in drawn:
-                    picture_texts.append(text)
-                    picture_levels.append(level)
+                    image_texts.append(text)
+                    image_levels.append(level)
                 labels.extend([label] * len(drawn))
                 names.extend([name] * len(drawn))
                 concepts.extend([name] * (len(drawn) // 2))
-            texts.append(picture_texts)
-            levels.append(picture_levels)
+            texts.append(image_texts)
+            levels.append(image_levels)
         batch = self._encode(images, texts, levels)
-        batch.update(labels=labels, concept_names=names, image_keys=list(groups))
+        batch.update(concept_names=names, image_keys=list(groups))
+        if self.labels:
+            batch["labels"] = labels
         if self.sampling == JOINT:
             phrases = self.processor(text=concepts, return_tensors="pt")
             batch["concept_input_ids"] = phrases["input_ids"]
@@ -149,26 +156,52 @@ class InstructionCollator:
         texts = (text for row in rows for level in LEVEL_FIELDS for text in row[level])
         return self.transform(self.canvas, texts, keyed_random(self.seed, self.epoch, "image", key))
 
-    def _picture(self, row: InstructionRow, placement: Placement) -> Image.Image:
-        picture = row["image"]
-        if picture is None:
-            raise ValueError(f"row {row['row_id']!r} has no picture; load the data with image_root=")
-        picture = read_image(picture)
-        if picture.size != (row["width"], row["height"]):
+    def _image(self, row: InstructionRow, placement: Placement) -> Image.Image:
+        if row["image"] is None:
+            raise ValueError(f"row {row['row_id']!r} has no image; load the data with image_root=")
+        image = read_image(row["image"])
+        if image.size != (row["width"], row["height"]):
             raise ValueError(
-                f"row {row['row_id']!r}: the picture has {picture.width} x {picture.height} pixels, the row says "
+                f"row {row['row_id']!r}: the image has {image.width} x {image.height} pixels, the row says "
                 f"{row['width']} x {row['height']}; `sam3i data validate` finds such rows"
             )
-        return picture if self.transform is None else placement.place_image(picture)
+        return image if self.transform is None else placement.place_image(image)
 
     def _label(self, row: InstructionRow, placement: Placement) -> dict[str, torch.Tensor]:
-        kept = [index for index in range(len(row["masks"])) if _is_target(row, index)]
-        masks = [decode_mask(row["masks"][index]) for index in kept]
-        boxes = [row["boxes"][index] for index in kept]
+        kept = [row["masks"][index] for index in range(len(row["masks"])) if _is_target(row, index)]
+        masks = [decode_mask(mask) for mask in kept]
+        boxes = [box_of_rle(mask) for mask in kept]  # the mask decides, whatever box the source gives
         return {
             "masks": placement.place_masks(masks, self.mask_size),
             "boxes": placement.place_boxes(boxes, row["height"], row["width"]),
         }
+
+
+class WithReplay:
+    """Collates a batch and, beside it under "replay", as many rows of the old domain, without their labels.
+
+    Which rows is a pure function of (seed, epoch, the rows of the batch), as all else that is drawn.
+
+    Args:
+        collator: of the batch.
+        rows: of the old domain.
+        replay_collator: of those rows.
+    """
+
+    def __init__(self, collator: InstructionCollator, rows: Any, replay_collator: InstructionCollator):
+        self.collator, self.rows, self.replay_collator = collator, rows, replay_collator
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, before its first batch."""
+        self.collator.set_epoch(epoch)
+        self.replay_collator.set_epoch(epoch)
+
+    def __call__(self, rows: Sequence[InstructionRow]) -> dict[str, Any]:
+        batch = self.collator(rows)
+        key = (self.collator.seed, self.collator.epoch, "replay", *(row["row_id"] for row in rows))
+        chosen = keyed_random(*key).sample(range(len(self.rows)), min(len(rows), len(self.rows)))
+        batch["replay"] = self.replay_collator([self.rows[index] for index in chosen])
+        return batch
 
 
 def read_sampling(sampling: str | Mapping[str, float]) -> str | dict[str, float]:
@@ -186,14 +219,20 @@ def read_sampling(sampling: str | Mapping[str, float]) -> str | dict[str, float]
     return {level: weight for level, weight in known.items() if weight}
 
 
-def row_problem(row: Mapping[str, Any], sampling: str | Mapping[str, float]) -> str | None:
-    """Why a row cannot be trained with this sampling, or None; the picture is not looked at."""
+def row_problem(row: Mapping[str, Any], sampling: str | Mapping[str, float], labels: bool = True) -> str | None:
+    """Why a row cannot be trained with this sampling, or None; the image is not looked at.
+
+    Args:
+        labels: whether its targets are needed.
+    """
     if sampling == JOINT:
         missing = [level for level in LEVEL_FIELDS if not row[level]]
         if missing:
             return f"joint training needs an instruction of every level, {', '.join(missing)} is empty"
     elif not any(row[level] for level in sampling):
         return f"no instruction of the level {' or '.join(sampling)}"
+    if not labels:
+        return None
     if None in row["masks"]:
         return "an instance has a box and no mask"
     if row["masks"] and not any(_is_target(row, index) for index in range(len(row["masks"]))):
@@ -201,21 +240,47 @@ def row_problem(row: Mapping[str, Any], sampling: str | Mapping[str, float]) -> 
     return None
 
 
-def select_rows(dataset: Any, sampling: str | Mapping[str, float]) -> Any:
-    """The rows of a `datasets` object that can be trained with this sampling."""
-    columns = [*LEVEL_FIELDS, "masks", "boxes", "is_crowd", "width", "height"]
-    return dataset.filter(_can_train, input_columns=columns, fn_kwargs={"sampling": read_sampling(sampling)})
+@dataclass
+class UsableRows:
+    """The rows of a dataset that a way of sampling can use, and what became of the others.
+
+    Attributes:
+        indices: of the rows that are used.
+        left_out: rows by the reason why they are not used.
+        with_target: rows used that denote something.
+        small_instances: crowds and instances smaller than a pixel in rows that are used; they are no targets.
+    """
+
+    indices: list[int] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    with_target: int = 0
+    small_instances: int = 0
+
+
+def usable_rows(dataset: Any, sampling: str | Mapping[str, float], labels: bool = True) -> UsableRows:
+    """Which rows of a `datasets.Dataset` can be trained with this sampling; images are not opened."""
+    sampling, found = read_sampling(sampling), UsableRows()
+    light = dataset.select_columns([*LEVEL_FIELDS, "masks", "boxes", "is_crowd", "width", "height"])
+    for index, row in enumerate(light):
+        problem = row_problem(row, sampling, labels)
+        if problem is not None:
+            found.left_out[problem] += 1
+            continue
+        found.indices.append(index)
+        found.with_target += bool(row["masks"])
+        if labels:
+            found.small_instances += sum(not _is_target(row, place) for place in range(len(row["masks"])))
+    return found
+
+
+def select_rows(dataset: Any, sampling: str | Mapping[str, float], labels: bool = True) -> Any:
+    """The rows of a `datasets.Dataset` that can be trained with this sampling; [`usable_rows`] says why not others."""
+    return dataset.select(usable_rows(dataset, sampling, labels).indices)
 
 
 def image_key(row: Mapping[str, Any]) -> str:
-    """A name for the picture of a row, equal for all rows of one picture."""
+    """A name for the image of a row, equal for all rows of one image."""
     return f"{row['dataset']}/{row['split'] or ''}/{row['image_id']}"
-
-
-def _can_train(concept, simple, complex_, masks, boxes, is_crowd, width, height, sampling) -> bool:
-    row = {"concept": concept, "simple": simple, "complex": complex_, "masks": masks, "boxes": boxes}
-    row.update(is_crowd=is_crowd, width=width, height=height)
-    return row_problem(row, sampling) is None
 
 
 def _is_target(row: Mapping[str, Any], index: int) -> bool:

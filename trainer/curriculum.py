@@ -75,14 +75,24 @@ TRAINED_NAMES: dict[TrainingStage, tuple[str, ...]] = {
 TEXT_PREFIX = "text_encoder.text_model."
 """Text adapters learn at a rate of their own."""
 
-RATE_FACTORS = {"dot_product_scoring.": 0.5}
-"""Factors on the learning rate of some adapters, by a part of their names: low-rank updates bear a higher rate than
-the instance selector."""
+RATE_FACTORS = {"dot_product_scoring.": ("selector", 0.5)}
+"""Groups of adapters with a factor on the learning rate, by a part of their parameters' names: low-rank updates bear a
+higher rate than the instance selector."""
 
 
 def is_trained(name: str, stage: TrainingStage) -> bool:
     """Whether the parameter of that name trains in a stage."""
     return any(part in name for part in TRAINED_NAMES[stage])
+
+
+def complex_is_fresh(model: nn.Module) -> bool:
+    """Whether the complex adapters were never trained: all their output projections are zero."""
+    outputs = [
+        parameter
+        for name, parameter in model.adapter_parameters().items()
+        if any(part in name for part in _COMPLEX_NAMES) and (".up_proj." in name or ".attn_proj." in name)
+    ]
+    return not any(bool(parameter.any()) for parameter in outputs)
 
 
 def freeze_for_stage(model: nn.Module, stage: TrainingStage) -> list[str]:
@@ -113,17 +123,22 @@ def freeze_for_stage(model: nn.Module, stage: TrainingStage) -> list[str]:
 def parameter_groups(
     module: nn.Module, learning_rate: float, text_learning_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The trainable parameters in groups: by learning rate (text adapters, the rest, `RATE_FACTORS`) and weight decay.
+    """The trainable parameters in groups: by learning rate (`name`: "adapters", "text", "selector") and weight decay.
 
     Matrices are decayed, vectors (biases, norms) are not.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            rate = text_learning_rate if TEXT_PREFIX in name else learning_rate
-            rate *= next((factor for part, factor in RATE_FACTORS.items() if part in name), 1.0)
-            groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
+            group, rate = ("text", text_learning_rate) if TEXT_PREFIX in name else ("adapters", learning_rate)
+            for part, (factor_name, factor) in RATE_FACTORS.items():
+                if part in name:
+                    group, rate = factor_name, rate * factor
+            groups.setdefault((group, rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [
+        {"name": name, "params": parameters, "lr": rate, "weight_decay": decay}
+        for (name, rate, decay), parameters in groups.items()
+    ]
 
 
 def read_stages(stages: str | TrainingStage | Iterable[str | TrainingStage]) -> tuple[TrainingStage, ...]:
@@ -178,6 +193,7 @@ __all__ = [
     "TRAINED_NAMES",
     "StageSampler",
     "TrainingStage",
+    "complex_is_fresh",
     "freeze_for_stage",
     "is_trained",
     "parameter_groups",

@@ -38,13 +38,13 @@ class FeatureCacheFullError(OSError):
 
 
 def content_hash(image: Any) -> str:
-    """A hash of what a picture shows: of the bytes of its file, or of its pixels.
+    """A hash of what a image shows: of the bytes of its file, or of its pixels.
 
     Args:
-        image: A PIL image, or `{"bytes": ..., "path": ...}` as `datasets` stores pictures.
+        image: A PIL image, or `{"bytes": ..., "path": ...}` as `datasets` stores images.
 
     Raises:
-        ValueError: for a row without a picture.
+        ValueError: for a row without a image.
     """
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(image, Image.Image):
@@ -55,7 +55,7 @@ def content_hash(image: Any) -> str:
     elif isinstance(image, dict) and image.get("path"):
         digest.update(Path(image["path"]).read_bytes())
     else:
-        raise ValueError(f"The feature cache needs the picture of every row, found {type(image).__name__}.")
+        raise ValueError(f"The feature cache needs the image of every row, found {type(image).__name__}.")
     return digest.hexdigest()
 
 
@@ -72,9 +72,9 @@ def vision_hash(model: "Sam3IForInstructionSegmentation", processor: "Sam3IProce
 
 
 class VisionFeatureCache:
-    """ViT outputs of the pictures of a dataset, one memory-mapped file for each.
+    """ViT outputs of the images of a dataset, one memory-mapped file for each.
 
-    Pictures are cached as inference sees them. An augmented view is another picture: give it rows of its own
+    Images are cached as inference sees them. An augmented view is another image: give it rows of its own
     (with its own `image_id`), so that its content is in the key. A transform that draws views at random cannot be
     cached, and [`Sam3ITrainer`] refuses one beside a cache.
 
@@ -97,15 +97,16 @@ class VisionFeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._content: dict[str, str] = {}  # image key in this run -> hash of the content
 
-    def fill(self, dataset: Any, batch_size: int = 8) -> int:
-        """Encode the pictures of a dataset that are not there yet; the processes of a run share the work.
+    def fill(self, dataset: Any, batch_size: int = 8, prefix: str = "") -> int:
+        """Encode the images of a dataset that are not there yet; the processes of a run share the work.
 
         Args:
             dataset: `datasets.Dataset` of instruction rows.
-            batch_size (`int`): Pictures encoded together.
+            batch_size (`int`): Images encoded together.
+            prefix: Of the keys of these images, where other data may name its images alike.
 
         Returns:
-            `int`: How many pictures this process encoded.
+            `int`: How many images this process encoded.
 
         Raises:
             FeatureCacheFullError: before anything is encoded, when the features would not fit.
@@ -115,14 +116,14 @@ class VisionFeatureCache:
         from .processes import process_state
 
         state = process_state()
-        places: dict[str, int] = {}  # first row of each picture that is new to this run
+        places: dict[str, int] = {}  # first row of each image that is new to this run
         for place, row in enumerate(dataset.select_columns(["dataset", "split", "image_id"])):
-            key = image_key(row)
+            key = prefix + image_key(row)
             if key not in self._content:
                 places.setdefault(key, place)
         mine = list(places.items())[state.process_index :: state.num_processes]
         found = {key: content_hash(image) for key, image in self._raw_images(dataset, mine)}
-        # every process learns what all pictures hold
+        # every process learns what all images hold
         everything = gather_object([found]) if state.num_processes > 1 else [found]
         missing = {found[key]: place for key, place in mine if not self._path(found[key]).is_file()}
         self._check_space(len({c for part in everything for c in part.values() if not self._path(c).is_file()}))
@@ -132,16 +133,16 @@ class VisionFeatureCache:
         return len(missing)
 
     def load(self, image_keys: Sequence[str]) -> torch.Tensor:
-        """The kept features of pictures, `(I, h, w, C)`, on the model's device.
+        """The kept features of images, `(I, h, w, C)`, on the model's device.
 
         Raises:
-            KeyError: for a picture of no dataset that the cache was filled with.
+            KeyError: for a image of no dataset that the cache was filled with.
             OSError: for a file that is gone or damaged.
         """
         features = []
         for key in image_keys:
             if key not in self._content:
-                raise KeyError(f"Picture {key!r} is not in the feature cache: fill it with the dataset first.")
+                raise KeyError(f"Image {key!r} is not in the feature cache: fill it with the dataset first.")
             path = self._path(self._content[key])
             try:
                 features.append(load_file(path)["features"])
@@ -150,7 +151,7 @@ class VisionFeatureCache:
         return torch.stack(features).to(self.model.device)
 
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """ViT outputs `(I, h, w, C)` of pictures, computed now."""
+        """ViT outputs `(I, h, w, C)` of images, computed now."""
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         pixels = pixels.to(self.model.device, self.model.dtype)
         patch = self.model.config.vision_config.backbone_config.patch_size
@@ -163,12 +164,12 @@ class VisionFeatureCache:
         return states.unflatten(1, (height, width))
 
     def _encode(self, dataset: Any, missing: list[tuple[str, int]], batch_size: int, progress: bool) -> None:
-        pictures = dataset.select_columns(["image"])
+        images = dataset.select_columns(["image"])
         bar = tqdm(total=len(missing), desc="Encoding images once", unit="image", disable=not (progress and missing))
         with bar:
             for start in range(0, len(missing), batch_size):
                 batch = missing[start : start + batch_size]
-                features = self.encode([pictures[place]["image"].convert("RGB") for _, place in batch])
+                features = self.encode([images[place]["image"].convert("RGB") for _, place in batch])
                 for (content, _), tensor in zip(batch, features, strict=True):
                     self._write(self._path(content), tensor)
                 bar.update(len(batch))
@@ -184,7 +185,7 @@ class VisionFeatureCache:
         return self.folder / content[:2] / f"{content}.safetensors"
 
     def bytes_per_image(self) -> int:
-        """Disk space of one picture's features."""
+        """Disk space of one image's features."""
         config = self.model.config.vision_config.backbone_config
         size = self.processor.image_processor.size
         tokens = (size["height"] // config.patch_size) * (size["width"] // config.patch_size)
@@ -208,7 +209,7 @@ class VisionFeatureCache:
 
     @staticmethod
     def _raw_images(dataset: Any, places: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Any]]:
-        """(key, undecoded picture) of chosen rows."""
+        """(key, undecoded image) of chosen rows."""
         from datasets import Image as ImageFeature
 
         undecoded = dataset.select_columns(["image"]).cast_column("image", ImageFeature(decode=False))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training leaves behind for its readers: `training.json`, an entry per finished stage, beside the adapters."""
+"""What a training is and leaves behind: its identity, and `training.json`, an entry per finished stage."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -11,6 +12,8 @@ from typing import Any
 
 from transformers import Trainer
 
+from ..processing.atomic import write_whole
+from ..processing.fingerprint import fingerprint_files, fingerprint_json, fingerprint_tensors
 from .curriculum import TrainingStage
 from .evaluation.protocols import get_protocol
 
@@ -34,8 +37,88 @@ LOSSES = {
 """The losses by their names in the log: the name to show, and the weight that turns each on."""
 
 
+IDENTITY_SETTINGS = (
+    "seed",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "learning_rate",
+    "text_learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "bf16",
+    "fp16",
+    "selector_steps",
+    "start_complex_from",
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+)
+"""The arguments of a stage that decide what it learns."""
+
+
 class TrainingRecordError(ValueError):
     """A `training.json` that cannot be read."""
+
+
+def shared_identity(trainer: Trainer) -> dict[str, str]:
+    """Fingerprints, by content, of what all stages share: weights of SAM3, data, processor."""
+    model, processor = trainer.instruction_model, trainer.processing_class
+    adapters = model.adapter_parameters()
+    stock = {name: tensor for name, tensor in model.state_dict().items() if name not in adapters}
+    shown = [processor.image_processor.to_dict(), sorted(processor.tokenizer.get_vocab().items())]
+    identity = {
+        "weights": fingerprint_tensors(stock),
+        "data": fingerprint_rows(trainer.all_rows),
+        "processor": fingerprint_json(json.loads(json.dumps(shown, default=str))),
+    }
+    if trainer.eval_dataset is not None and trainer.curriculum_args.load_best_model_at_end:
+        parts = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+        identity["eval_data"] = fingerprint_json({name: fingerprint_rows(rows) for name, rows in parts.items()})
+    if trainer.replay is not None:
+        identity["replay"] = fingerprint_rows(trainer.replay)
+        identity["replay_weights"] = fingerprint_tensors(trainer.before.state_dict())
+    return identity
+
+
+def stage_identity(trainer: Trainer, args: Any, shared: dict[str, str]) -> dict[str, Any]:
+    """What decides the result of a stage, by name: fingerprints and settings."""
+    settings = {name: getattr(args, name) for name in IDENTITY_SETTINGS}
+    settings = {name: getattr(value, "value", value) for name, value in settings.items()}
+    loss = trainer.instruction_model.criterion.config
+    transform = trainer.transform
+    more = {
+        "loss_config": fingerprint_json(loss),
+        "transform": None if transform is None else repr(sorted(vars(transform).items())),
+        "replay_weight": args.replay_weight if trainer.replay is not None else None,
+    }
+    return shared | settings | more
+
+
+def fingerprint_rows(rows: Any) -> str:
+    """Fingerprint of a `datasets.Dataset` of instruction rows: all fields, images by the content of their files."""
+    from datasets import Image
+
+    columns = [name for name in rows.column_names if name != "image"]
+    parts = [fingerprint_json(batch) for batch in rows.select_columns(columns).iter(1000)]
+    if "image" in rows.column_names:
+        undecoded = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
+        for batch in undecoded.iter(100):
+            parts += [_image_fingerprint(image) for image in batch["image"]]
+    return fingerprint_json(parts)
+
+
+def _image_fingerprint(image: dict[str, Any] | None) -> str | None:
+    if image is None:
+        return None
+    if image["bytes"] is not None:
+        return hashlib.sha256(image["bytes"]).hexdigest()
+    return fingerprint_files([image["path"]]) if Path(image["path"]).is_file() else image["path"]
 
 
 def record_stage(trainer: Trainer) -> None:
@@ -61,9 +144,8 @@ def record_stage(trainer: Trainer) -> None:
             "rows": _rows(trainer.eval_dataset),
             "chose_checkpoints": bool(trainer.args.load_best_model_at_end),
         }
-    unfinished = path.with_name(f"{RECORD_NAME}.unfinished")
-    unfinished.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with write_whole(path) as partial:
+        partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
@@ -109,13 +191,17 @@ def _stage_entry(trainer: Trainer) -> dict[str, Any]:
         "trained_parameters": sum(value.numel() for value in trained),
         "losses": [shown for name, (shown, weight) in LOSSES.items() if name in logged and getattr(weights, weight)],
         "rows": _rows(trainer.train_dataset),
+        "rows_left_out": dict(trainer.plan.stage(trainer.stage).left_out) if trainer.plan is not None else {},
+        "ended_by": trainer.ended_by,
+        "identity": trainer.identity,
         "log": _plain(log),
     }
 
 
 def _rows(dataset: Any) -> dict[str, int]:
     """Rows by the name of the data set they are from, the largest first."""
-    return dict(Counter(dataset["dataset"]).most_common())
+    parts = dataset.values() if isinstance(dataset, dict) else [dataset]
+    return dict(Counter(name for part in parts for name in part["dataset"]).most_common())
 
 
 def _base_name(model: Any) -> str | None:
@@ -154,4 +240,12 @@ def _from_checkpoints(folder: Path, stage: TrainingStage) -> dict[str, Any] | No
     }
 
 
-__all__ = ["RECORD_NAME", "TrainingRecordError", "read_record", "record_stage"]
+__all__ = [
+    "RECORD_NAME",
+    "TrainingRecordError",
+    "fingerprint_rows",
+    "read_record",
+    "record_stage",
+    "shared_identity",
+    "stage_identity",
+]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training transforms: resize jitter, padding and flips, with masks and boxes in step with the picture.
+"""Training transforms: resize jitter, padding and flips, with masks and boxes in step with the image.
 
-As in the training of SAM3 and SAM3-I (arXiv 2512.04585): the picture is squashed to a square whose side is drawn
+As in the training of SAM3 and SAM3-I (arXiv 2512.04585): the image is squashed to a square whose side is drawn
 between 480 and 1008 pixels, then put at a random place on a black canvas of 1008 x 1008. Flips are an addition, off
 unless asked for, and never happen when an instruction names a side. All draws come from a generator that is passed
 in; nothing touches a global random state.
@@ -41,13 +41,13 @@ def keyed_random(*key: Any) -> random.Random:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture comes to lie on the model's canvas; the same object moves pixels, masks and boxes.
+    """Where a image comes to lie on the model's canvas; the same object moves pixels, masks and boxes.
 
     Attributes:
         canvas: (height, width) of the canvas in pixels.
-        size: (height, width) to which the picture is resized.
-        offset: (top, left) of the picture on the canvas.
-        flip: whether the picture is mirrored left to right.
+        size: (height, width) to which the image is resized.
+        offset: (top, left) of the image on the canvas.
+        flip: whether the image is mirrored left to right.
     """
 
     canvas: tuple[int, int]
@@ -56,7 +56,7 @@ class Placement:
     flip: bool = False
 
     def place_image(self, image: Image.Image) -> Image.Image:
-        """The picture on the canvas, RGB; what it does not cover is black."""
+        """The image on the canvas, RGB; what it does not cover is black."""
         image = image.convert("RGB")
         if self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -86,7 +86,7 @@ class Placement:
         return placed
 
     def place_boxes(self, boxes: Sequence[Sequence[float]], height: int, width: int) -> torch.Tensor:
-        """Boxes [N, 4] (x, y, w, h) in pixels of the picture as (cx, cy, w, h) in [0, 1] of the canvas."""
+        """Boxes [N, 4] (x, y, w, h) in pixels of the image as (cx, cy, w, h) in [0, 1] of the canvas."""
         corners = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         limit = torch.tensor([width, height, width, height], dtype=torch.float64)
@@ -110,8 +110,8 @@ class InstructionTransform:
     """Draws placements: resize jitter with padding, and flips where no instruction names a side.
 
     Args:
-        min_scale: smallest side of the resized picture, as a part of the canvas; 1.0 switches the jitter off.
-        flip_probability: how often a picture is mirrored when its instructions allow it.
+        min_scale: smallest side of the resized image, as a part of the canvas; 1.0 switches the jitter off.
+        flip_probability: how often a image is mirrored when its instructions allow it.
 
     Raises:
         ValueError: a scale outside (0, 1] or a probability outside [0, 1].
@@ -126,7 +126,7 @@ class InstructionTransform:
         self.flip_probability = flip_probability
 
     def __call__(self, canvas: tuple[int, int], texts: Iterable[str], generator: random.Random) -> Placement:
-        """A placement on a canvas of (height, width) pixels for a picture with these instructions."""
+        """A placement on a canvas of (height, width) pixels for a image with these instructions."""
         scale = generator.uniform(self.min_scale, 1.0)
         size = tuple(max(1, round(side * scale)) for side in canvas)
         offset = tuple(generator.randint(0, side - used) for side, used in zip(canvas, size, strict=True))

@@ -40,7 +40,7 @@ def test_arguments_can_be_written_as_json(tmp_path):
 
 def test_the_figure_of_the_stage_decides_by_default(tmp_path):
     args = tiny_arguments(tmp_path, eval_strategy="steps", save_strategy="steps", early_stopping_patience=2)
-    assert args.metric_for_best_model == "stage_gIoU" and args.greater_is_better and args.load_best_model_at_end
+    assert args.metric_for_best_model == "stage_best_gIoU" and args.greater_is_better and args.load_best_model_at_end
 
 
 @pytest.mark.parametrize(

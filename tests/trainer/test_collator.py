@@ -98,10 +98,10 @@ def test_labels_lie_where_the_object_is(processor):
     assert small["masks"].shape == (1, 14, 14) and torch.equal(small["boxes"], label["boxes"])
 
 
-def test_pictures_without_augmentation_are_those_of_inference(processor):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
-    batch = InstructionCollator(processor)([row(0, image=picture)])
-    assert torch.equal(batch["pixel_values"], processor(images=picture, return_tensors="pt")["pixel_values"])
+def test_images_without_augmentation_are_those_of_inference(processor):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    batch = InstructionCollator(processor)([row(0, image=image)])
+    assert torch.equal(batch["pixel_values"], processor(images=image, return_tensors="pt")["pixel_values"])
 
 
 @pytest.mark.parametrize("texts_per_row", [1, 2, 9])
@@ -123,7 +123,7 @@ def test_joint_batches_hold_pairs_of_one_target(processor, texts_per_row):
     assert batch["image_ids"].tolist() == [0] * 2 * (counts[0] + counts[1]) + [1] * 2 * counts[2]
 
 
-def test_several_texts_of_a_row_are_distinct_and_share_the_picture(processor):
+def test_several_texts_of_a_row_are_distinct_and_share_the_image(processor):
     batch = InstructionCollator(processor, "simple", texts_per_row=3)([row(0), row(1, simple=["only"])])
     texts = texts_of(processor, batch)
     assert len(texts) == 4 == len(set(texts)) and texts[-1] == "only"
@@ -171,7 +171,7 @@ def test_nothing_global_is_drawn_from(processor):
     assert np.array_equal(states[2], np.random.get_state()[1])
 
 
-def test_flips_are_left_out_when_any_instruction_of_the_picture_names_a_side(processor):
+def test_flips_are_left_out_when_any_instruction_of_the_image_names_a_side(processor):
     collator = InstructionCollator(processor, transform=InstructionTransform(min_scale=1.0, flip_probability=1.0))
     plain = InstructionCollator(processor)([row(0)])["labels"][0]["boxes"]
     assert not torch.allclose(collator([row(0)])["labels"][0]["boxes"], plain)
@@ -179,13 +179,13 @@ def test_flips_are_left_out_when_any_instruction_of_the_picture_names_a_side(pro
     assert torch.allclose(sided["labels"][0]["boxes"], plain)
 
 
-def test_cached_features_need_no_picture(processor):
+def test_cached_features_need_no_image(processor):
     rows = [row(0, place=0), row(1, place=1), row(2, place=0)]
-    with_pictures = InstructionCollator(processor, "complex")(rows)
+    with_images = InstructionCollator(processor, "complex")(rows)
     blind = [{name: value for name, value in one.items() if name != "image"} for one in rows]
     without = InstructionCollator(processor, "complex", load_images=False)(blind)
     assert "pixel_values" not in without
-    assert equal(without, {name: value for name, value in with_pictures.items() if name != "pixel_values"})
+    assert equal(without, {name: value for name, value in with_images.items() if name != "pixel_values"})
 
 
 def test_crowds_and_specks_are_no_targets(processor):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import sharded_learner
+import sharded_module
 import torch
 import training_fixtures
 import yaml
@@ -60,9 +60,9 @@ def test_two_processes_share_a_feature_cache(tmp_path, one_process):
     assert len(list(cache.rglob("*.safetensors"))) == 6
 
 
-def test_a_sharded_learner_has_the_losses_and_gradients_of_a_whole_one(tmp_path):
+def test_a_sharded_module_has_the_losses_and_gradients_of_a_whole_one(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, sharded_learner.__file__, str(tmp_path)]
+    command = [sys.executable, *launcher, sharded_module.__file__, str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

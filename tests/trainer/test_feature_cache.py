@@ -10,7 +10,7 @@ from training_fixtures import tiny_dataset, tiny_model, tiny_processor, tiny_row
 
 from sam3i.trainer.collator import image_key
 from sam3i.trainer.feature_cache import FeatureCacheFullError, VisionFeatureCache, content_hash, vision_hash
-from sam3i.trainer.learner import encode_vision
+from sam3i.trainer.stage_module import encode_vision
 
 IMAGES = 6
 
@@ -32,8 +32,8 @@ def test_features_are_those_of_the_vision_encoder(tmp_path):
     model, dataset = tiny_model(), tiny_dataset(IMAGES)
     cache = make_cache(tmp_path, model)
     assert cache.fill(dataset) == IMAGES
-    pictures = [dataset[2 * index]["image"] for index in range(IMAGES)]
-    pixels = tiny_processor()(images=pictures, return_tensors="pt")["pixel_values"]
+    images = [dataset[2 * index]["image"] for index in range(IMAGES)]
+    pixels = tiny_processor()(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = model.get_vision_features(pixels)
         found = encode_vision(model, None, cache.load(keys(dataset)))
@@ -52,12 +52,12 @@ def test_training_with_the_cache_has_the_same_losses_and_never_runs_the_vision_t
     trainer = tiny_trainer(tmp_path / "again", model, feature_cache=str(tmp_path / "cache"))
     model.vision_encoder.backbone.register_forward_hook(lambda module, args, output: encoded.append(args[0].shape[0]))
     assert losses(trainer) == cached  # to the last bit: the features are the same files
-    assert encoded == [2]  # the concept check looks at two pictures
+    assert encoded == [2]  # the concept check looks at two images
 
 
-def test_a_picture_is_encoded_once_whatever_it_is_called(tmp_path):
+def test_a_image_is_encoded_once_whatever_it_is_called(tmp_path):
     rows = tiny_rows(3)
-    for number, row in enumerate(rows):  # every row a picture of its own, by name
+    for number, row in enumerate(rows):  # every row a image of its own, by name
         row["image_id"] = str(number)
     dataset = tiny_dataset(3).from_list(rows, features=tiny_dataset(3).features)
     cache = make_cache(tmp_path)
@@ -65,7 +65,7 @@ def test_a_picture_is_encoded_once_whatever_it_is_called(tmp_path):
     assert cache.fill(dataset) == 0 and make_cache(tmp_path).fill(dataset) == 0
 
 
-def test_another_picture_under_the_same_name_is_another_entry(tmp_path):
+def test_another_image_under_the_same_name_is_another_entry(tmp_path):
     dataset = tiny_dataset(2)
     make_cache(tmp_path).fill(dataset)
     rows = [row | {"image": Image.fromarray(255 - np.asarray(row["image"]))} for row in tiny_rows(2)]
@@ -107,7 +107,7 @@ def test_content_hash_of_pixels_and_of_files(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     path = {"bytes": None, "path": str(tmp_path / "a.png")}
     assert content_hash(path) == content_hash({"bytes": data, "path": "b.png"})
-    with pytest.raises(ValueError, match="the picture of every row, found NoneType"):
+    with pytest.raises(ValueError, match="the image of every row, found NoneType"):
         content_hash(None)
 
 

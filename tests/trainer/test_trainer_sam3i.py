@@ -27,10 +27,10 @@ from transformers import TrainerCallback
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer
 from sam3i.modeling_sam3i.losses.alignment import Sam3IAlignmentLoss
 from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
-from sam3i.trainer.checkpoints import CheckpointNotFoundError, find_checkpoint, read_checkpoint
+from sam3i.trainer.checkpoints import CheckpointNotFoundError, OtherTrainingError, find_checkpoint, read_checkpoint
 from sam3i.trainer.collator import InstructionCollator
-from sam3i.trainer.curriculum import TrainingStage, is_trained
-from sam3i.trainer.learner import InstructionLearner, pool_tokens
+from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage, is_trained
+from sam3i.trainer.stage_module import StageModule, pool_tokens
 from sam3i.trainer.transforms import InstructionTransform
 
 SIMPLE, COMPLEX, JOINT = TrainingStage
@@ -68,7 +68,7 @@ def test_after_20_steps_every_trainable_tensor_has_moved_and_nothing_else(tmp_pa
         generator = torch.Generator().manual_seed(1)
         for parameter in model.adapter_parameters().values():
             parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    trainer = tiny_trainer(tmp_path, model, stages=stage.value, max_steps=20, start_complex_from_simple=False)
+    trainer = tiny_trainer(tmp_path, model, stages=stage.value, max_steps=20, start_complex_from="own")
     before = weights(model)
     projectors = []
     trainer.add_callback(RememberProjector(projectors))
@@ -162,13 +162,13 @@ def test_stage_values_reach_the_optimizer_and_the_logs(tmp_path):
     assert [bool(alignment & entry.keys()) for entry in logs] == [False] * 5 + [True]
 
 
-def test_no_target_rows_are_trained(tmp_path):
-    dataset = tiny_dataset().filter(lambda kind: kind == "none", input_columns="target_kind")
+def test_no_target_rows_are_trained():
+    rows = tiny_dataset().filter(lambda kind: kind == "none", input_columns="target_kind")
     model = tiny_model()
-    before = weights(model)
-    Sam3ITrainer(model, tiny_arguments(tmp_path, stages="simple"), dataset, None, tiny_processor()).train()
-    moved = [name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])]
-    assert any("detr_decoder" in name for name in moved)
+    freeze_for_stage(model, SIMPLE)
+    batch = InstructionCollator(tiny_processor(), "simple")([rows[index] for index in range(4)])
+    StageModule(model, SIMPLE).train()(**batch)["loss"].backward()
+    assert any("detr_decoder" in name for name, p in model.named_parameters() if p.grad is not None and p.grad.any())
 
 
 # The joint stage
@@ -180,8 +180,8 @@ def test_joint_loss_is_the_paper_s_two_passes_and_their_alignment():
     for parameter in model.adapter_parameters().values():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     batch = joint_batch()
-    learner = InstructionLearner(model, JOINT).train()
-    found = learner(**batch)
+    stage_module = StageModule(model, JOINT).train()
+    found = stage_module(**batch)
 
     text = {name: batch.pop(name) for name in ("concept_input_ids", "concept_attention_mask")}
     rows = ("input_ids", "attention_mask", "instruction_levels", "image_ids")
@@ -190,9 +190,9 @@ def test_joint_loss_is_the_paper_s_two_passes_and_their_alignment():
         inputs = {name: batch[name][first::2] for name in rows}
         outputs = model(pixel_values=batch["pixel_values"], labels=batch["labels"][first::2], **inputs)
         passes.append(outputs)
-        features.append(learner.projector(pool_tokens(outputs.text_features, inputs["attention_mask"])))
+        features.append(stage_module.projector(pool_tokens(outputs.text_features, inputs["attention_mask"])))
     concept = model.get_text_features(text["concept_input_ids"], text["concept_attention_mask"]).pooler_output
-    features.append(learner.projector(pool_tokens(concept, text["concept_attention_mask"])))
+    features.append(stage_module.projector(pool_tokens(concept, text["concept_attention_mask"])))
     semantic = [outputs.semantic_seg for outputs in passes]
     alignment = Sam3IAlignmentLoss(LOSS_ITEMS)
     aligned, parts = alignment(*semantic, batch["labels"][0::2], *features, batch["concept_names"][0::2])
@@ -211,19 +211,19 @@ def test_pooling_leaves_padding_out():
 
 def test_images_are_encoded_once_for_all_their_rows():
     model = tiny_model()
-    learner = InstructionLearner(model, JOINT).train()
+    stage_module = StageModule(model, JOINT).train()
     shapes = []
     model.vision_encoder.backbone.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[0]))
     batch = joint_batch(4)  # two images with two targets each
-    learner(**batch)
+    stage_module(**batch)
     assert len(batch["input_ids"]) == 8 and shapes == [2]
 
 
 def test_without_contrastive_losses_there_is_no_projector():
     model = tiny_model(loss_config={"info_nce_weight": 0.0, "margin_weight": 0.0})
-    learner = InstructionLearner(model, JOINT).train()
-    assert learner.projector is None
-    parts = learner(**joint_batch())["loss_dict"]
+    stage_module = StageModule(model, JOINT).train()
+    assert stage_module.projector is None
+    parts = stage_module(**joint_batch())["loss_dict"]
     assert "loss_kl" in parts and "loss_info_nce" not in parts
 
 
@@ -233,7 +233,7 @@ def test_the_router_learns_in_the_joint_stage_and_is_used_from_then_on(tmp_path,
     trainer = tiny_trainer(tmp_path, model, max_steps=(2, 2, 40))
     assert trainer.processing_class.auto_levels == "rules"
     metrics = trainer.train().metrics
-    assert metrics["joint"]["router_right"] > 0.5 and "router_right" not in metrics["complex"]
+    assert metrics["joint"]["router_accuracy"] > 0.5 and "router_accuracy" not in metrics["complex"]
     saved = Path(trainer.curriculum_args.output_dir) / JOINT.folder / "final"
     assert Sam3IProcessor.from_pretrained(saved).auto_levels == "router"
     assert Sam3IProcessor.from_pretrained(saved.parent.parent / SIMPLE.folder / "final").auto_levels == "rules"
@@ -279,7 +279,7 @@ def test_evaluation_covers_levels_and_kinds_and_checks_the_concept_path(tmp_path
 def test_the_best_weights_of_each_stage_are_kept_and_patience_ends_it(tmp_path, monkeypatch):
     figures = iter([5.0, 9.0, 7.0, 8.0] + [1.0, 0.5, 0.2])
     monkeypatch.setattr(
-        "sam3i.trainer.trainer_sam3i.evaluate_levels", lambda *args, **kwargs: {"stage_gIoU": next(figures)}
+        "sam3i.trainer.trainer_sam3i.evaluate_levels", lambda *args, **kwargs: {"stage_best_gIoU": next(figures)}
     )
     model = tiny_model()
     trainer = tiny_trainer(
@@ -318,7 +318,7 @@ def test_patience_is_remembered_by_checkpoints(tmp_path, monkeypatch):
         trainer = tiny_trainer(tmp_path, None, tiny_dataset(4, "validation"), callbacks, **settings)
         monkeypatch.setattr(
             "sam3i.trainer.trainer_sam3i.evaluate_levels",
-            lambda *args, **kwargs: {"stage_gIoU": figures[trainer.state.global_step]},
+            lambda *args, **kwargs: {"stage_best_gIoU": figures[trainer.state.global_step]},
         )
         return trainer.train(resume_from_checkpoint=resume)
 
@@ -349,9 +349,9 @@ def test_checkpoints_hold_adapters_only_and_load_as_repositories(tmp_path):
 
 def test_weights_gathered_from_shards_are_written(tmp_path):
     trainer = tiny_trainer(tmp_path, stages="joint")
-    learner = InstructionLearner(tiny_model(), JOINT)
-    gathered = {name: tensor + 1.0 for name, tensor in learner.state_dict().items() if tensor.is_floating_point()}
-    trainer.model = learner
+    stage_module = StageModule(tiny_model(), JOINT)
+    gathered = {name: tensor + 1.0 for name, tensor in stage_module.state_dict().items() if tensor.is_floating_point()}
+    trainer.model = stage_module
     trainer._save(str(tmp_path / "saved"), gathered)
     projector = load_file(tmp_path / "saved" / "projector.safetensors")
     assert_equal(projector, {name: gathered[f"projector.{name}"] for name in projector})
@@ -391,7 +391,7 @@ def test_from_its_last_step_a_stage_takes_no_more_steps(tmp_path, uninterrupted,
         return {}
 
     with monkeypatch.context() as patched, pytest.raises(KilledError):
-        patched.setattr("sam3i.trainer.trainer_sam3i.finish_selectors", killed)
+        patched.setattr("sam3i.trainer.trainer_sam3i.end_joint_stage", killed)
         tiny_trainer(tmp_path, tiny_model(dropout=0.2), **RESUMABLE).train()
     steps = RESUMABLE["max_steps"][stage.index]
     assert find_checkpoint(tmp_path, TrainingStage).folder == tmp_path / stage.folder / f"checkpoint-{steps}"
@@ -441,9 +441,10 @@ def test_checkpoints_of_an_earlier_run_in_the_folder_do_not_count(tmp_path):
         trainer = tiny_trainer(tmp_path, callbacks=[KillAt(COMPLEX, 3)], **settings)
         trainer.train(resume_from_checkpoint=str(named))
     assert find_checkpoint(tmp_path, tuple(TrainingStage)).folder == named
-    with pytest.raises(KilledError):
-        tiny_trainer(tmp_path, callbacks=[KillAt(SIMPLE, 1)], **settings).train()
-    assert find_checkpoint(tmp_path, tuple(TrainingStage)) is None
+    # Nothing is overwritten without being told, and what was set aside is all there.
+    assert read_checkpoint(tmp_path / "stage-3-joint" / "final.replaced").finished
+    with pytest.raises(OtherTrainingError, match="holds another training, up to .*checkpoint-2"):
+        tiny_trainer(tmp_path, **settings).train()
 
 
 @pytest.mark.slow

@@ -16,10 +16,10 @@ from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.processing.datasets.schema import make_row, row_features
 from sam3i.processing.masks import box_of_rle, encode_mask
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
-from sam3i.trainer.heads import selector_warmup
+from sam3i.trainer.heads import selector
 
 SIDE = 56
-COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
+COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 NOUNS = ("square", "bar")
 WORDS = "the a on left right red green blue square bar thing with four corners that is long and not".split()
 
@@ -91,16 +91,16 @@ def tiny_processor() -> Sam3IProcessor:
 
 
 def tiny_rows(images: int = 6, split: str = "train") -> list[dict]:
-    """Two rows per image: a coloured thing on one side, and one that is not there."""
+    """Two rows per image: a colored thing on one side, and one that is not there."""
     rows = []
     for index in range(images):
-        colour, noun = list(COLOURS)[index % 3], NOUNS[index % 2]
+        color, noun = list(COLORS)[index % 3], NOUNS[index % 2]
         left = index % 4 < 2
         mask = np.zeros((SIDE, SIDE), dtype=bool)
         x = 6 if left else 34
         mask[12:28, x : x + (16 if noun == "square" else 8)] = True
         pixels = np.full((SIDE, SIDE, 3), 90 + 10 * index, dtype=np.uint8)
-        pixels[mask] = COLOURS[colour]
+        pixels[mask] = COLORS[color]
         rle = encode_mask(mask)
         side, absent = ("left", "right")[not left], NOUNS[1 - index % 2]
         shared = {
@@ -118,8 +118,8 @@ def tiny_rows(images: int = 6, split: str = "train") -> list[dict]:
                 masks=[rle],
                 boxes=[box_of_rle(rle)],
                 concept=[noun],
-                simple=[f"the {colour} {noun}", f"the {noun} on the {side}"],
-                complex=[f"the {colour} thing", f"a thing that is on the {side}"],
+                simple=[f"the {color} {noun}", f"the {noun} on the {side}"],
+                complex=[f"the {color} thing", f"a thing that is on the {side}"],
                 target_kind="1-to-1",
             )
         )
@@ -158,15 +158,18 @@ def tiny_arguments(folder, **changes) -> Sam3ITrainingArguments:
     return Sam3ITrainingArguments(**(settings | changes))
 
 
-def tiny_trainer(folder, model=None, eval_dataset=None, callbacks=None, transform=None, **changes) -> Sam3ITrainer:
+def tiny_trainer(
+    folder, model=None, eval_dataset=None, callbacks=None, transform=None, options=None, **changes
+) -> Sam3ITrainer:
     return Sam3ITrainer(
         tiny_model() if model is None else model,
         tiny_arguments(folder, **changes),
         tiny_dataset(),
         eval_dataset,
         tiny_processor(),
-        transform,
-        callbacks,
+        transform=transform,
+        **(options or {}),
+        callbacks=callbacks,
     )
 
 
@@ -192,7 +195,7 @@ def main() -> None:
     folder, options = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(1)
     dropout, design = options.pop("dropout", 0.0), options.pop("adapter_design", "cascade")
-    selector_warmup.LEAST_IOU = options.pop("least_iou", selector_warmup.LEAST_IOU)
+    selector.LEAST_IOU = options.pop("least_iou", selector.LEAST_IOU)
     trainer = tiny_trainer(folder, tiny_model(dropout, adapter_design=design), **options)
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()

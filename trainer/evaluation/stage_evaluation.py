@@ -2,7 +2,7 @@
 """What is looked at while training: figures by level and kind of target, and whether the concept path is untouched."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ def evaluate_levels(
     batch_size: int,
     threshold: float,
     folder: Path,
+    keep_records: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, float]:
     """Figures of the default protocol, in percent, for every level and every kind of target that the data has.
 
     Args:
         trained: Levels that count for `stage_gIoU` and `stage_best_gIoU`, means over their instructions.
         folder: Where predictions lie while they are scored; shared by all processes, removed at the end.
+        keep_records: Called with the record of each answer (see `make_record`).
 
     Returns:
         `dict[str, float]`: `{level}_{figure}`, `{level}_{kind}_{figure}`, `stage_gIoU`; `{level}_best_threshold`,
@@ -53,7 +55,10 @@ def evaluate_levels(
     options = {"batch_size": batch_size, "threshold": threshold, "output_dir": folder, "fingerprint": False}
     result = evaluate_model(model, processor, dataset, progress=False, **options)
     protocol = get_protocol("default")
-    scores, _ = score_records(run_records(str(result.predictions), protocol), protocol, threshold)
+    records = list(run_records(str(result.predictions), protocol))
+    for record in records if keep_records is not None else ():
+        keep_records(record)
+    scores, _ = score_records(records, protocol, threshold)
     levels, kinds = np.array(scores.levels, dtype=object), np.array(scores.kinds, dtype=object)
     figures: dict[str, float] = {}
 

@@ -2,7 +2,7 @@
 """How the level router learns: from the texts of the rows alone, at the beginning of the joint stage.
 
 It reads the frozen text encoder at the concept level, and nothing reads it but a row whose level is open. So it needs
-neither pictures nor company. Every text counts once, however many rows share it: phrasings that few rows use would
+neither images nor company. Every text counts once, however many rows share it: phrasings that few rows use would
 otherwise be taken for the level of more frequent ones that resemble them.
 """
 
@@ -37,14 +37,16 @@ def texts_by_level(rows: Any) -> dict[InstructionLevel, list[str]]:
     return {level: sorted(texts) for level, texts in found.items()}
 
 
-def train_router(model: nn.Module, processor: Sam3IProcessor, rows: Any, steps: int, seed: int, hidden: bool) -> float:
+def train_router(
+    model: nn.Module, processor: Sam3IProcessor, rows: Any, steps: int, seed: int, progress: bool = True
+) -> float:
     """Train the router, and nothing else; no random state but its own is touched.
 
     Args:
         model: With a router.
         rows: `datasets.Dataset` of instruction rows, with instructions of both levels among them.
-        steps (`int`): Optimiser steps; each sees `TEXTS_PER_LEVEL` texts of every level.
-        hidden (`bool`): Whether to show no progress bar.
+        steps (`int`): Optimizer steps; each sees `TEXTS_PER_LEVEL` texts of every level.
+        progress (`bool`): Whether to show a progress bar.
 
     Returns:
         `float`: The share of the texts of the last `SHOWN` steps whose level it found.
@@ -58,9 +60,10 @@ def train_router(model: nn.Module, processor: Sam3IProcessor, rows: Any, steps: 
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     levels = torch.tensor([level.index for level in texts], device=device).repeat_interleave(TEXTS_PER_LEVEL)
-    right, training = deque(maxlen=SHOWN), model.training
+    correct: deque[float] = deque(maxlen=SHOWN)
+    training = model.training
     model.eval()
-    for _ in tqdm(range(steps), desc="level router", disable=hidden or not process_state().is_main_process):
+    for _ in tqdm(range(steps), desc="level router", disable=not (progress and process_state().is_main_process)):
         drawn = [draws.choice(found) for found in texts.values() for _ in range(TEXTS_PER_LEVEL)]
         tokens = processor(text=drawn, return_tensors="pt").to(device)
         logits = model.predict_levels(tokens["input_ids"], tokens["attention_mask"]).float()
@@ -68,12 +71,12 @@ def train_router(model: nn.Module, processor: Sam3IProcessor, rows: Any, steps: 
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        right.append((logits.argmax(-1) == levels).float().mean().item())
+        correct.append((logits.argmax(-1) == levels).float().mean().item())
     model.train(training)
     for parameter in parameters:
         parameter.requires_grad_(False)
-    share = sum(right) / len(right)
-    logger.info(f"Level router: {share:.0%} of the last texts right")
+    share = sum(correct) / len(correct)
+    logger.info(f"Level router: {share:.0%} of the last texts correct")
     return share
 
 

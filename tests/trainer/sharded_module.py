@@ -13,7 +13,7 @@ from training_fixtures import tiny_dataset, tiny_model, tiny_processor
 
 from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
-from sam3i.trainer.learner import InstructionLearner
+from sam3i.trainer.stage_module import StageModule
 
 CONFIG = Path(__file__).resolve().parents[2] / "examples" / "accelerate" / "fsdp.yaml"
 
@@ -28,28 +28,28 @@ def main() -> None:
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     freeze_for_stage(model, TrainingStage.JOINT)
     torch.manual_seed(3)
-    learner = InstructionLearner(model, TrainingStage.JOINT).train()
+    stage_module = StageModule(model, TrainingStage.JOINT).train()
     dataset = tiny_dataset()
     rows = [dataset[index] for index in range(rank * 4, rank * 4 + 4)]
     batch = InstructionCollator(tiny_processor(), "joint")(rows)
 
-    loss = learner(**batch)["loss"]
+    loss = stage_module(**batch)["loss"]
     loss.backward()
     expected = {}
-    for name, parameter in learner.named_parameters():
+    for name, parameter in stage_module.named_parameters():
         if parameter.requires_grad:
             expected[name] = parameter.grad.clone()
             dist.all_reduce(expected[name])
-    learner.zero_grad()
+    stage_module.zero_grad()
 
     layers = yaml.safe_load(CONFIG.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
-    for module in learner.modules():
+    for module in stage_module.modules():
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh)
-    fully_shard(learner, mesh=mesh)
-    sharded_loss = learner(**batch)["loss"]
+    fully_shard(stage_module, mesh=mesh)
+    sharded_loss = stage_module(**batch)["loss"]
     sharded_loss.backward()
-    found = {name: p.grad.full_tensor() for name, p in learner.named_parameters() if p.requires_grad}
+    found = {name: p.grad.full_tensor() for name, p in stage_module.named_parameters() if p.requires_grad}
     result = {
         "loss": loss.item(),
         "sharded_loss": sharded_loss.item(),

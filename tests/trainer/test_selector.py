@@ -16,14 +16,16 @@ from training_fixtures import (
 from sam3i import InstructionLevel
 from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage
-from sam3i.trainer.heads.selector_warmup import (
+from sam3i.trainer.heads.selector import (
     KeptQueries,
+    SelectorTraining,
+    begin_stage,
+    correct_queries,
+    end_joint_stage,
     keep_queries,
-    right_queries,
     selection_loss,
     train_selector,
 )
-from sam3i.trainer.heads.stage_heads import finish_selectors, train_heads
 
 
 def selective_model(**changes):
@@ -39,12 +41,12 @@ def prepared_trainer(folder, stage: TrainingStage, **changes):
     return at_stage(tiny_trainer(folder, selective_model(), **{"selector_steps": 3} | changes), stage)
 
 
-def test_right_queries_by_hand():
+def test_correct_queries_by_hand():
     boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.1, 0.1]])
     targets = torch.tensor([[0.21, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
     # Two hold the first target, none the third: IoU 1/16.
-    assert right_queries(boxes, targets).tolist() == [True, False, True, False]
-    assert right_queries(boxes, targets[:0]).tolist() == [False] * 4
+    assert correct_queries(boxes, targets).tolist() == [True, False, True, False]
+    assert correct_queries(boxes, targets[:0]).tolist() == [False] * 4
 
 
 def test_selection_loss_by_hand():
@@ -98,10 +100,10 @@ def test_the_selector_learns_from_what_is_kept_and_nothing_else_moves():
         boxes=boxes,
         input_ids=word,
         attention_mask=torch.ones(rows, 1, dtype=torch.bool),
-        right=torch.nn.functional.one_hot(ends.gather(1, word - 1)[:, 0], 6).bool(),
+        correct=torch.nn.functional.one_hot(ends.gather(1, word - 1)[:, 0], 6).bool(),
     )
     state = torch.random.get_rng_state()
-    share = train_selector(model, InstructionLevel.SIMPLE, kept, steps=250, seed=0, hidden=True)
+    share = train_selector(model, InstructionLevel.SIMPLE, kept, SelectorTraining(250, progress=False))
     assert share > 0.8
     assert torch.equal(torch.random.get_rng_state(), state)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -110,24 +112,24 @@ def test_the_selector_learns_from_what_is_kept_and_nothing_else_moves():
 
 @pytest.mark.parametrize("stage", [TrainingStage.SIMPLE, TrainingStage.COMPLEX])
 def test_a_stage_warms_up_its_own_selector(tmp_path, stage, monkeypatch):
-    monkeypatch.setattr("sam3i.trainer.heads.selector_warmup.LEAST_IOU", 0.0)  # random boxes meet no target
+    monkeypatch.setattr("sam3i.trainer.heads.selector.LEAST_IOU", 0.0)  # random boxes meet no target
     trainer = prepared_trainer(tmp_path, stage)
     model = trainer.instruction_model
     before = weights(model)
-    assert 0 <= train_heads(trainer)["selector_right"] <= 1
+    assert 0 <= begin_stage(trainer)["selector_accuracy"] <= 1
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all(name.startswith(f"dot_product_scoring.sam3i_adapter.{stage.value}.") for name in moved)
     again = prepared_trainer(tmp_path, stage)
-    train_heads(again)
+    begin_stage(again)
     assert_equal(weights(again.instruction_model), weights(model))
 
 
 def test_after_the_joint_stage_both_selectors_learn_once_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("sam3i.trainer.heads.selector_warmup.LEAST_IOU", 0.0)
+    monkeypatch.setattr("sam3i.trainer.heads.selector.LEAST_IOU", 0.0)
     trainer = prepared_trainer(tmp_path, TrainingStage.JOINT)
     model, rows, collator = trainer.instruction_model, trainer.train_dataset, trainer.data_collator
     before = weights(model)
-    assert finish_selectors(trainer).keys() == {"selector_right_simple", "selector_right_complex"}
+    assert end_joint_stage(trainer).keys() == {"selector_accuracy_simple", "selector_accuracy_complex"}
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     for level in ("simple", "complex"):
         own = {name for name in moved if name.startswith(f"dot_product_scoring.sam3i_adapter.{level}.")}
@@ -135,7 +137,7 @@ def test_after_the_joint_stage_both_selectors_learn_once_more(tmp_path, monkeypa
         moved -= own
     assert not moved
     assert trainer.train_dataset is rows and trainer.data_collator is collator
-    assert finish_selectors(prepared_trainer(tmp_path, TrainingStage.COMPLEX)) == {}
+    assert end_joint_stage(prepared_trainer(tmp_path, TrainingStage.COMPLEX)) == {}
 
 
 @pytest.mark.parametrize(
@@ -149,27 +151,28 @@ def test_after_the_joint_stage_both_selectors_learn_once_more(tmp_path, monkeypa
 )
 def test_a_short_stage_has_a_short_head_start(tmp_path, monkeypatch, changes, expected):
     steps = []
-    target = "sam3i.trainer.heads.stage_heads.warm_up_selector"
-    monkeypatch.setattr(target, lambda *_, **given: steps.append(given["steps"]))
-    train_heads(prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_steps": 2000} | changes))
+    target = "sam3i.trainer.heads.selector.warm_up_selector"
+    monkeypatch.setattr(target, lambda *given: steps.append(given[-1].steps))
+    begin_stage(prepared_trainer(tmp_path, TrainingStage.SIMPLE, **{"selector_steps": 2000} | changes))
     assert steps == [expected]  # five times 4 steps, 1 step, or 2 epochs of 12 rows in batches of 4
 
 
 def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("sam3i.trainer.heads.selector_warmup.LEAST_IOU", 1.0)
+    monkeypatch.setattr("sam3i.trainer.heads.selector.LEAST_IOU", 1.0)
     trainer = prepared_trainer(tmp_path, TrainingStage.SIMPLE)
     before = weights(trainer.instruction_model)
-    assert train_heads(trainer) == {}
+    assert begin_stage(trainer) == {}
     assert_equal(weights(trainer.instruction_model), before)
 
 
 def test_training_with_it_reports_and_resumes_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("sam3i.trainer.heads.selector_warmup.LEAST_IOU", 0.0)
+    monkeypatch.setattr("sam3i.trainer.heads.selector.LEAST_IOU", 0.0)
     settings = {"selector_steps": (2, 3, 2), "max_steps": (2, 2, 2), "save_strategy": "steps", "save_steps": 1}
     whole = selective_model()
     output = tiny_trainer(tmp_path / "whole", whole, **settings).train()
-    assert [stage for stage, metrics in output.metrics.items() if "selector_right" in metrics] == ["simple", "complex"]
-    assert {"selector_right_simple", "selector_right_complex"} <= output.metrics["joint"].keys()
+    trained = [stage for stage, metrics in output.metrics.items() if "selector_accuracy" in metrics]
+    assert trained == ["simple", "complex"]
+    assert {"selector_accuracy_simple", "selector_accuracy_complex"} <= output.metrics["joint"].keys()
     first = selective_model()
     tiny_trainer(tmp_path / "parts", first, stages=("simple",), **settings).train()
     resumed = selective_model()

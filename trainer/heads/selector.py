@@ -6,24 +6,29 @@ only a few. But SAM3 finds the objects already, and all that the selector reads 
 words) is a few kilobytes. So the decoder runs once per row, what the selector would read is kept in memory, and the
 selector alone learns from that in large batches: some fifty times as many rows a second. 2,000 steps keep at most
 16,000 rows; with the 48 queries of 256 numbers of real SAM3 that is 0.4 GB.
+
+It is a part of a stage: [`begin_stage`] before the stage's first step (and before its first checkpoint, so a run that
+ends within starts the stage anew), [`end_joint_stage`] after the last step of the joint one (a run that ends within
+goes on from the stage's last checkpoint).
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import get_cosine_schedule_with_warmup
+from transformers import Trainer, get_cosine_schedule_with_warmup
 from transformers.utils import logging
 
 from ...compat import box_cxcywh_to_xyxy
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...modeling_sam3i.losses.matcher import box_overlap
-from ..learner import encode_vision
 from ..processes import process_state
+from ..stage_module import encode_vision
 
 logger = logging.get_logger(__name__)
 
@@ -32,6 +37,7 @@ LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
 LEAST_IOU = 0.5  # of a query's box with a target's, to hold it
+HEAD_STEPS_PER_STAGE_STEP = 5  # at most: few rows are soon known by heart
 VIEWS = 16  # of each row, at least: more rows than the steps can show so often are not collected
 
 
@@ -45,7 +51,7 @@ class KeptQueries:
         boxes (`torch.Tensor` of shape `(R, Q, 4)`): (cx, cy, w, h) in [0, 1].
         input_ids (`torch.LongTensor` of shape `(R, tokens)`): The instruction.
         attention_mask (`torch.BoolTensor` of shape `(R, tokens)`): `True` for its tokens.
-        right (`torch.BoolTensor` of shape `(R, Q)`): Which queries to choose.
+        correct (`torch.BoolTensor` of shape `(R, Q)`): Which queries to choose.
     """
 
     logits: torch.Tensor
@@ -53,7 +59,7 @@ class KeptQueries:
     boxes: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    right: torch.Tensor
+    correct: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -72,11 +78,11 @@ class KeptQueries:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
-def right_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def correct_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Which queries should be chosen: of those that hold a target (IoU above `LEAST_IOU`), the best scored one.
 
     Several queries may hold one target. Others than the best scored would find it again: the selector sees the scores.
-    To call the nearest right is to ask for what cannot be told: a selector taught so learns its rows by heart.
+    To call the nearest correct is to ask for what cannot be told: a selector taught so learns its rows by heart.
 
     Args:
         boxes (`torch.Tensor` of shape `(queries, 4)`): Of the queries, best scored first, (cx, cy, w, h).
@@ -104,26 +110,20 @@ def keep_queries(model: nn.Module, batch: dict[str, Any]) -> KeptQueries:
     vision = encode_vision(model, batch.get("pixel_values"), batch.get("vision_features"))
     names = ("input_ids", "attention_mask", "instruction_levels", "image_ids")
     inputs = {name: batch[name] for name in names if name in batch}
-    asked = []
-    selector = model.dot_product_scoring.sam3i_adapter
-    hook = selector.register_forward_pre_hook(lambda module, arguments: asked.append(arguments))
-    try:  # no score exceeds 1, so no masks are made
-        model.segment(threshold=1.0, row_chunk_size=len(batch["input_ids"]), vision_embeds=vision, **inputs)
-    finally:
-        hook.remove()
-    logits, _, queries, boxes = (item[:, -1] if torch.is_tensor(item) else item for item in asked[0][:4])
-    best = logits.topk(min(logits.shape[-1], selector.simple.queries), dim=-1).indices  # (rows, kept)
+    found = model.instruction_queries(vision_embeds=vision, **inputs)
+    compared = model.dot_product_scoring.sam3i_adapter.simple.queries
+    best = found.pred_logits.topk(min(found.pred_logits.shape[-1], compared), dim=-1).indices  # (rows, kept)
     rows = torch.arange(len(best), device=best.device)[:, None]
-    boxes = boxes[rows, best].float()
-    right = [
-        right_queries(of_row, label["boxes"].to(boxes)) for of_row, label in zip(boxes, batch["labels"], strict=True)
+    boxes = found.pred_boxes[rows, best].float()
+    correct = [
+        correct_queries(of_row, label["boxes"].to(boxes)) for of_row, label in zip(boxes, batch["labels"], strict=True)
     ]
-    kept = (logits[rows, best].float(), queries[rows, best].half(), boxes)
-    kept += (batch["input_ids"], batch["attention_mask"].bool(), torch.stack(right))
+    kept = (found.pred_logits[rows, best].float(), found.queries[rows, best].half(), boxes)
+    kept += (batch["input_ids"], batch["attention_mask"].bool(), torch.stack(correct))
     return KeptQueries(*(tensor.cpu() for tensor in kept))
 
 
-def selection_loss(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def selection_loss(logits: torch.Tensor, correct: torch.Tensor) -> torch.Tensor:
     """Two cross-entropies: of a choice among the queries of each row and nothing, and of yes or no to each query.
 
     The choice teaches to compare. Every target wants its share of the probability; where the instruction denotes
@@ -132,51 +132,64 @@ def selection_loss(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits (`torch.Tensor` of shape `(rows, queries)`): After selection.
-        right (`torch.BoolTensor` of shape `(rows, queries)`): The queries to choose.
+        correct (`torch.BoolTensor` of shape `(rows, queries)`): The queries to choose.
     """
-    wanted = torch.cat([right, ~right.any(-1, keepdim=True)], dim=-1).to(logits.dtype)
+    wanted = torch.cat([correct, ~correct.any(-1, keepdim=True)], dim=-1).to(logits.dtype)
     choice = F.cross_entropy(F.pad(logits, (0, 1)), wanted / wanted.sum(-1, keepdim=True))
     return choice + F.binary_cross_entropy_with_logits(logits, wanted[:, :-1], reduction="sum") / len(logits)
 
 
-def train_selector(
-    model: nn.Module, level: InstructionLevel, kept: KeptQueries, steps: int, seed: int, hidden: bool
-) -> float:
-    """Train the selector of one level, and nothing else, on kept queries; no random state but its own is touched.
+@dataclass(frozen=True)
+class SelectorTraining:
+    """How long a selector learns alone, and how it is fed.
 
     Args:
-        hidden (`bool`): Whether to show no progress bar.
+        steps: Optimizer steps on kept queries.
+        batch_size: Rows that the decoder sees at once while queries are collected.
+        seed: Of the choice and the order of rows.
+        progress: Whether to show progress bars.
+    """
+
+    steps: int
+    batch_size: int = 8
+    seed: int = 0
+    progress: bool = True
+
+
+def train_selector(model: nn.Module, level: InstructionLevel, kept: KeptQueries, training: SelectorTraining) -> float:
+    """Train the selector of one level, and nothing else, on kept queries; no random state but its own is touched.
 
     Returns:
-        `float`: The share of the last rows seen for which the best query was a right one, or where nothing is
+        `float`: The share of the last rows seen for which the best query was a correct one, or where nothing is
         denoted, was turned down.
     """
     selector = getattr(model.dot_product_scoring.sam3i_adapter, level.value)
     parameters = [parameter.requires_grad_(True) for parameter in selector.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, training.steps // 20, training.steps)
     embed = model.text_encoder.text_model.embeddings.token_embedding
-    device, hits = embed.weight.device, 0.0
-    order = _orders(len(kept), seed)
-    progress = tqdm(range(steps), desc=f"{level.value}: selector", disable=hidden)
-    for _ in progress:
-        part = kept.chosen(next(order))
-        part = {field.name: getattr(part, field.name).to(device) for field in fields(part)}
+    device, hits = embed.weight.device, torch.zeros((), device=embed.weight.device)
+    order = _orders(len(kept), training.seed)
+    progress = tqdm(range(training.steps), desc=f"{level.value}: selector", disable=not training.progress)
+    for step in progress:
+        chosen = kept.chosen(next(order))
+        part = {field.name: getattr(chosen, field.name).to(device) for field in fields(chosen)}
         with torch.no_grad():
             words = embed(part["input_ids"])
         logits, queries, boxes = (part[name][:, None] for name in ("logits", "queries", "boxes"))
         logits = selector(logits, queries.float(), boxes, words, part["attention_mask"])[:, 0].float()
-        loss = selection_loss(logits, part["right"])
+        loss = selection_loss(logits, part["correct"])
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         best, query = logits.detach().max(-1, keepdim=True)
-        hit = torch.where(best > 0, part["right"].gather(1, query), ~part["right"].any(-1, keepdim=True))
-        hits = 0.98 * hits + 0.02 * hit.float().mean().item()
-        progress.set_postfix(loss=f"{loss.item():.3f}", right=f"{hits:.2f}")
-    return hits
+        turned_down = ~part["correct"].any(-1, keepdim=True)
+        hits = 0.98 * hits + 0.02 * torch.where(best > 0, part["correct"].gather(1, query), turned_down).float().mean()
+        if training.progress and step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}", correct=f"{hits.item():.2f}")
+    return hits.item()
 
 
 def _orders(rows: int, seed: int) -> Iterator[torch.Tensor]:
@@ -195,10 +208,7 @@ def warm_up_selector(
     level: InstructionLevel,
     rows: Any,
     prepare: Callable[[list], dict[str, Any]],
-    steps: int,
-    batch_size: int,
-    seed: int,
-    hidden: bool,
+    training: SelectorTraining,
 ) -> float | None:
     """Train the selector of one level alone, on as many rows as the steps can show `VIEWS` times.
 
@@ -207,36 +217,114 @@ def warm_up_selector(
     Args:
         rows: `datasets.Dataset` of instruction rows.
         prepare: Makes a batch for [`keep_queries`] of some of them.
-        batch_size (`int`): How many of them the decoder sees at once.
-        hidden (`bool`): Whether to show no progress bars.
 
     Returns:
-        `float`, *optional*: The share of rows that end with a right choice; `None` where no query holds a target.
+        `float`, *optional*: The share of rows that end with a correct choice; `None` where no query holds a target.
     """
     state = process_state()
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    chosen = chosen[: max(BATCH_SIZE, steps * BATCH_SIZE // VIEWS)].sort().values
+    training = replace(training, progress=training.progress and state.is_main_process)
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(training.seed))
+    chosen = chosen[: max(BATCH_SIZE, training.steps * BATCH_SIZE // VIEWS)].sort().values
     mine = chosen.tensor_split(state.num_processes)[state.process_index].tolist()  # joined, they are in order again
-    hidden = hidden or not state.is_main_process
-    training, parts = model.training, []
+    was_training, parts = model.training, []
     model.eval()
-    for start in tqdm(range(0, len(mine), batch_size), desc=f"{level.value}: queries", disable=hidden):
-        batch = prepare([rows[index] for index in mine[start : start + batch_size]])
+    starts = range(0, len(mine), training.batch_size)
+    for start in tqdm(starts, desc=f"{level.value}: queries", disable=not training.progress):
+        batch = prepare([rows[index] for index in mine[start : start + training.batch_size]])
         kept = keep_queries(model, batch)
         denotes_nothing = torch.tensor([not len(label["boxes"]) for label in batch["labels"]])
-        parts.append(kept.chosen(denotes_nothing | kept.right.any(-1)))  # not what no query has found
-    model.train(training)
+        parts.append(kept.chosen(denotes_nothing | kept.correct.any(-1)))  # not what no query has found
+    model.train(was_training)
     if state.num_processes > 1:
         from accelerate.utils import gather_object
 
         parts = gather_object(parts)
     kept = KeptQueries.joined(parts)
-    if not kept.right.any():
+    if not kept.correct.any():
         logger.warning(f"No query holds a target of a {level.value} instruction: its selector starts as it is.")
         return None
-    share = train_selector(model, level, kept, steps, seed, hidden)
-    logger.info(f"Selector of {level.value} instructions: {share:.0%} of {len(kept)} rows right")
+    share = train_selector(model, level, kept, training)
+    logger.info(f"Selector of {level.value} instructions: {share:.0%} of {len(kept)} rows correct")
     return share
 
 
-__all__ = ["KeptQueries", "keep_queries", "right_queries", "selection_loss", "train_selector", "warm_up_selector"]
+def begin_stage(trainer: Trainer) -> dict[str, float]:
+    """The head start: train the selector of the level that the stage is about to learn.
+
+    Args:
+        trainer: Its `stage`, `args`, `train_dataset` and `data_collator` are those of the stage.
+
+    Returns:
+        `dict[str, float]`: How often it chooses correctly in the end; empty where there is none to train.
+    """
+    share = None if len(trainer.stage.levels) > 1 else _train_for_stage(trainer, *trainer.stage.levels)
+    return {} if share is None else {"selector_accuracy": share}
+
+
+def end_joint_stage(trainer: Trainer) -> dict[str, float]:
+    """Train the selector of each level once more, on what the model finds after the joint stage.
+
+    The queries have changed since the selector had its head start, and choosing still takes many examples.
+
+    Args:
+        trainer: As for [`begin_stage`]; its rows are those of the stage again when this is done.
+
+    Returns:
+        `dict[str, float]`: How often each selector chooses correctly in the end.
+    """
+    found: dict[str, float] = {}
+    if len(trainer.stage.levels) < 2 or not trains_selectors(trainer):
+        return found
+    if trainer.is_fsdp_enabled:
+        logger.warning("Weights are sharded: the selectors are not trained once more at the end.")
+        return found
+    own = trainer.train_dataset, trainer.data_collator
+    for level in trainer.stage.levels:
+        trainer.prepare_data(level.value)
+        share = _train_for_stage(trainer, level)
+        if share is not None:
+            found[f"selector_accuracy_{level.value}"] = share
+    trainer.train_dataset, trainer.data_collator = own
+    return found
+
+
+def trains_selectors(trainer: Trainer) -> bool:
+    """Whether there are selectors, and steps for them."""
+    return bool(trainer.args.selector_steps) and trainer.instruction_model.selects_instances
+
+
+def most_head_steps(trainer: Trainer) -> int:
+    """Steps that a head may take by itself, from those planned for the stage."""
+    args, planned = trainer.args, trainer.args.max_steps
+    if planned <= 0:
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        planned = math.ceil(args.num_train_epochs * len(trainer.train_dataset) / batch)
+    return HEAD_STEPS_PER_STAGE_STEP * planned
+
+
+def _train_for_stage(trainer: Trainer, level: InstructionLevel) -> float | None:
+    if not trains_selectors(trainer):
+        return None
+    args = trainer.args
+    training = SelectorTraining(
+        steps=min(args.selector_steps, most_head_steps(trainer)),
+        batch_size=args.per_device_eval_batch_size,
+        seed=args.seed + trainer.stage.index,
+        progress=not args.disable_tqdm,
+    )
+    return warm_up_selector(trainer.instruction_model, level, trainer.train_dataset, trainer.selector_batch, training)
+
+
+__all__ = [
+    "KeptQueries",
+    "SelectorTraining",
+    "begin_stage",
+    "correct_queries",
+    "end_joint_stage",
+    "keep_queries",
+    "most_head_steps",
+    "selection_loss",
+    "train_selector",
+    "trains_selectors",
+    "warm_up_selector",
+]

@@ -15,8 +15,7 @@ from training_fixtures import (
 
 from sam3i import InstructionLevel
 from sam3i.trainer.curriculum import TrainingStage
-from sam3i.trainer.heads.router_training import TEXTS_PER_LEVEL, texts_by_level, train_router
-from sam3i.trainer.heads.stage_heads import train_heads
+from sam3i.trainer.heads.router import TEXTS_PER_LEVEL, texts_by_level, train_router
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 
@@ -37,7 +36,7 @@ def test_a_level_without_instructions_may_be_null():
 def test_it_learns_the_levels_and_nothing_else_moves(design):
     model, processor, rows = tiny_model(adapter_design=design), tiny_processor(), tiny_dataset(12)
     before, state = weights(model), torch.random.get_rng_state()
-    assert train_router(model, processor, rows, steps=100, seed=0, hidden=True) > 0.7  # chance is 1/3
+    assert train_router(model, processor, rows, steps=100, seed=0, progress=False) > 0.7  # chance is 1/3
     assert torch.equal(torch.random.get_rng_state(), state)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert len(moved) == 6 and all(name.startswith("text_encoder.sam3i_adapter.") for name in moved)
@@ -52,36 +51,36 @@ def test_rows_without_a_concept_leave_it_out():
     seen = []
     model = tiny_model()
     model.predict_levels = lambda ids, mask: seen.append(len(ids)) or type(model).predict_levels(model, ids, mask)
-    train_router(model, tiny_processor(), rows, steps=2, seed=0, hidden=True)
+    train_router(model, tiny_processor(), rows, steps=2, seed=0, progress=False)
     assert seen == [2 * TEXTS_PER_LEVEL] * 2
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(4, [20]), (1000, [800])])
 def test_a_short_joint_stage_trains_it_briefly(tmp_path, monkeypatch, steps, expected):
     taken = []
-    monkeypatch.setattr("sam3i.trainer.heads.stage_heads.train_router", lambda *given: taken.append(given[3]) or 1.0)
+    monkeypatch.setattr("sam3i.trainer.trainer_sam3i.train_router", lambda *given: taken.append(given[3]) or 1.0)
     trainer = tiny_trainer(tmp_path, max_steps=steps)
-    assert train_heads(at_stage(trainer, TrainingStage.JOINT)) == {"router_right": 1.0}
-    assert train_heads(at_stage(trainer, TrainingStage.COMPLEX)) == {}
+    assert at_stage(trainer, TrainingStage.JOINT).begin_heads() == {"router_accuracy": 1.0}
+    assert at_stage(trainer, TrainingStage.COMPLEX).begin_heads() == {}
     assert taken == expected
 
 
-def test_it_hears_what_only_one_level_can_ask(tmp_path, monkeypatch):
+def test_it_learns_from_what_only_one_level_can_ask(tmp_path, monkeypatch):
     rows = tiny_dataset(12)
     rows = rows.map(lambda row, index: {"simple": [] if index % 2 else row["simple"]}, with_indices=True)
-    heard = []
-    monkeypatch.setattr("sam3i.trainer.heads.stage_heads.train_router", lambda *given: heard.append(given[2]) or 1.0)
+    texts_of = []
+    monkeypatch.setattr("sam3i.trainer.trainer_sam3i.train_router", lambda *given: texts_of.append(given[2]) or 1.0)
     trainer = tiny_trainer(tmp_path)
     trainer.all_rows = rows
-    train_heads(at_stage(trainer, TrainingStage.JOINT))
+    at_stage(trainer, TrainingStage.JOINT).begin_heads()
     assert len(trainer.train_dataset) < len(rows)  # the stage itself takes pairs
-    assert texts_by_level(heard[0])[COMPLEX] == texts_by_level(rows)[COMPLEX]
+    assert texts_by_level(texts_of[0])[COMPLEX] == texts_by_level(rows)[COMPLEX]
 
 
 def test_a_model_without_router_trains_none(tmp_path):
     trainer = at_stage(tiny_trainer(tmp_path, tiny_model(router_dim=0)), TrainingStage.JOINT)
     before = weights(trainer.instruction_model)
-    assert train_heads(trainer) == {}
+    assert trainer.begin_heads() == {}
     assert_equal(weights(trainer.instruction_model), before)
 
 

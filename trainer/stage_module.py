@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step computes: the model's loss and, on paired instructions, the alignment losses."""
+"""What a training step computes: the model's loss, on paired instructions the alignment losses, and replay."""
 
+import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..compat import Sam3VisionEncoderOutput
@@ -40,17 +42,57 @@ def encode_vision(
     )
 
 
-class InstructionLearner(nn.Module):
-    """The module that is trained, and wrapped for distributed training: the model, the projector and the losses.
+def copy_adapters(model: Sam3IForInstructionSegmentation) -> Sam3IForInstructionSegmentation:
+    """The model as it is now, in inference mode: adapters are copied, the tensors of SAM3 are shared."""
+    adapters = model.adapter_parameters()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shared = {id(tensor): tensor for name, tensor in tensors.items() if name not in adapters}
+    before = copy.deepcopy(model, shared).eval()
+    for name in adapters:  # those of SAM3 are the model's own, whose stage decides
+        before.get_parameter(name).requires_grad_(False)
+    return before
+
+
+def imitation_loss(found: Any, wanted: Any, score_weight: float = 40.0) -> torch.Tensor:
+    """How far outputs are from those wanted: scores of all queries; boxes and masks by the wanted scores.
+
+    Args:
+        score_weight: Of the scores; less of it leaves more room for what is new.
+    """
+    scores = wanted.pred_logits.sigmoid() * wanted.presence_logits.sigmoid()  # (rows, queries)
+    weights = scores / scores.sum().clamp(min=1e-6)
+
+    def apart(name: str, reduction: str = "mean") -> torch.Tensor:
+        targets = getattr(wanted, name).sigmoid()
+        return F.binary_cross_entropy_with_logits(getattr(found, name), targets, reduction=reduction)
+
+    masks = (weights * apart("pred_masks", "none").mean((-1, -2))).sum()
+    boxes = (weights * (found.pred_boxes - wanted.pred_boxes).abs().sum(-1)).sum()
+    others = apart("presence_logits") + apart("semantic_seg") + 2 * masks + 5 * boxes
+    return score_weight * apart("pred_logits") + others
+
+
+class StageModule(nn.Module):
+    """The module that a stage trains, and wraps for distributed training: the model, the projector and the losses.
 
     Args:
         model: The model; its frozen vision encoder always runs as in inference.
         stage: In the joint stage, rows 2p and 2p + 1 of a batch are the simple and the complex instruction of pair p.
+        before: The model as it answered before training, for batches with replay; no part of this module.
+        replay_weight: Weight of the loss on replay.
     """
 
-    def __init__(self, model: Sam3IForInstructionSegmentation, stage: TrainingStage):
+    def __init__(
+        self,
+        model: Sam3IForInstructionSegmentation,
+        stage: TrainingStage,
+        before: Sam3IForInstructionSegmentation | None = None,
+        replay_weight: float = 1.0,
+    ):
         super().__init__()
         self.model = model
+        self.before = (before,)  # in a tuple: its parameters are none of this module
+        self.replay_weight = replay_weight
         self.alignment = self.projector = None
         if stage is TrainingStage.JOINT:
             config = model.criterion.config
@@ -58,7 +100,7 @@ class InstructionLearner(nn.Module):
             if config.info_nce_weight or config.margin_weight:
                 self.projector = FeatureProjector(model.text_projection.out_features).to(model.device)
 
-    def train(self, mode: bool = True) -> "InstructionLearner":
+    def train(self, mode: bool = True) -> "StageModule":
         super().train(mode)
         self.model.vision_encoder.eval()
         return self
@@ -76,12 +118,14 @@ class InstructionLearner(nn.Module):
         concept_input_ids: torch.Tensor | None = None,
         concept_attention_mask: torch.Tensor | None = None,
         image_keys: list[str] | None = None,
+        replay: dict[str, Any] | None = None,
         **inputs: torch.Tensor,
     ) -> dict[str, Any]:
         """The loss of a batch of `InstructionCollator` and its parts, detached and before weighting.
 
         Args:
             vision_features (`torch.Tensor` of shape `(I, h, w, C)`, *optional*): ViT outputs instead of pixels.
+            replay: A batch without labels, on which the model shall answer as it did before training.
         """
         with torch.no_grad():
             vision = encode_vision(self.model, pixel_values, vision_features)
@@ -94,7 +138,18 @@ class InstructionLearner(nn.Module):
                 outputs, labels, concept_names, inputs["attention_mask"], concept_input_ids, concept_attention_mask
             )
             loss, parts = loss + aligned, parts | aligned_parts
+        if replay is not None:
+            imitated = self._imitate(**replay)
+            loss, parts = loss + self.replay_weight * imitated, parts | {"loss_replay": imitated.detach()}
         return {"loss": loss, "loss_dict": parts}
+
+    def _imitate(self, pixel_values=None, vision_features=None, concept_names=None, image_keys=None, **inputs):
+        for name in ("concept_input_ids", "concept_attention_mask"):
+            inputs.pop(name, None)
+        with torch.no_grad():
+            vision = encode_vision(self.model, pixel_values, vision_features)
+            wanted = self.before[0](vision_embeds=vision, **inputs)
+        return imitation_loss(self.model(vision_embeds=vision, **inputs), wanted)
 
     def _align(self, outputs, labels, names, mask, concept_ids, concept_mask):
         features = (None, None, None)
@@ -108,4 +163,11 @@ class InstructionLearner(nn.Module):
         return self.alignment(semantic[0::2], semantic[1::2], labels[0::2], *features, names[0::2])
 
 
-__all__ = ["FeatureProjector", "InstructionLearner", "encode_vision", "pool_tokens"]
+__all__ = [
+    "FeatureProjector",
+    "StageModule",
+    "copy_adapters",
+    "encode_vision",
+    "imitation_loss",
+    "pool_tokens",
+]

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training is going to do, and whether it can: checked and said before the first step of its first stage."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from ..modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..processing.datasets.schema import ROW_FIELDS
+from ..processing.images import read_image
+from .collator import usable_rows
+from .curriculum import TEXT_PREFIX, TrainingStage, is_trained
+
+if TYPE_CHECKING:
+    from .trainer_sam3i import Sam3ITrainer
+
+SAMPLED_IMAGES = 16
+ADAM_BYTES = 8  # two float32 moments of each trained parameter
+
+
+class PlanError(ValueError):
+    """A training that cannot be run to its end as asked."""
+
+
+@dataclass
+class StagePlan:
+    """One stage: rows used and left out by reason, steps, rates and trained parameters by group."""
+
+    stage: TrainingStage
+    rows: int
+    with_target: int
+    left_out: Counter[str]
+    small_instances: int
+    steps: int
+    epochs: float
+    batch: int
+    rates: dict[str, float]
+    parameters: dict[str, int]
+    selector_steps: int
+    replay_rows: int = 0
+
+    def __str__(self) -> str:
+        nothing = self.rows - self.with_target
+        lines = [
+            f"stage {self.stage.index + 1} of {len(TrainingStage)}, {self.stage.value}: {self.rows:,} rows"
+            f"{f' ({nothing:,} that denote nothing)' if nothing else ''}, {self.steps:,} steps of {self.batch:,} "
+            f"({self.epochs:.3g} epochs)"
+        ]
+        lines += [f"  left out: {count:,} rows: {reason}" for reason, count in self.left_out.most_common()]
+        if self.small_instances:
+            lines.append(f"  no targets: {self.small_instances:,} crowds and instances smaller than a pixel")
+        if self.replay_rows:
+            lines.append(f"  replay: {self.replay_rows:,} rows to answer as before")
+        groups = [f"{name} {count:,} at {self.rates[name]:.3g}" for name, count in self.parameters.items()]
+        lines.append(f"  trains {', '.join(groups)}")
+        if self.selector_steps:
+            lines.append(f"  the selector alone: {self.selector_steps:,} steps")
+        return "\n".join(lines)
+
+
+@dataclass
+class TrainingPlan:
+    """All stages, and what they need.
+
+    Attributes:
+        memory_bytes: weights, gradients and optimizer, without activations.
+        disk_bytes: checkpoints and results; the feature cache has a limit of its own.
+        images_opened: images that were opened as a sample.
+        notes: what one might not expect.
+    """
+
+    stages: list[StagePlan]
+    memory_bytes: int
+    disk_bytes: int
+    images_opened: int
+    notes: list[str] = field(default_factory=list)
+
+    def stage(self, stage: TrainingStage) -> StagePlan:
+        """The plan of one stage."""
+        return next(item for item in self.stages if item.stage is stage)
+
+    def __str__(self) -> str:
+        lines = ["The plan:", *map(str, self.stages)]
+        lines.append(
+            f"memory {self.memory_bytes / 1e9:.2f} GB and activations, disk at most {self.disk_bytes / 1e9:.2f} GB; "
+            f"{self.images_opened} images opened as a sample"
+        )
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def make_plan(trainer: Sam3ITrainer) -> TrainingPlan:
+    """Check everything that a training needs, and say what it will do.
+
+    Raises:
+        PlanError: naming the stage, the rows or the setting that would stop it later.
+    """
+    _check_columns("train_dataset", trainer.all_rows)
+    used: set[int] = set()
+    stages = []
+    for stage in trainer.curriculum_args.stages:
+        stages.append(_plan_stage(trainer, TrainingStage(stage), used))
+    parts = dict(_evaluation_parts(trainer))
+    for name, part in parts.items():
+        _check_evaluation(trainer, name, part)
+    _check_metric(trainer, list(parts))
+    opened = _open_sample("train_dataset", trainer.all_rows, sorted(used))
+    for name, part in parts.items():
+        opened += _open_sample(name, part, list(range(len(part))))
+    model = trainer.instruction_model
+    most = max(sum(plan.parameters.values()) for plan in stages)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    disk = _check_disk(trainer, stages)
+    return TrainingPlan(stages, weights + most * (4 + ADAM_BYTES), disk, opened, _notes(trainer, stages, bool(parts)))
+
+
+def _plan_stage(trainer: Sam3ITrainer, stage: TrainingStage, used: set[int]) -> StagePlan:
+    args, rows = trainer.curriculum_args.for_stage(stage), trainer.all_rows
+    found = usable_rows(rows, stage.sampling)
+    reasons = "; ".join(f"{count:,}: {reason}" for reason, count in found.left_out.most_common())
+    if not found.indices:
+        raise PlanError(
+            f"None of the {len(rows)} rows has what stage {stage.value!r} trains: "
+            f"{' and '.join(level.value for level in stage.levels)} instructions, with masks ({reasons}). Add such "
+            "rows, or leave the stage out (`stages`, `--stages`)."
+        )
+    if not found.with_target:
+        raise PlanError(
+            f"None of the {len(found.indices)} rows of stage {stage.value!r} has a target: it could only learn to "
+            f"answer nothing{f' (left out: {reasons})' if reasons else ''}. Add rows with masks."
+        )
+    used.update(found.indices)
+    replay = 0
+    if trainer.replay is not None:
+        sampling = {level.value: 1.0 for level in stage.levels}
+        replay = len(usable_rows(trainer.replay, sampling, labels=False).indices)
+        if not replay:
+            raise PlanError(
+                f"None of the {len(trainer.replay)} rows of `replay` has an instruction of the levels that stage "
+                f"{stage.value!r} trains ({', '.join(sampling)})."
+            )
+    batch = args.train_batch_size * args.world_size
+    per_epoch = math.ceil(math.ceil(len(found.indices) / batch) / args.gradient_accumulation_steps)
+    steps = int(args.max_steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)  # type: ignore
+    parameters: Counter[str] = Counter()
+    for name, parameter in trainer.instruction_model.named_parameters():
+        if is_trained(name, stage):
+            parameters["text" if TEXT_PREFIX in name else "adapters"] += parameter.numel()
+    selects = trainer.instruction_model.selects_instances
+    return StagePlan(
+        stage=stage,
+        rows=len(found.indices),
+        with_target=found.with_target,
+        left_out=found.left_out,
+        small_instances=found.small_instances,
+        steps=steps,
+        epochs=steps / per_epoch,
+        batch=batch * args.gradient_accumulation_steps,
+        rates={"text": args.text_learning_rate, "adapters": args.learning_rate},  # type: ignore[dict-item]
+        parameters=dict(parameters),
+        selector_steps=min(args.selector_steps, 5 * steps) if selects else 0,  # type: ignore[type-var]
+        replay_rows=replay,
+    )
+
+
+def _check_columns(name: str, rows: Any) -> None:
+    missing = [column for column in ROW_FIELDS if column not in (rows.column_names or [])]
+    if missing:
+        raise PlanError(
+            f"Expected the columns of `InstructionRow` in {name}, found none named {', '.join(missing)}: read the "
+            "data with `load_instruction_dataset`."
+        )
+
+
+def _evaluation_parts(trainer: Sam3ITrainer) -> Iterator[tuple[str, Any]]:
+    data = trainer.eval_dataset
+    if isinstance(data, dict):
+        yield from data.items()
+    elif data is not None:
+        yield "eval_dataset", data
+
+
+def _check_evaluation(trainer: Sam3ITrainer, name: str, rows: Any) -> None:
+    if not hasattr(rows, "__len__") or not hasattr(rows, "select_columns"):
+        raise PlanError(f"Expected {name} as a datasets.Dataset of instruction rows, found {type(rows).__name__}.")
+    _check_columns(name, rows)
+    if trainer.args.eval_strategy == IntervalStrategy.NO:
+        return
+    levels = {level.value for stage in trainer.curriculum_args.stages for level in TrainingStage(stage).levels}
+    for level in sorted(levels):
+        if not any(rows[level]):
+            raise PlanError(f"Expected instructions of the level {level} in {name}, found none in {len(rows)} rows.")
+
+
+def _check_metric(trainer: Sam3ITrainer, parts: list[str]) -> None:
+    args = trainer.args
+    if not args.load_best_model_at_end or trainer.compute_metrics is not None:
+        return
+    metric = str(args.metric_for_best_model).removeprefix("eval_")
+    if isinstance(trainer.eval_dataset, dict):
+        name = next((part for part in parts if metric.startswith(f"{part}_")), None)
+        if name is None:
+            raise PlanError(
+                f"Expected `metric_for_best_model` to begin with one of the evaluation sets {', '.join(parts)} (as in "
+                f"'{parts[0]}_{metric}'), found {metric!r}."
+            )
+        metric = metric.removeprefix(f"{name}_")
+    known = ("stage_", *(f"{level.value}_" for level in InstructionLevel))
+    if not metric.startswith(known):
+        raise PlanError(f"Expected `metric_for_best_model` to begin with one of {', '.join(known)}, found {metric!r}.")
+
+
+def _open_sample(name: str, rows: Any, places: list[int]) -> int:
+    """Open some images, evenly spread; all that fail are named."""
+    sampled = places[:: max(1, len(places) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
+    faults = []
+    for place in sampled:
+        try:
+            row = rows[place]
+            if row["image"] is None:
+                faults.append(f"row {row['row_id']!r} has no image (load the data with its image folder)")
+                continue
+            image = read_image(row["image"])
+            if image.size != (row["width"], row["height"]):
+                size = f"{image.width} x {image.height}"
+                faults.append(f"row {row['row_id']!r} says {row['width']} x {row['height']}, its image has {size}")
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are no images
+            faults.append(f"row {place}: {error}")
+    if faults:
+        raise PlanError(
+            f"{len(faults)} of {len(sampled)} sampled images of {name} cannot be used: {'; '.join(faults)}"
+        )
+    return len(sampled)
+
+
+def _check_disk(trainer: Sam3ITrainer, stages: list[StagePlan]) -> int:
+    args = trainer.args
+    size = sum(
+        value.numel() * value.element_size() for value in trainer.instruction_model.adapter_parameters().values()
+    )
+    needed = 0
+    for plan in stages:
+        kept = 0
+        if args.save_strategy != SaveStrategy.NO:
+            every = plan.steps / max(1.0, plan.epochs)  # steps between checkpoints, by epoch
+            if args.save_strategy == SaveStrategy.STEPS:
+                every = args.save_steps if args.save_steps >= 1 else max(1.0, plan.steps * args.save_steps)
+            kept = math.ceil(plan.steps / max(1.0, every))
+            limit = trainer.curriculum_args.save_total_limit
+            kept = kept if not limit else min(kept, limit + 1)  # the oldest goes when the newest is whole
+        needed += size + kept * (size + sum(plan.parameters.values()) * ADAM_BYTES)
+    place = Path(str(trainer.curriculum_args.output_dir)).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise PlanError(
+            f"The checkpoints need {needed / 1e9:.2f} GB, {place} has {free / 1e9:.2f} GB left: keep fewer "
+            "(`save_total_limit`), or name another folder."
+        )
+    return needed
+
+
+def _notes(trainer: Sam3ITrainer, stages: list[StagePlan], evaluates: bool) -> list[str]:
+    notes = []
+    if not evaluates:
+        notes.append("no evaluation data: nothing is scored, and scores stay as they are (no calibration)")
+    elif trainer.args.eval_strategy == IntervalStrategy.NO:
+        notes.append("nothing is scored while training (`eval_strategy='no'`)")
+    if trainer.args.save_strategy == SaveStrategy.NO:
+        notes.append("no checkpoints within a stage: a run that is killed begins its stage anew")
+    short = [plan.stage.value for plan in stages if plan.steps < 1]
+    if short:
+        notes.append(f"no steps in {', '.join(short)}")
+    return notes
+
+
+__all__ = ["PlanError", "StagePlan", "TrainingPlan", "make_plan"]

@@ -92,8 +92,8 @@ class Sam3ITrainingArguments(TrainingArguments):
     )
     metric_for_best_model: str | None = _argument(
         None,
-        "The evaluation figure that decides; if not given 'stage_best_gIoU': gIoU over the stage's levels, each at its "
-        "best threshold, so that scores that move in training are no progress.",
+        "The evaluation figure that decides; if not given 'stage_best_gIoU': gIoU over the stage's levels, each at "
+        "its best threshold, so that scores that move in training are no progress.",
     )
     allow_changed: list[str] = _argument(
         [], "What may differ from the training that is resumed, by name: 'data', 'learning_rate' and their like."

@@ -63,6 +63,14 @@ def test_evaluate(run):
     assert {"sam3-i", "sam3", "sam3-concept", "agent"} <= table
 
 
+def test_shapes_score_prints_every_level_kind_and_family(run):
+    output = run("shapes_score", "--model", str(EXAMPLES / "shapes_tiny"), "--seed", "5", "--cases", "2")
+    names = {line.split("  ")[0] for line in output.splitlines()}
+    assert {"concept", "simple", "complex", "all", "1-to-1", "1-to-N", "1-to-all", "none", "held-out words"} <= names
+    counts = re.findall(r"^all +(\d+) +\d+\.\d\d", output, re.MULTILINE)
+    assert counts == ["10", "8", "8"]
+
+
 def test_convert_checkpoint(run, tmp_path):
     output = run("convert_checkpoint")
     arrived, everything = re.search(r"(\d+) of (\d+) weights arrived bit for bit", output).groups()

@@ -6,9 +6,12 @@ from ...lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "tables": ["format_results"],
-        "result": ["LOWEST_SCORE"],
         "evaluate": ["evaluate_model", "evaluate_segmenter"],
+        "mask_scores": ["encode_prediction", "encode_reference", "number_references", "sweep_masks"],
+        "metrics": ["InstructionSegmentationMetric"],
+        "protocols": ["get_protocol"],
+        "result": ["LOWEST_SCORE", "THRESHOLDS", "choose_threshold"],
         "stage_evaluation": ["ConceptCheck"],
+        "tables": ["format_results"],
     },
 )

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score a model on scenes of any seed, per level, kind of target and family, at .5 and at the best threshold.
+
+    python examples/shapes_score.py --model examples/shapes_tiny --seed 12345 --cases 100
+
+Figures are those of the package's evaluation, in percent: gIoU, AP50, instances found per true instance, and the share
+of cases with exactly the true instances. The best threshold of a level is the one of its highest gIoU on these very
+cases: it says how far .5 is from it, and is no figure to report.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProcessor, ShapesInstructionDataset
+from sam3i.trainer.evaluation import (
+    LOWEST_SCORE,
+    THRESHOLDS,
+    choose_threshold,
+    encode_prediction,
+    encode_reference,
+    get_protocol,
+    number_references,
+    sweep_masks,
+)
+
+FIGURES = {"gIoU": "gIoU", "AP50": "AP50", "inst/true": "count_ratio", "exact": "exact"}
+SCENES_AT_ONCE = 16
+
+
+@torch.no_grad()
+def answers(model, processor, dataset: ShapesInstructionDataset, **post_processing) -> list[dict]:
+    """All instances above the lowest score that the model finds for every case, as the evaluation keeps them."""
+    by_scene: dict[int, list[int]] = {}
+    for number, case in enumerate(dataset.cases):
+        by_scene.setdefault(case.scene_index, []).append(number)
+    scenes, found = list(by_scene), {}
+    for start in range(0, len(scenes), SCENES_AT_ONCE):
+        chosen = scenes[start : start + SCENES_AT_ONCE]
+        numbers = [number for scene in chosen for number in by_scene[scene]]
+        images = [dataset.scene(scene).image for scene in chosen]
+        inputs = processor(
+            images=images,
+            text=[[dataset.cases[number].text for number in by_scene[scene]] for scene in chosen],
+            instruction_levels=[dataset.cases[number].level.value for number in numbers],
+            return_tensors="pt",
+        ).to(model.device)
+        sizes = inputs.pop("original_sizes")
+        results = processor.post_process_instruction_segmentation(
+            model(**inputs),
+            threshold=LOWEST_SCORE,
+            target_sizes=sizes.tolist(),
+            image_ids=inputs["image_ids"],
+            **post_processing,
+        )
+        found |= {number: encode_prediction(result) for number, result in zip(numbers, results, strict=True)}
+    return [found[number] for number in range(len(dataset))]
+
+
+def table(dataset: ShapesInstructionDataset, predictions: list[dict], level: InstructionLevel) -> Iterator[str]:
+    """The lines of one level: all cases, then by kind of target, by family, and of held-out words."""
+    samples = map(dataset.__getitem__, range(len(dataset)))
+    references = [
+        encode_reference(sample["masks"], level=level.value, target_kind=sample["kind"]) for sample in samples
+    ]
+    protocol = get_protocol("default")
+    thresholds = [threshold for threshold in THRESHOLDS if threshold >= LOWEST_SCORE]
+    swept = dict(zip(thresholds, sweep_masks(predictions, number_references(references), thresholds), strict=True))
+    best = choose_threshold({threshold: protocol.mean_iou(scores) for threshold, scores in swept.items()})
+    cells = "".join(f"{name:>10}" for name in FIGURES)
+    yield f"\n{level.value:<28}{'cases':>7}{cells}  |{cells}"
+    yield f"{'':<35}{'at 0.5':>40}  |{f'at {best}':>40}"
+    groups = {"all": np.ones(len(dataset), dtype=bool)}
+    for of_case in (lambda case: case.target.kind, lambda case: case.target.meaning.family):
+        names = [of_case(case) for case in dataset.cases]
+        groups |= {name: np.array([each == name for each in names]) for name in Counter(names)}
+    held_out = np.array([case.is_held_out for case in dataset.cases])
+    groups |= {"held-out words": held_out, "words of training": ~held_out} if held_out.any() else {}
+    for name, rows in groups.items():
+        sides = []
+        for threshold in (0.5, best):
+            figures = protocol.compute(swept[threshold].take(rows))
+            values = [figures[key] for key in FIGURES.values()]
+            sides.append("".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in values))
+        yield f"{name:<28}{rows.sum():>7}{sides[0]}  |{sides[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a SAM3-I repository")
+    parser.add_argument("--seed", type=int, default=0, help="of the world; 0 is the one that the recipe trains on")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--cases", type=int, default=100, help="per level and kind of target")
+    parser.add_argument("--levels", nargs="+", choices=[level.value for level in InstructionLevel])
+    parser.add_argument("--max-overlap", type=float, help="mask IoU above which the lower-scored instance is dropped")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+
+    model = Sam3IForInstructionSegmentation.from_pretrained(options.model, dtype=torch.float32).to(options.device)
+    processor = Sam3IProcessor.from_pretrained(options.model)
+    overlap = {} if options.max_overlap is None else {"max_overlap": options.max_overlap}
+    print(f"{options.model}, {options.split} scenes of seed {options.seed}")
+    for level in InstructionLevel if options.levels is None else map(InstructionLevel.from_any, options.levels):
+        dataset = ShapesInstructionDataset.evaluation(options.split, options.cases, options.seed, [level])
+        for line in table(dataset, answers(model.eval(), processor, dataset, **overlap), level):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

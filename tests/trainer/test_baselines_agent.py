@@ -57,8 +57,8 @@ class SceneDetector:
 @pytest.fixture
 def picture():
     pixels = np.full((HEIGHT, WIDTH, 3), 200, dtype=np.uint8)
-    for box, colour in zip((LEFT, MIDDLE, RIGHT), ((90, 60, 40), (40, 90, 60), (60, 40, 90)), strict=True):
-        pixels[box_mask(box)] = colour
+    for box, color in zip((LEFT, MIDDLE, RIGHT), ((90, 60, 40), (40, 90, 60), (60, 40, 90)), strict=True):
+        pixels[box_mask(box)] = color
     return Image.fromarray(pixels)
 
 

@@ -15,9 +15,9 @@ from sam3i.processing.processing_sam3i import Sam3IProcessor
 from sam3i.processing.shapes.dataset import shapes_rows
 from sam3i.processing.shapes.world import ShapesWorld
 from sam3i.trainer.baselines.agent.agent import AgentSegmenter
-from sam3i.trainer.baselines.agent.mask_candidates import MaskCandidates, innermost_point, mask_colour
+from sam3i.trainer.baselines.agent.conversation import AgentPrompts
+from sam3i.trainer.baselines.agent.mask_candidates import MaskCandidates, innermost_point, mask_color
 from sam3i.trainer.baselines.agent.oracle_server import OracleChat, find_painted
-from sam3i.trainer.baselines.agent.prompts import AgentPrompts
 from sam3i.trainer.baselines.segmenters import (
     Detections,
     EncodedImages,
@@ -222,7 +222,7 @@ class TestMaskCandidates:
         candidates = MaskCandidates(scene.masks, np.linspace(0.9, 0.5, len(scene.masks)), np.zeros((9, 4)))
         image = Image.fromarray(scene.image)
         whole, close_up = candidates.draw_alone(image, 0)
-        share = np.stack([(np.abs(np.asarray(x, int) - mask_colour(0)).max(-1) < 6).mean() for x in (whole, close_up)])
+        share = np.stack([(np.abs(np.asarray(x, int) - mask_color(0)).max(-1) < 6).mean() for x in (whole, close_up)])
         assert whole.size == (448, 448) and share[1] > 2 * share[0] > 0  # the outline fills more of the close-up
 
     def test_the_image_is_not_changed(self):
@@ -268,7 +268,7 @@ def test_the_oracle_answers_the_shapes_world_by_looking_at_drawings():
     assert total >= 40 and right == total
 
 
-def test_find_painted_reads_numbers_from_colours():
+def test_find_painted_reads_numbers_from_colors():
     scene = ShapesWorld(0, "test").scene(3)
     count = len(scene.masks)
     candidates = MaskCandidates(scene.masks, np.linspace(0.9, 0.5, count), np.zeros((count, 4)))
@@ -290,7 +290,7 @@ class TestPrompts:
             assert f'"name": "{tool}"' in prompts.system
 
     def test_own_prompts_are_read_and_faulty_ones_named(self, tmp_path):
-        from sam3i.trainer.baselines.agent.prompts import PROMPT_FOLDER
+        from sam3i.trainer.baselines.agent.conversation import PROMPT_FOLDER
 
         for path in PROMPT_FOLDER.glob("*.md"):
             (tmp_path / path.name).write_text(path.read_text().replace("version: 1", "version: mine-2"))

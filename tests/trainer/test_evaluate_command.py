@@ -8,13 +8,17 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from sam3i.processing.chat.client import ChatUnavailableError
+from sam3i.processing.chat.server import Answer, ScriptedChatServer
 from sam3i.processing.datasets.conversion import write_jsonl
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.processing_sam3i import Sam3IProcessor
 from sam3i.processing.shapes.dataset import shapes_rows
 from sam3i.trainer.baselines.agent.oracle_server import OracleChat
-from sam3i.trainer.evaluation.cli import evaluate
+from sam3i.trainer.evaluation.cli import _folder_name, evaluate
 from sam3i.trainer.evaluation.evaluate import evaluate_model
+from sam3i.trainer.evaluation.result import NoAnswerError
+from sam3i.trainer.predictions.log import PredictionLogError
 
 THRESHOLD = 0.2  # low enough that a random model finds something
 app = typer.Typer()
@@ -71,6 +75,45 @@ def test_one_command_compares_all_systems(model_repo, data, rows, tmp_path):
     assert systems["agent"]["cost"]["calls"] >= 1
     assert systems["sam3-i"]["parameters"] > systems["sam3"]["parameters"]
     assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_resuming_after_the_weights_changed_is_refused_by_name(model_repo, data, tiny_model, tmp_path):
+    options = ("--model", model_repo, "--data", data, "--level", "simple", "--output-dir", tmp_path / "run")
+    invoke(*options)
+    with torch.no_grad():
+        next(iter(tiny_model.adapter_parameters().values())).add_(0.5)
+    tiny_model.save_pretrained(model_repo)
+    done = CliRunner().invoke(app, [*map(str, options), "--resume"])
+    assert isinstance(done.exception, PredictionLogError) and "weights: " in str(done.exception)
+    assert "not all predictions were made with the same weights" in invoke(
+        *options, "--resume", "--allow-changed", "weights"
+    )
+
+
+def test_folders_of_two_models_with_one_name_differ(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    names = {_folder_name(str(tmp_path / name / "model"), "data.jsonl", "default", None) for name in ("a", "b")}
+    assert len(names) == 2 and all(name.startswith("model-data.jsonl-default-") for name in names)
+
+
+def test_the_agent_that_never_answers_is_an_error_beside_the_scores_of_the_others(model_repo, data, tmp_path):
+    script = lambda request, index: "yes" if len(request["messages"]) == 1 else Answer(status=500, body=b"down")  # noqa: E731
+    options = ("--model", model_repo, "--data", data, "--level", "simple", "--max-rows", "2", "--baselines", "agent")
+    with ScriptedChatServer(script) as server:
+        chat = ("--chat-url", server.base_url, "--chat-model", "m", "--chat-retries", "0", "--chat-tokens", "77")
+        done = CliRunner().invoke(app, [*map(str, options), *chat, "--output-dir", str(tmp_path / "run")])
+        assert server.requests[1]["max_tokens"] == 77
+    assert isinstance(done.exception, NoAnswerError) and "agent answered none of" in str(done.exception)
+    assert (
+        "sam3-i" in done.stdout and "beyond --max-rows" in done.stdout and "agent" not in done.stdout.split("Cost")[1]
+    )
+
+
+def test_an_endpoint_that_does_not_answer_is_told_at_once(model_repo, data):
+    options = ("--model", model_repo, "--data", data, "--baselines", "agent", "--chat-model", "m")
+    done = CliRunner().invoke(app, [*map(str, options), "--chat-url", "http://127.0.0.1:9/v1"])
+    assert isinstance(done.exception, ChatUnavailableError) and "127.0.0.1:9" in str(done.exception)
 
 
 def test_model_with_its_own_levels_or_chosen_ones(model_repo, data, tmp_path):

@@ -240,6 +240,42 @@ def test_predictions_are_never_overwritten_or_mixed(tmp_path):
         run(other, HalfSegmenter(other), output_dir=tmp_path, resume=True)
 
 
+class Identified(HalfSegmenter):
+    def __init__(self, rows, weights):
+        super().__init__(rows)
+        self.weights = weights
+
+    def identity(self):
+        return {"weights": self.weights}
+
+
+def test_a_run_goes_on_only_with_the_weights_data_and_images_it_began_with(tmp_path):
+    rows = square_rows(2)
+    run(rows, Identified(rows, "a"), output_dir=tmp_path)
+    run(rows, Identified(rows, "a"), output_dir=tmp_path, resume=True)
+    with pytest.raises(PredictionLogError, match=r"weights: 'a' there, 'b' now.*--allow-changed weights"):
+        run(rows, Identified(rows, "b"), output_dir=tmp_path, resume=True)
+    moved = [{**row, "image": row["image"].copy()} for row in rows]
+    moved[0]["image"].putpixel((0, 0), (1, 2, 3))
+    with pytest.raises(PredictionLogError, match="images: '"):
+        run(moved, Identified(rows, "a"), output_dir=tmp_path, resume=True)
+    masks = [{**row, "masks": row["masks"][:0]} for row in rows]
+    with pytest.raises(PredictionLogError, match="data: '"):
+        run(masks, Identified(rows, "a"), output_dir=tmp_path, resume=True)
+    taken = run(rows, Identified(rows, "b"), output_dir=tmp_path, resume=True, allow_changed=["weights"])
+    assert taken.changed == ["weights"] and "same weights" in format_results([taken])
+    with pytest.raises(PredictionLogError, match="may have changed, found weight"):
+        run(rows, Identified(rows, "b"), output_dir=tmp_path, resume=True, allow_changed=["weight"])
+
+
+def test_rows_without_the_level_are_counted(tmp_path):
+    rows = square_rows(2)
+    rows[1]["simple"] = []
+    result = run(rows, level="simple", left_out={"faulty": 3})
+    assert result.left_out == {"faulty": 3, "rows without an instruction of the level simple": 1}
+    assert "3 faulty" in format_results([result])
+
+
 def test_a_run_is_scored_again_under_another_protocol(tmp_path):
     rows = square_rows(2)
     run(rows, output_dir=tmp_path)

@@ -6,15 +6,22 @@ import os
 import subprocess
 import sys
 
+import evaluate
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sam3i.trainer.evaluation.mask_scores import average_precision, score_masks
-from sam3i.trainer.evaluation.metrics import InstructionSegmentationMetric, encode_prediction, encode_reference
+from sam3i.trainer.evaluation.metrics import (
+    METRIC_FOLDER,
+    InstructionSegmentationMetric,
+    encode_prediction,
+    encode_reference,
+)
 
 SIDE = 20
 
@@ -169,6 +176,50 @@ def test_add_batch_add_and_compute_agree(tmp_path):
     other.add_batch(predictions=predictions, references=references)
     figures = other.compute(breakdown=False)
     assert "Acc" in figures and "per_level" not in figures
+
+
+def test_the_pipelines_output_is_a_prediction(tmp_path):
+    def found(*pairs):
+        image = [Image.fromarray(np.uint8(mask) * 255) for mask, _ in pairs]
+        return [
+            {"score": s, "label": "x", "level": "simple", "mask": m} for m, (_, s) in zip(image, pairs, strict=True)
+        ]
+
+    metric = InstructionSegmentationMetric(cache_dir=str(tmp_path))
+    references = [encode_reference(masks(square(0, 0), square(10, 10))), encode_reference(masks())]
+    twice = found((square(0, 0), 0.9), (square(0, 0), 0.8), (square(10, 10), 0.7))
+    figures = metric.compute(predictions=[twice, []], references=references)
+    assert figures["gIoU"] == 100 and figures["count_ratio"] == 1.5 and figures["exact"] == 50
+    assert figures["N-acc"] == 100 and figures["failures"] == 0
+    with pytest.raises(TypeError, match="pipeline's list"):
+        metric.add(prediction=3, reference=references[0])
+
+
+def test_the_metric_loads_by_path(tmp_path):
+    metric = evaluate.load(METRIC_FOLDER, "grefcoco", cache_dir=str(tmp_path))
+    metric.add(prediction={"masks": masks(), "scores": [], "error": "no reply"}, reference=encode_reference(masks()))
+    figures = metric.compute(breakdown=False)
+    assert figures["gIoU"] == figures["N-acc"] == 0 and figures["failures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "target", "crowd", "counts"),
+    [
+        ([(0, 0)], [(0, 0)], [False], (1, 1, 1)),
+        ([(0, 0), (1, 0)], [(0, 0)], [False], (2, 1, 1)),  # found twice: one of them is extra
+        ([(1, 0), (0, 0)], [(0, 0), (1, 0)], [False] * 2, (2, 2, 2)),  # each takes the one it fits best
+        ([(10, 10)], [(0, 0)], [False], (1, 0, 1)),
+        ([(0, 0), (10, 10)], [(0, 0), (10, 10)], [False, True], (1, 1, 1)),  # what lies in a crowd does not count
+        ([], [(0, 0)], [False], (0, 0, 1)),
+    ],
+)
+def test_instances_are_matched_one_to_one(found, target, crowd, counts):
+    prediction = encode_prediction(
+        {"masks": masks(*(square(*at) for at in found)), "scores": [0.9, 0.8][: len(found)]}
+    )
+    scores = score_masks([prediction], [encode_reference(masks(*(square(*at) for at in target)), is_crowd=crowd)])
+    assert (scores.found[0], scores.matched[0], scores.instances[0]) == counts
+    assert scores.exact[0] == (counts[0] == counts[1] == counts[2])
 
 
 WORKER = """

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -141,9 +142,9 @@ class SegmenterSettings:
 
 def model_identity(model: Any, processor: Any, settings: SegmenterSettings) -> dict[str, Any]:
     """Fingerprints of weights and processor by content, and the threshold of the masks."""
-    tokenizer = processor.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    texts = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    backend = getattr(processor.tokenizer, "backend_tokenizer", None)
+    texts = json.loads(backend.to_str()) if backend is not None else processor.tokenizer.get_vocab()
+    texts = {key: value for key, value in texts.items() if key not in ("padding", "truncation")}  # of the last call
     return {
         "weights": fingerprint_tensors(model.state_dict()),
         "processor": fingerprint_json([processor.image_processor.to_json_string(), texts]),

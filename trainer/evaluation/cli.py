@@ -27,6 +27,7 @@ BASELINES = ("sam3", "sam3-concept", "agent")
 ORACLE = "oracle"
 DEFAULT_FOLDER = Path("evaluations")
 DEFAULT_THRESHOLD = 0.5
+PREFLIGHT_SECONDS = 60.0  # to tell that an endpoint does not answer, before hours are spent
 
 
 @dataclass(frozen=True)
@@ -206,11 +207,15 @@ def _chat_model(chat: ChatOptions, dataset: Any, stack: ExitStack) -> Any:
 
         url = stack.enter_context(OracleChat.from_rows(dataset).serve()).base_url
     if url is not None:
+        from PIL import Image
+
         from ...processing.chat.endpoint import EndpointChatModel
 
-        return EndpointChatModel(
+        endpoint = EndpointChatModel(
             url, chat.model, timeout=chat.timeout, max_retries=chat.retries, max_tokens=chat.answer_tokens
         )
+        endpoint.check(Image.new("RGB", (64, 64), "gray"), min(chat.timeout, PREFLIGHT_SECONDS))
+        return endpoint
     from ...processing.chat.client import LocalChatModel
 
     return LocalChatModel.from_pretrained(chat.model, max_tokens=chat.answer_tokens)

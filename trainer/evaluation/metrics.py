@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -11,6 +12,9 @@ import evaluate
 
 from .mask_scores import encode_prediction, encode_reference, number_references, score_masks
 from .protocols import get_protocol
+
+METRIC_FOLDER = str(Path(__file__).with_name("instruction_segmentation"))
+"""`evaluate.load(METRIC_FOLDER, "grefcoco")` gives the metric as any other of the library; nothing is downloaded."""
 
 _DESCRIPTION = """\
 Scores answers to segmentation instructions: gIoU, cIoU, P@0.5 ... P@0.9, AP and AP50 (pycocotools), instances found
@@ -107,4 +111,4 @@ class InstructionSegmentationMetric(evaluate.Metric):
         return figures
 
 
-__all__ = ["InstructionSegmentationMetric", "encode_prediction", "encode_reference"]
+__all__ = ["METRIC_FOLDER", "InstructionSegmentationMetric", "encode_prediction", "encode_reference"]

@@ -19,9 +19,8 @@ from transformers.utils import logging
 
 from ....processing.chat.client import ChatModel, ChatModelError, ChatRequestError, ChatUsage, Message
 from ..segmenters import EncodedImages, PhraseDetector, SegmentationCost, SegmentationResult, Segmenter
-from .conversation import AgentConversation
+from .conversation import AgentConversation, AgentPrompts
 from .mask_candidates import MaskCandidates
-from .prompts import AgentPrompts
 from .tools import AgentTool, ToolCall, UnusableReplyError, check_call, parse_tool_call, parse_verdict
 
 if TYPE_CHECKING:

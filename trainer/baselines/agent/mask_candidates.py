@@ -52,7 +52,7 @@ class MaskCandidates:
         return self.take([order[rank] for rank in kept])
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The image with every mask painted in its colour, outlined and numbered."""
+        """The image with every mask painted in its color, outlined and numbered."""
         drawing = paint_masks(image, self.masks)
         scale = drawing.width / image.width
         font = ImageFont.load_default(size=max(14, drawing.height // 28))
@@ -61,9 +61,7 @@ class MaskCandidates:
             x, y = innermost_point(mask)
             at, text = (round((x + 0.5) * scale), round((y + 0.5) * scale)), str(index + 1)
             left, top, right, bottom = pen.textbbox(at, text, font=font, anchor="mm")
-            pen.rectangle(
-                (left - 5, top - 5, right + 5, bottom + 5), fill="black", outline=mask_colour(index), width=2
-            )
+            pen.rectangle((left - 5, top - 5, right + 5, bottom + 5), fill="black", outline=mask_color(index), width=2)
             pen.text(at, text, font=font, anchor="mm", fill="white")
         return drawing
 
@@ -82,8 +80,8 @@ class MaskCandidates:
         return paint_masks(image, mask[None]), paint_masks(image.crop(box), crop[None])
 
 
-def mask_colour(index: int) -> tuple[int, int, int]:
-    """A vivid colour, far from those of neighbouring numbers (hues a golden angle apart)."""
+def mask_color(index: int) -> tuple[int, int, int]:
+    """A vivid color, far from those of neighbouring numbers (hues a golden angle apart)."""
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.9 if index % 2 else 0.65, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -97,11 +95,11 @@ def paint_masks(image: Image.Image, masks: np.ndarray) -> Image.Image:
     outline = max(1, min(size) // 150)
     for index, mask in enumerate(masks):
         large = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
-        colour = np.asarray(mask_colour(index), dtype=np.float32)
+        color = np.asarray(mask_color(index), dtype=np.float32)
         region = bounding_slices(large)
         inside, view = large[region], canvas[region]
-        view[inside] += PAINT * (colour - view[inside])
-        view[inside & ~ndimage.binary_erosion(inside, iterations=outline)] = colour
+        view[inside] += PAINT * (color - view[inside])
+        view[inside & ~ndimage.binary_erosion(inside, iterations=outline)] = color
     return Image.fromarray(canvas.round().astype(np.uint8))
 
 
@@ -118,4 +116,4 @@ def bounding_slices(mask: np.ndarray) -> tuple[slice, slice]:
     return ndimage.find_objects(mask.astype(np.uint8))[0]
 
 
-__all__ = ["MaskCandidates", "bounding_slices", "innermost_point", "mask_colour", "paint_masks"]
+__all__ = ["MaskCandidates", "bounding_slices", "innermost_point", "mask_color", "paint_masks"]

@@ -20,12 +20,12 @@ from PIL import Image
 
 from ....processing.chat.server import Answer, ScriptedChatServer, images_of, texts_of
 from ....processing.masks import decode_masks
-from .mask_candidates import PAINT, mask_colour
+from .mask_candidates import PAINT, mask_color
 
 if TYPE_CHECKING:
     from ....processing.datasets.schema import InstructionRow
 
-SAME_COLOUR = 14.0  # mean absolute difference per channel that transport as JPEG stays below
+SAME_COLOR = 14.0  # mean absolute difference per channel that transport as JPEG stays below
 ON_TARGET = 0.5  # IoU of a drawn mask with the target
 ANY_OBJECT = "object"  # searched when the noun leads nowhere: "everything except the squares" has no noun of its own
 
@@ -70,6 +70,8 @@ class OracleChat:
 
     def __call__(self, request: dict, index: int) -> Answer:
         messages = request["messages"]
+        if len(messages) == 1:  # the check of an endpoint before it is used
+            return Answer("yes")
         images = [image for message in messages for image in images_of(message)]
         words = " ".join(map(texts_of, messages))
         truth = self._truth(images[0], texts_of(messages[1]))
@@ -119,17 +121,17 @@ def tool(name: str, **parameters: object) -> str:
 
 
 def find_painted(image: Image.Image, drawing: Image.Image, count: int) -> np.ndarray:
-    """Where masks 1 to `count` are painted, found from the colours alone: bool [count, H, W] at the image's size."""
+    """Where masks 1 to `count` are painted, found from the colors alone: bool [count, H, W] at the image's size."""
     before = np.asarray(image.convert("RGB").resize(drawing.size, Image.Resampling.BICUBIC), dtype=np.float32)
     after = np.asarray(drawing.convert("RGB"), dtype=np.float32)
     distances = [np.abs(after - before).mean(-1)]  # number 0: no paint
     for index in range(count):
-        colour = np.asarray(mask_colour(index), dtype=np.float32)
-        painted = np.abs(after - (before + PAINT * (colour - before))).mean(-1)
-        outline = np.abs(after - colour).mean(-1)
+        color = np.asarray(mask_color(index), dtype=np.float32)
+        painted = np.abs(after - (before + PAINT * (color - before))).mean(-1)
+        outline = np.abs(after - color).mean(-1)
         distances.append(np.minimum(painted, outline))
     distances = np.stack(distances)
-    nearest = np.where(distances.min(0) < SAME_COLOUR, distances.argmin(0), 0).astype(np.uint8)
+    nearest = np.where(distances.min(0) < SAME_COLOR, distances.argmin(0), 0).astype(np.uint8)
     small = np.asarray(Image.fromarray(nearest).resize(image.size, Image.Resampling.NEAREST))
     return np.stack([small == number for number in range(1, count + 1)])
 

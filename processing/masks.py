@@ -8,6 +8,7 @@ and from the third value on the difference to the value two places before.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-MAX_DIGITS = 8  # characters of one run length: 2 ** 39 pixels
+# One number of `counts`: continued characters ("P" to "o") and a last one ("0" to "O"), at most 8: 2 ** 39 pixels.
+COUNTS = re.compile(r"(?:[P-o]{0,7}[0-O])*")
+POLYGON_MARGIN = 0.25  # of a side: how far a polygon may leave the image; the C code takes memory by its extent
+SHORT = 300  # characters up to which a loop is faster than a dozen array operations
+MAX_OUTLINE = 2_000_000  # pixels of one polygon's outline: the C code takes about 100 bytes for each
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def box_of_rle(rle: dict[str, Any]) -> list[float]:
     """Tight box [x, y, width, height] in pixels of a compressed RLE."""
     if not rle["counts"]:
         return [0.0, 0.0, 0.0, 0.0]
-    return [float(v) for v in coco_mask.toBbox({"size": list(rle["size"]), "counts": _as_bytes(rle["counts"])})]
+    return coco_mask.toBbox({"size": list(rle["size"]), "counts": _as_bytes(rle["counts"])}).tolist()
 
 
 def rle_area(rle: dict[str, Any]) -> int:
@@ -70,32 +75,45 @@ def run_lengths(counts: str) -> np.ndarray:
     """Run lengths of a compressed RLE string, read without the C library (which trusts its input).
 
     Raises:
-        ValueError: a character outside the alphabet, a value cut off at the end, or a negative run.
+        ValueError: a character outside the alphabet, a value cut off at the end or too long, or a negative run.
     """
-    if not counts.isascii():
-        raise ValueError("the counts hold characters that are not ASCII")
+    if not COUNTS.fullmatch(counts):
+        place = COUNTS.match(counts).end()  # type: ignore[union-attr]
+        raise ValueError(f"counts are no run lengths from place {place} on: {counts[place : place + 12]!r}")
+    if len(counts) < SHORT:
+        return _short_run_lengths(counts)
     bits = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
-    if not len(bits):
-        return bits
-    strange = np.flatnonzero((bits < 0) | (bits > 63))
-    if len(strange):
-        raise ValueError(f"character {counts[strange[0]]!r} at place {strange[0]} does not occur in RLE counts")
-    ends = np.flatnonzero((bits & 0x20) == 0)
-    if not len(ends) or ends[-1] != len(bits) - 1:
-        raise ValueError("the counts end in the middle of a number")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > MAX_DIGITS:
-        raise ValueError(f"a number of {lengths.max()} characters is no run length")
+    ends = np.flatnonzero(bits < 32)
+    lengths = np.diff(ends, prepend=-1)
+    starts = ends - lengths + 1
     shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((bits & 0x1F) << shifts, starts)
-    runs -= np.where(bits[ends] & 0x10, 1 << (5 * lengths), 0)
+    runs = np.add.reduceat((bits & 31) << shifts, starts)
+    runs -= (bits[ends] >> 4) << (5 * lengths)  # the sign
     # From the third place on a number is the difference to the one two places before.
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
-    negative = np.flatnonzero(runs < 0)
-    if len(negative):
-        raise ValueError(f"run {negative[0]} has the negative length {runs[negative[0]]}")
+    np.cumsum(runs[1::2], out=runs[1::2])
+    np.cumsum(runs[2::2], out=runs[2::2])
+    if runs.min() < 0:
+        place = int((runs < 0).argmax())
+        raise ValueError(f"run {place} has the negative length {runs[place]}")
     return runs
+
+
+def _short_run_lengths(counts: str) -> np.ndarray:
+    runs: list[int] = []
+    value = shift = 0
+    for code in counts.encode("ascii"):
+        code -= 48
+        value |= (code & 31) << shift
+        shift += 5
+        if code < 32:
+            value -= (code >> 4) << shift
+            if len(runs) > 2:
+                value += runs[-2]
+            if value < 0:
+                raise ValueError(f"run {len(runs)} has the negative length {value}")
+            runs.append(value)
+            value = shift = 0
+    return np.array(runs, dtype=np.int64)
 
 
 def rle_fault(rle: Any, height: int, width: int) -> str | None:
@@ -104,7 +122,7 @@ def rle_fault(rle: Any, height: int, width: int) -> str | None:
         return "not an object with the keys 'size' and 'counts'"
     size, counts = rle["size"], rle["counts"]
     if not isinstance(size, (list, tuple)) or [s for s in size if isinstance(s, int)] != [height, width]:
-        return f"size {size!r} is not [height, width] = [{height}, {width}]"
+        return f"size {_cut(size)} is not [height, width] = [{height}, {width}]"
     if not isinstance(counts, str):
         return f"counts are {type(counts).__name__}, not a compressed string"
     return _counts_fault(counts, height * width) if counts else None
@@ -122,11 +140,11 @@ def _counts_fault(counts: str, pixels: int) -> str | None:
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
     """Any COCO segmentation as one compressed RLE; None where there is no segmentation (`None`, `[]`).
 
-    Accepts a list of polygons [x0, y0, x1, y1, ...] in pixels (merged), an uncompressed RLE (`counts` list) and a
-    compressed RLE (`counts` str or bytes).
+    Accepts a list of polygons [x0, y0, x1, y1, ...] in pixels (merged; empty ones among others count for nothing, as
+    in pycocotools), an uncompressed RLE (`counts` list) and a compressed RLE (`counts` str or bytes).
 
     Raises:
-        ValueError: any other content, or an RLE that does not fit the image.
+        ValueError: any other content, geometry far outside the image, or an RLE that does not fit it.
     """
     if segmentation is None or (isinstance(segmentation, list) and not segmentation):
         return None
@@ -134,22 +152,26 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
         return _rle_from_dict(segmentation, height, width)
     if not isinstance(segmentation, list):
         raise ValueError(f"a segmentation is a list of polygons or an RLE object, found {type(segmentation).__name__}")
-    polygons = [_checked_polygon(polygon) for polygon in segmentation]
+    polygons = [polygon for polygon in segmentation if polygon != []]
+    if not polygons:
+        raise ValueError("every polygon is empty")
+    for polygon in polygons:
+        _check_polygon(polygon, height, width)
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
 
 
 def _rle_from_dict(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     counts, size = segmentation.get("counts"), segmentation.get("size")
-    if not isinstance(size, (list, tuple)) or len(size) != 2:
-        raise ValueError(f"an RLE needs size [height, width], found {size!r}")
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not set(map(type, size)) <= {int, float, str}:
+        raise ValueError(f"an RLE needs size [height, width], found {_cut(size)}")
     size = [int(side) for side in size]
     if isinstance(counts, list):
-        if any(isinstance(run, bool) or not isinstance(run, int) or run < 0 for run in counts):
+        if not set(map(type, counts)) <= {int} or min(counts, default=0) < 0:
             raise ValueError("uncompressed counts hold whole numbers >= 0 only")
         if size != [height, width] or sum(counts) != height * width:
             raise ValueError(
-                f"an uncompressed RLE of size {size} with {sum(counts)} pixels does not fit an image of "
+                f"an uncompressed RLE of size {size} with {_cut(sum(counts))} pixels does not fit an image of "
                 f"[height, width] = [{height}, {width}]"
             )
         rle = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
@@ -163,14 +185,39 @@ def _rle_from_dict(segmentation: dict[str, Any], height: int, width: int) -> dic
     return rle
 
 
-def _checked_polygon(polygon: Any) -> list[float]:
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        found = f"{len(polygon)} numbers" if isinstance(polygon, list) else type(polygon).__name__
-        raise ValueError(f"a polygon is a flat list x0, y0, x1, y1, ... of at least 6 numbers, found {found}")
-    values = np.asarray(polygon, dtype=object)
-    if any(isinstance(v, (bool, str)) or not np.isfinite(float(v)) for v in values):
-        raise ValueError("a polygon holds finite numbers only")
-    return [float(v) for v in values]
+def _check_polygon(polygon: Any, height: int, width: int) -> None:
+    if isinstance(polygon, dict):
+        raise ValueError("a list of RLEs: merge them into one RLE object")
+    if not isinstance(polygon, list):
+        raise ValueError(f"a polygon is a list of numbers in a list of polygons, found {type(polygon).__name__}")
+    if polygon and isinstance(polygon[0], list):
+        raise ValueError("a polygon is one flat list x0, y0, x1, y1, ..., found a list of lists")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"a polygon is a flat list of at least 6 numbers (3 points), found {len(polygon)} numbers")
+    check_points(polygon[::2], polygon[1::2], height, width)
+
+
+def check_points(xs: Sequence[Any], ys: Sequence[Any], height: int, width: int) -> None:
+    """Refuse polygon coordinates that are no numbers, lie far outside the image, or trace an endless outline.
+
+    Raises:
+        ValueError: says which coordinate, and the range it should be in.
+    """
+    for name, values, side in (("x", xs, width), ("y", ys, height)):
+        if not set(map(type, values)) <= {int, float}:
+            raise ValueError("a polygon holds numbers only")
+        low, high = -POLYGON_MARGIN * side - 1, (1 + POLYGON_MARGIN) * side + 1
+        for value in values:
+            if not low <= value <= high:
+                problem = "is no finite number" if value != value else f"lies far outside the image (0 to {side})"
+                raise ValueError(f"a polygon's {name} = {_cut(value)} {problem}")
+    array = np.array([xs, ys], dtype=np.float64)
+    if len(xs) * (height + width) > MAX_OUTLINE and np.abs(np.diff(array)).max(axis=0).sum() > MAX_OUTLINE:
+        raise ValueError(f"a polygon's outline is longer than {MAX_OUTLINE} pixels")
+
+
+def _cut(value: Any) -> str:
+    return repr(value)[:40] if isinstance(value, (int, float, str)) else f"a {type(value).__name__}"
 
 
 def _as_bytes(counts: str | bytes) -> bytes:

@@ -6,22 +6,28 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .faults import RecordFault
-from .json_stream import JsonSyntaxError, iterate_elements, line_of, read_element
-from .schema import MAX_INTEGER, MIN_INTEGER, shown
+from .faults import RecordFault, RecordReader, as_whole
+from .json_stream import Element, JsonSyntaxError, iterate_elements, line_of, read_element
+from .schema import MAX_INTEGER, MIN_INTEGER, is_text, shown
+
+BACKGROUND = ("_background_", "background")  # labelme's category 0
 
 
 class CocoIndex:
     """Byte index of a file with `images`, `annotations` and `categories` (about 100 bytes of memory per record).
 
+    Ids may be whole numbers, their text ("17"), or any other text used consistently.
+
     Attributes:
         categories: names by id.
+        nouns: `categories` without those that name no thing: "_background_", and a category that is only the
+            supercategory of others (Roboflow's category 0).
         category_ids: the ids of `categories`, or None where the file has no such key.
-        faults: records that could not be indexed (no id, an id twice, a syntax error); the others are usable.
+        faults: what could not be indexed (a missing key, no id, an id twice, a syntax error); the rest is usable.
     """
 
     def __init__(self, path: str | Path, progress: bool = False):
@@ -30,9 +36,14 @@ class CocoIndex:
         self.category_ids: set[int] | None = None
         self.faults: list[RecordFault] = []
         self.keys: set[str] = set()
-        self._tables = {"images": _Table(), "annotations": _Table()}
-        self._scan(progress)
-        self._file = None
+        self._interned: dict[str, int] = {}
+        self._texts: dict[int, str] = {}
+        self._tables = {"images": _Table(self._texts), "annotations": _Table(self._texts)}
+        self._above: dict[str, set[int]] = {}
+        used = self._scan(progress)
+        empty = {n for n, name in self.categories.items() if n not in used and self._above.get(name, set()) - {n}}
+        self.nouns = {n: s for n, s in self.categories.items() if n not in empty and s.lower() not in BACKGROUND}
+        self._file: BinaryIO | None = None
 
     def __len__(self) -> int:
         return len(self._tables["images"].order)
@@ -40,11 +51,16 @@ class CocoIndex:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
 
-    def image(self, image_id: int) -> dict[str, Any] | None:
+    def number(self, value: Any) -> int | None:
+        """The number an id of the file goes by (itself, where it is one); None for what is no id of this file."""
+        number = as_whole(value)
+        return self._interned.get(value) if number is None and isinstance(value, str) else number
+
+    def image(self, image_id: Any) -> dict[str, Any] | None:
         """The image record with this id, or None."""
         return self._first("images", image_id)
 
-    def annotation(self, annotation_id: int) -> dict[str, Any] | None:
+    def annotation(self, annotation_id: Any) -> dict[str, Any] | None:
         """The annotation with this id, or None."""
         return self._first("annotations", annotation_id)
 
@@ -54,10 +70,12 @@ class CocoIndex:
         for row in table.order:
             yield table.label("images", row), self._read("images", row)
 
-    def annotations_of(self, image_id: int) -> list[tuple[str, dict[str, Any]]]:
+    def annotations_of(self, image_id: Any) -> list[tuple[str, dict[str, Any]]]:
         """The annotations of an image with their places, in file order."""
-        table = self._tables["annotations"]
-        low, high = np.searchsorted(table.owner_keys, [image_id, image_id + 1])
+        table, number = self._tables["annotations"], self.number(image_id)
+        if number is None:
+            return []
+        low, high = np.searchsorted(table.owner_keys, (number, number + 1))
         return [(table.label("annotations", r), self._read("annotations", r)) for r in table.owner_order[low:high]]
 
     def orphans(self) -> Iterator[RecordFault]:
@@ -68,14 +86,30 @@ class CocoIndex:
             label, fix = table.label("annotations", row), "add the image or remove the annotation"
             yield RecordFault(str(self.path), label, "image_id", str(table.owners[row]), "the id of an image", fix)
 
-    def _scan(self, progress: bool) -> None:
+    def category(self, record: RecordReader, annotation: dict[str, Any], label: str) -> int | None:
+        """The number of an annotation's category; a fault of `record` where the file has categories, but not this."""
+        number = self.number(annotation.get("category_id"))
+        if self.category_ids and number not in self.category_ids:
+            found = shown(annotation["category_id"]) if "category_id" in annotation else "missing"
+            record.fault("category_id", found, "the id of a category", "add the category or mend the id", label)
+        return number
+
+    def _scan(self, progress: bool) -> set[int | None]:
+        """Index the file; returns the categories that annotations have."""
+        used: set[Any] = set()
         try:
-            for element in iterate_elements(self.path, progress):
-                self.keys.add(element.key)
+            for element in iterate_elements(self.path, progress, self.keys):
                 if element.key == "categories":
                     self._add_category(element)
                 elif element.key in self._tables:
                     self._add(element)
+                    if element.key == "annotations" and isinstance(element.value, dict):
+                        category = element.value.get("category_id")
+                        used.add(category if isinstance(category, (int, str, float)) else None)
+            for key in ("images", "annotations"):
+                if key not in self.keys:
+                    fix = "write [] if there are none" if "" not in self.keys else "take the object out of the list"
+                    self._fault("(file)", key, "missing", "an object with a list of that name", fix)
         except JsonSyntaxError as error:
             where = f"line {line_of(self.path, error.offset)}, byte {error.offset}"
             self.faults.append(RecordFault(str(self.path), where, "(syntax)", error.reason, "JSON", "mend the syntax"))
@@ -83,39 +117,57 @@ class CocoIndex:
             for row in table.close():
                 expected = f"an id used once in {key!r}"
                 self._fault(table.label(key, row), "id", str(table.ids[row]), expected, "give it an id of its own")
+        return {self.number(value) for value in used}
 
-    def _add(self, element: Any) -> None:
+    def _add(self, element: Element) -> None:
         table, value = self._tables[element.key], element.value
         label = f"{element.key}[{element.position}]"
-        wanted = ("id",) if element.key == "images" else ("id", "image_id")
         if element.position < 0 or not isinstance(value, dict):
             self._fault(label, "(record)", shown(value), "an object", "write one object per record")
             return
-        for name in wanted:
+        numbers = []
+        for name in ("id",) if element.key == "images" else ("id", "image_id"):
             found = value.get(name)
-            if isinstance(found, bool) or not isinstance(found, int) or not MIN_INTEGER <= found <= MAX_INTEGER:
+            number = found if type(found) is int and MIN_INTEGER <= found <= MAX_INTEGER else self._intern(found)
+            if number is None:
                 shape = shown(found) if name in value else "missing"
-                self._fault(label, name, shape, "a whole number of 64 bits", f"write {name!r} as a number")
+                self._fault(label, name, shape, "a whole number of 64 bits or a text", f"write {name!r} as a number")
                 return
-        table.add(element, value["id"], value.get("image_id", 0) if len(wanted) > 1 else 0)
+            numbers.append(number)
+        table.add(element, numbers[0], numbers[-1])
 
-    def _add_category(self, element: Any) -> None:
+    def _intern(self, value: Any) -> int | None:
+        number = as_whole(value)
+        if number is None and is_text(value):
+            number = self._interned.setdefault(value, MIN_INTEGER + len(self._interned))
+            self._texts[number] = value
+        return number
+
+    def _add_category(self, element: Element) -> None:
         self.category_ids = self.category_ids if self.category_ids is not None else set()
-        value = element.value
-        if isinstance(value, dict) and isinstance(value.get("id"), int) and isinstance(value.get("name"), str):
-            self.category_ids.add(value["id"])
-            self.categories[value["id"]] = value["name"].encode("latin-1").decode("utf-8", "replace")
-        elif element.position >= 0:
-            label = f"categories[{element.position}]"
-            self._fault(label, "id/name", shown(value), "an object with a number and a string", "write both")
+        value = element.value if isinstance(element.value, dict) else {}
+        number, name = self._intern(value.get("id")), _utf8(value.get("name"))
+        if number is not None:
+            self.category_ids.add(number)
+        if number is not None and is_text(name):
+            self.categories[number] = " ".join(name.split())
+            above = _utf8(value.get("supercategory"))
+            if isinstance(above, str):
+                self._above.setdefault(above, set()).add(number)
+        else:
+            label, field = f"categories[{element.position}]", "id" if number is None else "name"
+            found = shown(value[field]) if field in value else shown(element.value)
+            self._fault(label, f"{field}" if value else "(record)", found, EXPECTED_CATEGORY, "write both")
 
     def _fault(self, label: str, field: str, found: str, expected: str, fix: str) -> None:
         self.faults.append(RecordFault(str(self.path), label, field, found, expected, fix))
 
-    def _first(self, key: str, wanted: int) -> dict[str, Any] | None:
-        table = self._tables[key]
-        place = int(np.searchsorted(table.keys, wanted))
-        if place == len(table.keys) or table.keys[place] != wanted:
+    def _first(self, key: str, wanted: Any) -> dict[str, Any] | None:
+        table, number = self._tables[key], self.number(wanted)
+        if number is None:
+            return None
+        place = int(np.searchsorted(table.keys, number))
+        if place == len(table.keys) or table.keys[place] != number:
             return None
         return self._read(key, table.order[place])
 
@@ -126,12 +178,27 @@ class CocoIndex:
         return read_element(self._file, table.starts[row], table.ends[row])
 
 
+EXPECTED_CATEGORY = "an object with an id and a name in UTF-8 that is not empty"
+
+
+def _utf8(value: Any) -> Any:
+    """A text of the scanner, which decodes bytes as latin-1 (and `\\u` escapes as what they are)."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return value
+
+
 class _Table:
-    def __init__(self) -> None:
+    def __init__(self, texts: dict[int, str]) -> None:
+        self.texts = texts
         self.ids, self.owners = array("q"), array("q")
         self.starts, self.ends, self.positions = array("q"), array("q"), array("q")
+        self.order = self.owner_order = self.keys = self.owner_keys = np.zeros(0, dtype=np.int64)
 
-    def add(self, element: Any, number: int, owner: int) -> None:
+    def add(self, element: Element, number: int, owner: int) -> None:
         self.ids.append(number)
         self.owners.append(owner)
         self.starts.append(element.start)
@@ -151,4 +218,5 @@ class _Table:
         return np.flatnonzero(repeated)
 
     def label(self, key: str, row: int) -> str:
-        return f"{key}[{self.positions[row]}] (id {self.ids[row]})"
+        number = self.ids[row]
+        return f"{key}[{self.positions[row]}] (id {self.texts.get(number, number)})"

@@ -7,16 +7,21 @@ loader ignores.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..atomic import write_whole
+from ..images import image_size, read_image
 from ..masks import rle_area
 from .faults import DatasetFormatError
 from .readers.official import TEXT_KEYS
@@ -36,24 +41,30 @@ def convert_dataset(
 ) -> int:
     """Write rows to `path` in one of the formats of `WRITERS`; returns the number of rows.
 
-    Pictures that are files stay where they are and are named relative to their image root; pictures held in the rows
-    are written to `images/` beside the file. Parquet holds the pictures themselves.
+    The file appears whole or not at all, and is read back where it lies: images that lie elsewhere get a hard link (on
+    another disk a copy) in `images/` beside the file, and images held in the rows are written there. Parquet holds
+    the images themselves, after they were decoded once.
+
+    Raises:
+        DatasetFormatError: an unknown format.
+        ImageError: what should be an image is none.
     """
     if format not in WRITERS:
         raise DatasetFormatError(f"can write {', '.join(WRITERS)}, found {format!r}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = {"jsonl": write_jsonl, "official": write_official, "parquet": write_parquet}[format]
-    return writer(dataset, path)
+    with write_whole(path) as partial:
+        return writer(dataset, partial)
 
 
 def write_jsonl(dataset: Iterable[InstructionRow], path: Path) -> int:
-    """One row per line, every field, pictures by name."""
-    pictures, count = _PictureFolder(path.parent / "images"), 0
+    """One row per line, every field, images by name."""
+    images, count = _ImageFolder(path.parent / "images"), 0
     with open(path, "w", encoding="utf-8") as file:
         for row in tqdm(_raw_rows(dataset), desc=path.name, unit=" rows"):
             line = {name: row[name] for name in ROW_FIELDS if name != "image"}
-            line["file_name"] = pictures.name(row)
+            line["file_name"] = images.name(row)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             count += 1
     return count
@@ -61,14 +72,14 @@ def write_jsonl(dataset: Iterable[InstructionRow], path: Path) -> int:
 
 def write_official(dataset: Iterable[InstructionRow], path: Path) -> int:
     """The authors' JSON: one record per row, one category, compressed RLE."""
-    pictures, numbers, instance_numbers = _PictureFolder(path.parent / "images"), _Numbers(), _Numbers()
+    images, numbers, instance_numbers = _ImageFolder(path.parent / "images"), _Numbers(), _Numbers()
     count = incomplete = 0
     with open(path, "w", encoding="utf-8") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as annotations:
         file.write('{"images": [')
         first = True
         for row in tqdm(_raw_rows(dataset), desc=path.name, unit=" rows"):
             number = numbers.assign(row["row_id"])
-            file.write(("\n" if count == 0 else ",\n") + json.dumps(_record(row, number, pictures.name(row))))
+            file.write(("\n" if count == 0 else ",\n") + json.dumps(_record(row, number, images.name(row))))
             for annotation in _annotations(row, number, instance_numbers):
                 annotations.write(("\n" if first else ",\n") + json.dumps(annotation))
                 first = False
@@ -84,7 +95,7 @@ def write_official(dataset: Iterable[InstructionRow], path: Path) -> int:
 
 
 def write_parquet(dataset: Dataset | IterableDataset | Iterable[InstructionRow], path: Path) -> int:
-    """Parquet with the pictures inside, written batch by batch."""
+    """Parquet with the images inside, written batch by batch."""
     import pyarrow
     import pyarrow.parquet
     from datasets.table import embed_table_storage, table_cast
@@ -93,7 +104,10 @@ def write_parquet(dataset: Dataset | IterableDataset | Iterable[InstructionRow],
     schema = features.arrow_schema
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for batch in _batches(_raw_rows(dataset), 100):
-            encoded = [features.encode_example(row) for row in tqdm(batch, desc=path.name, leave=False)]
+            for row in tqdm(batch, desc=path.name, leave=False):
+                if row["image"] is not None:
+                    read_image(row["image"])
+            encoded = [features.encode_example(row) for row in batch]
             table = table_cast(pyarrow.Table.from_pylist(encoded, schema=schema), schema)
             writer.write_table(embed_table_storage(table))
             count += len(batch)
@@ -101,7 +115,7 @@ def write_parquet(dataset: Dataset | IterableDataset | Iterable[InstructionRow],
 
 
 def push_to_hub(dataset: Dataset, repo_id: str, private: bool = False) -> None:
-    """Upload rows with their pictures as a `datasets` repository, one split per value of `split`."""
+    """Upload rows with their images as a `datasets` repository, one split per value of `split`."""
     from datasets import DatasetDict
 
     names = sorted({name or "train" for name in dataset.with_format(None)["split"]})
@@ -114,7 +128,7 @@ def _in_split(value: str | None, name: str) -> bool:
 
 
 def _raw_rows(dataset: Any) -> Iterable[InstructionRow]:
-    """Rows whose picture is a path, `{"path", "bytes"}` or a PIL image: encoded pictures are not decoded."""
+    """Rows whose image is a path, `{"path", "bytes"}` or a PIL image: encoded images are not decoded."""
     if hasattr(dataset, "cast_column"):
         from datasets import Image
 
@@ -176,32 +190,56 @@ class _Numbers:
         return number
 
 
-class _PictureFolder:
-    """Names of pictures for a file; pictures without a file are written once per image id."""
+class _ImageFolder:
+    """Names of images for a data file, under which its readers find them beside it.
+
+    An image that lies elsewhere gets a hard link (a copy on another disk) in `images/`; one held in its row is
+    written there, named by its content. Nothing is carried along that is no image.
+    """
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.written: dict[str, str] = {}
+        self.home, self.folder = folder.parent, folder
+        self.names: dict[str, str] = {}
 
     def name(self, row: InstructionRow) -> str | None:
-        picture = row["image"]
-        if isinstance(picture, dict):
-            if picture["bytes"] is None:
-                picture = picture["path"]
-        if picture is None or isinstance(picture, (str, Path)):
-            return row["file_name"] if row["file_name"] is not None or picture is None else str(picture)
-        key = f"{row['dataset']}/{row['image_id']}"
-        if key not in self.written:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.written[key] = self._write(picture, len(self.written))
-        return self.written[key]
-
-    def _write(self, picture: Any, number: int) -> str:
-        if isinstance(picture, dict):
-            suffix = Path(picture["path"] or "").suffix or ".png"
-            target = self.folder / f"{number:08d}{suffix}"
-            target.write_bytes(picture["bytes"])
+        image, file_name = row["image"], row["file_name"]
+        if isinstance(image, dict) and image["bytes"] is None:
+            image = image["path"]
+        if image is None:
+            return file_name
+        if isinstance(image, (str, Path)):
+            key = str(image)
+            if key not in self.names:
+                self.names[key] = self._link(Path(image), file_name)
+            return self.names[key]
+        if isinstance(image, dict):
+            read_image(image["bytes"])
+            content, suffix = image["bytes"], Path(image["path"] or "").suffix or ".png"
         else:
-            target = self.folder / f"{number:08d}.png"
-            picture.save(target)
+            buffer = io.BytesIO()
+            image.save(buffer, "png")
+            content, suffix = buffer.getvalue(), ".png"
+        target = self.folder / f"{hashlib.sha256(content).hexdigest()[:20]}{suffix}"
+        if not target.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
         return f"{self.folder.name}/{target.name}"
+
+    def _link(self, image: Path, file_name: str | None) -> str:
+        parts = PurePosixPath(file_name or "").parts
+        name = file_name if parts and parts[0] != "/" and not {"..", "\\"} & {*parts, *(file_name or "")} else None
+        for folder in (self.home, self.folder) if name else ():
+            if (folder / str(name)).is_file() and (folder / str(name)).samefile(image):
+                return str(name)
+        image_size(image)
+        target = self.folder / (name or image.name)
+        if target.exists() or (self.home / (name or image.name)).exists():
+            target = self.folder / f"{hashlib.sha256(image.read_bytes()).hexdigest()[:20]}{image.suffix}"
+            name = f"{self.folder.name}/{target.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            try:
+                os.link(image.resolve(), target)
+            except OSError:
+                shutil.copyfile(image, target)
+        return name or target.name

@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of data files: what a reader reports instead of a row, precise enough to be mended by hand."""
+"""Faults of data files, precise enough to be mended by hand, and the account of what a reading kept and left out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-from .schema import MAX_INTEGER, MAX_SIDE, MIN_INTEGER, FieldFault, is_text, shown
+from .schema import MAX_INTEGER, MAX_PIXELS, MAX_SIDE, MIN_INTEGER, FieldFault, is_text, shown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MAX_KEPT_FAULTS = 100  # all are counted
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,61 @@ class DatasetFormatError(ValueError):
     """A data file that cannot be read as asked; the message names file, record and field, and the way out."""
 
 
+@dataclass
+class RowAccount:
+    """What a reading of a data set kept, what it left out and why; nothing vanishes without being counted here.
+
+    Attributes:
+        kept: rows that were handed out.
+        left_out: records that were not, by reason.
+        notes: what was read in a way worth knowing (boxes without masks, images found elsewhere, ...), by kind.
+        num_faults: how many faults there were.
+        faults: the first `MAX_KEPT_FAULTS` of them.
+    """
+
+    kept: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    num_faults: int = 0
+    faults: list[RecordFault] = field(default_factory=list)
+
+    def add_fault(self, fault: RecordFault) -> None:
+        """Count a fault, and remember it if it is among the first."""
+        self.num_faults += 1
+        if len(self.faults) < MAX_KEPT_FAULTS:
+            self.faults.append(fault)
+
+    def lines(self) -> list[str]:
+        """The account for people: one line for the sums, one per reason."""
+        found = [f"{self.kept} rows kept, {self.left_out.total()} records left out, {self.num_faults} faults"]
+        found += [f"  left out: {count} x {reason}" for reason, count in self.left_out.most_common()]
+        return found + [f"  note: {count} x {reason}" for reason, count in self.notes.most_common()]
+
+    def __str__(self) -> str:
+        return "; ".join(line.strip() for line in self.lines())
+
+    def to_json(self) -> str:
+        """As text, for a file or the description of a `datasets` object."""
+        plain = {**vars(self), "faults": [vars(fault) for fault in self.faults]}
+        return json.dumps({"row_account": plain}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> RowAccount | None:
+        """The account in a text of `to_json`, or None where there is none."""
+        try:
+            data = json.loads(text)["row_account"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        counters = {name: Counter(data[name]) for name in ("left_out", "notes")}
+        faults = [RecordFault(**fault) for fault in data["faults"]]
+        return cls(data["kept"], num_faults=data["num_faults"], faults=faults, **counters)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> RowAccount | None:
+        """The account that `load_instruction_dataset` left in a dataset's description (kept by select, map, ...)."""
+        return cls.from_json(getattr(getattr(dataset, "info", None), "description", None) or "")
+
+
 class RecordReader:
     """Reads the fields of one record and collects every fault on the way instead of stopping at the first.
 
@@ -42,7 +106,7 @@ class RecordReader:
         self.file = str(file)
         self.record = record
         self.faults: list[RecordFault] = []
-        self.data = data if isinstance(data, dict) else {}
+        self.data: dict[str, Any] = data if isinstance(data, dict) else {}
         if not isinstance(data, dict):
             self.fault("(record)", shown(data), "an object", "write one object per record")
 
@@ -55,26 +119,39 @@ class RecordReader:
         for one in faults:
             self.fault(one.field, one.found, one.expected, one.fix)
 
-    def whole(self, field: str, minimum: int = MIN_INTEGER, maximum: int = MAX_INTEGER) -> int | None:
-        """A whole number, or None (and a fault)."""
-        value = self.data.get(field)
-        if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
+    def check_names(self, known: Sequence[str], only_misspelled: bool = False, label: str | None = None) -> None:
+        """Fault the fields that are not `known`; in foreign formats only those that look like one misspelled."""
+        for name in self.data.keys() - set(known):
+            meant = closest(str(name), tuple(known))
+            if meant in self.data or (only_misspelled and meant is None):
+                continue
+            expected = f"did you mean {meant!r}?" if meant else f"one of {', '.join(known)}"
+            self.fault(shown(name).strip("'"), "an unknown field", expected, "rename or remove it", label)
+
+    def whole(self, field: str, minimum: int = MIN_INTEGER, maximum: int = MAX_INTEGER) -> int:
+        """A whole number (5, 5.0 or "5"), or a fault and 0."""
+        value = as_whole(self.data.get(field))
+        if value is not None and minimum <= value <= maximum:
             return value
         expected = f"a whole number from {minimum} to {maximum}"
         self.fault(field, self._found(field), expected, f"write {field!r} as a number")
-        return None
+        return 0
 
-    def side(self, field: str) -> int | None:
-        """A width or a height in pixels, or None (and a fault)."""
-        return self.whole(field, 1, MAX_SIDE)
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels; a fault for each that cannot be, or for too many pixels together."""
+        width, height = self.whole("width", 1, MAX_SIDE), self.whole("height", 1, MAX_SIDE)
+        if width * height > MAX_PIXELS:
+            expected = f"at most {MAX_PIXELS} pixels"
+            self.fault("width", f"{width} x {height} pixels", expected, "cut or shrink the image")
+        return width, height
 
-    def text(self, field: str) -> str | None:
-        """A non-empty string, or None (and a fault)."""
+    def text(self, field: str) -> str:
+        """A non-empty string, or a fault and ""."""
         value = self.data.get(field)
         if is_text(value):
             return value
         self.fault(field, self._found(field), "a non-empty string in UTF-8", f"write {field!r} as a string")
-        return None
+        return ""
 
     def items(self, field: str, optional: bool = False) -> list[Any]:
         """A list, or [] (and a fault; none when an optional field is absent)."""
@@ -98,3 +175,20 @@ class RecordReader:
 
     def _found(self, field: str) -> str:
         return shown(self.data[field]) if field in self.data else "missing"
+
+
+def as_whole(value: Any) -> int | None:
+    """A whole number of 64 bits from 5, 5.0 or "5", as tools write ids and sizes; None for anything else."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    elif isinstance(value, str) and len(value) < 20 and value.removeprefix("-").isdecimal():
+        value = int(value)
+    return value if type(value) is int and MIN_INTEGER <= value <= MAX_INTEGER else None
+
+
+@lru_cache(maxsize=1024)
+def closest(name: str, known: tuple[str, ...]) -> str | None:
+    """The known name that `name` is a misspelling of, or None."""
+    plain = {word.replace("_", "").lower(): word for word in known}
+    found = difflib.get_close_matches(name.replace("_", "").lower(), plain, n=1, cutoff=0.8)
+    return plain[found[0]] if found else None

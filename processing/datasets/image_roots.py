@@ -1,74 +1,248 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the pictures of a data file lie: one folder, or several shared between datasets."""
+"""Where the images of a data file lie, and whether they are what the rows say.
+
+An image is opened only inside the folders the user gave, or inside the folder of the data file: ".." and links that
+lead out of them, and absolute paths or addresses whose end is found in none of them, are refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
-from PIL import ExifTags, Image
-from transformers.utils import logging
+from PIL import Image
 
-logger = logging.get_logger(__name__)
+from ..images import ImageError, image_size, read_image
+from .faults import DatasetFormatError, RecordFault, RecordReader, RowAccount
+from .schema import InstructionRow
 
 ImageRoot = str | Path | Mapping[str, str | Path] | None
+IMAGE_NOT_FOUND = "image not found"
+SIZE_FROM_IMAGE = "size read from the image"
+IMAGE_FAULT = "row whose image has a fault"
+ABSOLUTE = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://[^/]*|[A-Za-z]:)?/+|^[A-Za-z]:")  # address, drive, root
 
 
-def picture_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of a picture as it is shown, that is with its EXIF orientation applied."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else image.size
+class OutsideRootsError(DatasetFormatError):
+    """A file name that leads out of the folders of the data."""
 
 
 class ImageRoots:
-    """Turns the file names of a data file into paths.
+    """Turns the file names of a data file into paths inside the data's folders.
 
     Args:
         root: a folder; or a mapping whose keys are dataset names ("refcoco") or leading folders of file names
             ("train2014"; the value then stands for that folder) with "" for all the rest; or None to look beside
             the data file.
-        candidates: folders tried, in this order, when `root` is None.
+        candidates: folders tried, in this order, when `root` is None; the first is the data file's own, and those
+            inside it that are links to elsewhere are not followed.
+        notes: counts what was found elsewhere or not at all.
     """
 
-    def __init__(self, root: ImageRoot = None, candidates: Sequence[str | Path] = ()):
+    def __init__(
+        self, root: ImageRoot = None, candidates: Sequence[str | Path] = (), notes: Counter[str] | None = None
+    ):
         self.roots = None if root is None else ({"": root} if isinstance(root, (str, Path)) else dict(root))
-        self.candidates = [Path(folder) for folder in candidates]
-        self._found: Path | None = None
-        self._warned = False
+        self.folders = [str(f) for f in (candidates if self.roots is None else self.roots.values())]
+        if self.roots is None and candidates:
+            base = os.path.realpath(candidates[0])
+            self.homes = [os.path.normpath(os.path.join(base, os.path.relpath(f, candidates[0]))) for f in candidates]
+        else:
+            self.homes = [os.path.realpath(folder) for folder in self.folders]
+        self.notes: Counter[str] = Counter() if notes is None else notes
 
     def path(self, file_name: str, dataset: str = "") -> str | None:
-        """Path of a picture, or None where no folder is known; the file is not opened.
+        """Path of an image, or None where there is no such file; the file is not opened.
 
         Raises:
-            KeyError: the mapping has no entry for the file name, the dataset or "".
+            OutsideRootsError: the name leads out of the folders.
+            DatasetFormatError: the mapping has no entry for the file name, the dataset or "".
         """
-        if Path(file_name).is_absolute():
-            return file_name
-        if self.roots is not None:
-            return str(self._from_roots(file_name, dataset))
-        if self._found is None or not (self._found / file_name).exists():
-            found = next((folder for folder in self.candidates if (folder / file_name).exists()), None)
-            self._found = found or self._found
-        if self._found is not None:
-            return str(self._found / file_name)
-        if not self._warned:
-            looked = ", ".join(str(folder) for folder in self.candidates) or "nowhere"
-            logger.warning(
-                f"no picture {file_name!r} (looked in: {looked}); rows come without pixels. "
-                "Pass image_root= to read them."
-            )
-            self._warned = True
+        name = file_name.replace("\\", "/")
+        absolute = ABSOLUTE.match(name)
+        parts = [part for part in name[absolute.end() if absolute else 0 :].split("/") if part not in ("", ".")]
+        if ".." in parts or "\0" in name or not parts:
+            raise OutsideRootsError(f"{file_name!r} leads out of the folders of the data")
+        if not absolute:
+            relative = "/".join(parts)
+            if self.roots is not None:
+                return self._inside([self._place(relative, dataset)], file_name)
+            return self._inside([f"{folder}/{relative}" for folder in self.folders], file_name)
+        if name.startswith("/") and self._is_home(os.path.dirname(name)) and os.path.isfile(name):
+            return self._checked(name, file_name)
+        for start in range(len(parts)):
+            end = "/".join(parts[start:])
+            found = self._inside([f"{folder}/{end}" for folder in self.folders], file_name)
+            if found is not None:
+                self.notes[f"path of another machine, found by its end under {' or '.join(self.folders)}"] += 1
+                return found
+        raise OutsideRootsError(f"{file_name!r} lies outside, and no end of it is in {' or '.join(self.folders)}")
+
+    def _inside(self, places: Sequence[str], file_name: str) -> str | None:
+        for place in places:
+            if os.path.isfile(place):
+                return self._checked(place, file_name)
         return None
 
-    def _from_roots(self, file_name: str, dataset: str) -> Path:
+    def _checked(self, place: str, file_name: str) -> str:
+        folder, _, last = place.rpartition("/")
+        inside = self._is_home(os.path.dirname(os.path.realpath(place)) if os.path.islink(place) else folder)
+        if not inside:
+            raise OutsideRootsError(f"{file_name!r} is a link out of {' or '.join(self.homes)}")
+        return place
+
+    def _is_home(self, folder: str) -> bool:
+        real = _real_folder(folder)
+        return any(real == home or real.startswith(home.rstrip("/") + "/") for home in self.homes)
+
+    def _place(self, name: str, dataset: str) -> str:
+        assert self.roots is not None
         if dataset and dataset in self.roots:
-            return Path(self.roots[dataset]) / file_name
-        parts = PurePosixPath(file_name).parts
+            return f"{self.roots[dataset]}/{name}"
+        parts = name.split("/")
         for length in range(len(parts) - 1, -1, -1):
             prefix = "/".join(parts[:length])
             if prefix in self.roots:
-                return Path(self.roots[prefix]).joinpath(*parts[length:])
-        raise KeyError(
-            f"no image root for {file_name!r} of dataset {dataset!r}: have {sorted(self.roots)}; "
-            "add the dataset's name, the leading folder or ''"
+                return "/".join([str(self.roots[prefix]), *parts[length:]])
+        raise DatasetFormatError(
+            f"no image root for {name!r} of dataset {dataset!r}: have {', '.join(map(repr, sorted(self.roots)))}; "
+            "add the dataset's name, the leading folder or '' (--image-root NAME=FOLDER)"
         )
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+@dataclass
+class ReadOptions:
+    """How a data file is read.
+
+    Attributes:
+        image_root: where the images lie, see `ImageRoots`.
+        split: only the rows of this split.
+        crowd: "instance" takes an annotation marked `iscrowd` whose mask is one connected piece as an instance (some
+            tools mark every brushed mask so), "skip" leaves it a crowd; None as the format is meant: "instance" in
+            COCO files, "skip" in the authors' JSON.
+        progress: show a bar.
+        account: filled while the file is read.
+    """
+
+    image_root: ImageRoot = None
+    split: str | None = None
+    crowd: str | None = None
+    progress: bool = False
+    account: RowAccount = field(default_factory=RowAccount)
+
+    def __post_init__(self) -> None:
+        if self.crowd not in (None, "instance", "skip"):
+            raise ValueError(f"Expected crowd 'instance' or 'skip', found {self.crowd!r}")
+
+    def roots(self, *candidates: str | Path) -> ImageRoots:
+        """The image roots, beside the data file where none were given; what they note goes to the account."""
+        return ImageRoots(self.image_root, candidates, self.account.notes)
+
+    def wants(self, split: Any) -> bool:
+        """Whether rows of this split are asked for; the others are counted."""
+        if self.split is None or split == self.split:
+            return True
+        self.account.left_out[f"not of split {self.split!r}"] += 1
+        return False
+
+
+def find_image(record: RecordReader, roots: ImageRoots, file_name: str, dataset: str = "") -> str | None:
+    """Path of a record's image, or None; a name that leads elsewhere becomes a fault of the record."""
+    if not file_name:
+        return None
+    try:
+        image = roots.path(file_name, dataset)
+        if image is None:
+            roots.notes[IMAGE_NOT_FOUND] += 1
+        return image
+    except DatasetFormatError as error:
+        fix = "put the image there and mend the name, or pass its folder (--image-root)"
+        expected = f"a file in {' or '.join(roots.folders) or 'an image root'}"
+        record.fault("file_name", str(error), expected, fix)
+        return None
+
+
+def name_and_size(record: RecordReader, roots: ImageRoots, dataset: str = "") -> tuple[str, str | None, int, int]:
+    """(file name, path or None, width, height) of a COCO image record.
+
+    LVIS v1 has no `file_name` but a `coco_url`, whose last folder belongs to the name (train2017/x.jpg). Where there
+    are no sizes they are read from the image.
+    """
+    data = record.data
+    url = data.get("coco_url")
+    if "file_name" not in data and isinstance(url, str) and url.count("/") > 1:
+        data["file_name"] = "/".join(url.split("/")[-2:])
+    file_name = record.text("file_name")
+    image = find_image(record, roots, file_name, dataset)
+    if data.get("width") is None and data.get("height") is None and image is not None:
+        try:
+            data["height"], data["width"] = image_size(Path(image))
+        except ImageError as error:
+            record.fault("width", str(error), "a readable image", "restore the image, or write its size")
+        roots.notes[SIZE_FROM_IMAGE] += 1
+    width, height = record.size()
+    return file_name, image, width, height
+
+
+class ImageChecks:
+    """Says of each row whether its image is there and has its size; every file is opened once.
+
+    Args:
+        decode: decode every pixel; otherwise only headers are read.
+    """
+
+    def __init__(self, decode: bool):
+        self.decode = decode
+        self._sizes: dict[str, tuple[int, int] | str] = {}
+
+    def faults(self, file: str, row: InstructionRow) -> Iterator[RecordFault]:
+        """What is wrong with the image of a row; a row that names no image has none to be wrong."""
+        record, image = f"row {row['row_id']}", row["image"]
+        if image is None:
+            if row["file_name"] is not None:
+                fix = "put the image there, or pass its folder (--image-root)"
+                yield RecordFault(file, record, "image", f"no file {row['file_name']!r}", "an image to be found", fix)
+            return
+        if isinstance(image, dict) and image.get("bytes") is None:
+            image = image["path"]
+        if isinstance(image, str):
+            if image not in self._sizes:
+                self._sizes[image] = self._open(Path(image))
+            found = self._sizes[image]
+        else:
+            found = self._open(image)
+        if isinstance(found, str):
+            yield RecordFault(file, record, "image", found, "a readable image", "restore the image or mend the name")
+        elif found != (row["height"], row["width"]):
+            shown = f"{found[1]} x {found[0]} pixels{self._stored(image, found)}"
+            expected = f"{row['width']} x {row['height']} pixels as the row says"
+            yield RecordFault(file, record, "image", shown, expected, "mend the size, or name the right image")
+
+    def _open(self, image: Any) -> tuple[int, int] | str:
+        try:
+            if not self.decode:
+                return image_size(image)
+            pixels = read_image(image)
+            return pixels.height, pixels.width
+        except (ImageError, TypeError) as error:
+            return str(error)
+
+    @staticmethod
+    def _stored(image: Any, found: tuple[int, int]) -> str:
+        if not isinstance(image, str):
+            return ""
+        with Image.open(image) as opened:
+            stored = opened.size
+        turned = stored != (found[1], found[0])
+        return f" as shown ({stored[0]} x {stored[1]} as stored: its EXIF says it is turned)" if turned else ""

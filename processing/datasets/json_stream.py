@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from tqdm.auto import tqdm
 
@@ -57,18 +57,20 @@ def line_of(path: str | Path, offset: int) -> int:
     return line
 
 
-def iterate_elements(path: str | Path, progress: bool = False) -> Iterator[Element]:
+def iterate_elements(path: str | Path, progress: bool = False, keys: set[str] | None = None) -> Iterator[Element]:
     """Every element of every top-level array of a JSON file, in file order, in memory bounded by one element.
 
     Values of top-level keys that are no arrays come as one element with position -1. `Element.value` is decoded as
-    UTF-8 only where it is plain ASCII; use `read_element` for text.
+    UTF-8 only where it is plain ASCII; use `read_element` for text. Every key is added to `keys` ("" for an array).
 
     Raises:
         JsonSyntaxError: with the byte and line of the fault; the elements before it have been handed out.
     """
     with _Scanner(Path(path), progress) as scanner:
         first = scanner.peek()
+        keys = set() if keys is None else keys
         if first == "[":
+            keys.add("")
             yield from scanner.array("")
         elif first == "{":
             scanner.skip(1)
@@ -76,6 +78,7 @@ def iterate_elements(path: str | Path, progress: bool = False) -> Iterator[Eleme
                 key, _, _ = scanner.value()
                 if not isinstance(key, str):
                     scanner.fail(f"a key must be a string, found {key!r}")
+                keys.add(key)
                 scanner.expect(":")
                 if scanner.peek() == "[":
                     yield from scanner.array(key)
@@ -116,10 +119,11 @@ class _Scanner:
 
     def __enter__(self) -> _Scanner:
         self.file = open(self.path, "rb")
-        if self.file.read(3) != b"\xef\xbb\xbf":
-            self.file.seek(0)
-        else:
-            self.base = 3
+        start = self.file.read(3)
+        self.base = 3 if start == b"\xef\xbb\xbf" else 0
+        self.file.seek(self.base)
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start[:2]:
+            self.fail("the file is UTF-16, expected UTF-8; save it as UTF-8")
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -134,7 +138,7 @@ class _Scanner:
         self.buffer = self.buffer[self.place :] + chunk.decode("latin-1")
         self.place = 0
 
-    def fail(self, reason: str, place: int | None = None) -> None:
+    def fail(self, reason: str, place: int | None = None) -> NoReturn:
         raise JsonSyntaxError(self.path, reason, self.base + (self.place if place is None else place))
 
     def peek(self, allow_end: bool = False) -> str:
@@ -195,6 +199,8 @@ class _Scanner:
                     self.fail(error.msg, error.pos)
             except RecursionError:
                 self.fail("nested too deeply")
+            except ValueError as error:  # a number of thousands of digits
+                self.fail(str(error))
             else:
                 # "1" may be the beginning of "1.5": what follows decides.
                 follows = self.buffer[end : end + 1]

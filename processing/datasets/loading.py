@@ -8,10 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
 from transformers.utils import logging
 
-from .faults import DatasetFormatError, RecordFault
-from .image_roots import ImageRoot
+from ..atomic import write_whole
+from ..fingerprint import fingerprint_files, fingerprint_json
+from .faults import DatasetFormatError, RecordFault, RowAccount
+from .image_roots import IMAGE_FAULT, IMAGE_NOT_FOUND, SIZE_FROM_IMAGE, ImageChecks, ImageRoot, ReadOptions
+from .json_stream import sample
 from .readers import coco as reader_coco
 from .readers import jsonl as reader_jsonl
 from .readers import mmr as reader_mmr
@@ -19,7 +23,8 @@ from .readers import official as reader_official
 from .readers import reasonseg as reader_reasonseg
 from .readers import refer as reader_refer
 from .readers import refer_coco as reader_refer_coco
-from .schema import ROW_FIELDS, InstructionRow, row_features
+from .readers import tables as reader_tables
+from .schema import InstructionRow, row_features
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -34,15 +39,30 @@ READERS: dict[str, ModuleType] = {
     "mmr": reader_mmr,
     "refer": reader_refer,
     "coco": reader_coco,
-    "reasonseg": reader_reasonseg,
     "jsonl": reader_jsonl,
+    "reasonseg": reader_reasonseg,
 }
-# Formats that `datasets` reads by itself.
-TABLES = ("parquet", "arrow", "hub")
+TABLES = reader_tables.FORMATS
 FORMATS = ("auto", *READERS, *TABLES)
 # Part of the cache key of converted files: raise it when a reader's rows change.
-READER_VERSION = 1
+READER_VERSION = 2
 MAX_LOGGED_FAULTS = 20
+VOLATILE = {IMAGE_NOT_FOUND, SIZE_FROM_IMAGE, IMAGE_FAULT}  # notes of rows that depend on more than the data files
+
+# Files that are not read, told by a part of their name or content, and what to do with them.
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz", ".zst")
+FOREIGN = {
+    (
+        b'"from_name"',
+        b'"to_name"',
+    ): "Label Studio tasks; take decisions with `sam3i data review-import`, or export COCO",
+    (b'"completed_by"', b'"was_cancelled"'): "Label Studio tasks; take decisions with `sam3i data review-import`",
+    (b'"annotation_id"', b'"lead_time"'): "Label Studio JSON-MIN; export JSON or COCO instead",
+    (b'"shapes"', b'"imagePath"'): "one labelme file; convert the folder with labelme2coco",
+    (b'"items"', b'"label_categories"'): "datumaro JSON; export COCO instances (datum convert -f coco_instances)",
+    (b'"items"', b'"categories"', b'"media_type"'): "datumaro JSON; export it as COCO instances",
+    (b"<annotations>", b"<image "): "CVAT XML; export COCO 1.0 instead",
+}
 
 
 def load_instruction_dataset(
@@ -52,95 +72,177 @@ def load_instruction_dataset(
     split: str | None = None,
     streaming: bool = False,
     skip_faulty: bool = False,
+    *,
+    crowd: str | None = None,
+    check_images: bool = False,
+    account: RowAccount | None = None,
 ) -> Dataset | IterableDataset:
     """Instruction rows of a file, a folder or a Hub repository.
 
     Args:
         path_or_repo: a path, or the id of a `datasets` repository with the columns of `schema.InstructionRow`.
         format: one of `FORMATS`; "auto" looks at the content.
-        image_root: folder of the pictures, or a mapping from dataset names or leading folders to folders
-            (see `image_roots.ImageRoots`); None looks beside the file. Pictures are opened when a row is read.
+        image_root: folder of the images, or a mapping from dataset names or leading folders to folders
+            (see `image_roots.ImageRoots`); None looks beside the file. Images are opened when a row is read.
         split: keep the rows of one split; None keeps all.
         streaming: an `IterableDataset` that starts at once; otherwise rows are written to the cache of `datasets`
             and memory-mapped. Neither holds the file in memory.
-        skip_faulty: leave out records with faults (they are logged) instead of raising.
+        skip_faulty: leave out records with faults instead of raising; they are counted.
+        crowd: "instance" or "skip", see `ReadOptions`.
+        check_images: each row's image has to be there and of the row's size (its header is read).
+        account: filled with what was kept and left out; `RowAccount.of(dataset)` gives it as well.
 
     Raises:
-        DatasetFormatError: unknown format, missing columns, or the first fault; `sam3i data validate` lists them all.
+        DatasetFormatError: unknown format, missing columns, no row left, or faults (the first is named; `sam3i data
+            validate` lists them all).
     """
     from datasets import Dataset, IterableDataset
-    from datasets.exceptions import DatasetGenerationError
 
-    name = detect_format(path_or_repo) if format == "auto" else format
-    if name not in FORMATS:
-        raise DatasetFormatError(f"format must be one of {', '.join(FORMATS)}, found {format!r}")
-    if name in TABLES:
-        return _load_table(str(path_or_repo), name, split, streaming)
-    path = Path(path_or_repo)
-    if not path.exists():
-        raise DatasetFormatError(f"{path} does not exist")
-    arguments = {
-        "format": name,
-        "path": str(path),
-        "image_root": image_root,
-        "split": split,
-        "skip_faulty": skip_faulty,
-    }
+    source, name = find_source(path_or_repo, format)
+    account = RowAccount() if account is None else account
+    options = ReadOptions(image_root, split, crowd, account=account)
     if streaming:
+        arguments = {"source": source, "format": name, "options": options}
+        arguments |= {"skip_faulty": skip_faulty, "check_images": check_images}
         return IterableDataset.from_generator(iterate_rows, features=row_features(), gen_kwargs=arguments)
-    arguments["stamp"] = _stamp(path)
-    try:
-        return Dataset.from_generator(iterate_rows, features=row_features(), gen_kwargs=arguments)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, DatasetFormatError):
-            raise error.__cause__ from None
-        raise
+    folder = _cache_folder(source, name, options, skip_faulty, check_images)
+    with FileLock(f"{folder}.lock"):
+        found = _cached_account(folder)
+        if found is None:
+            _write_cache(folder, iterate_rows(source, name, options, skip_faulty, check_images), account)
+        else:
+            vars(account).update(vars(found))
+    _log(source, account)
+    dataset = Dataset.from_file(str(folder / "rows.arrow"))
+    dataset.info.description = account.to_json()
+    return dataset
 
 
-def read_items(
-    format: str, path: str | Path, image_root: ImageRoot = None, split: str | None = None, progress: bool = False
+def find_source(path_or_repo: str | Path, format: str = "auto") -> tuple[str, str]:
+    """(path or repository, format): as asked for or as the content shows; a folder's one data file stands for it.
+
+    Raises:
+        DatasetFormatError: an unknown format, or a path that does not exist or is of no known format.
+    """
+    path = Path(path_or_repo)
+    if format not in FORMATS:
+        raise DatasetFormatError(f"format must be one of {', '.join(FORMATS)}, found {format!r}")
+    if format not in ("auto", "hub") and not path.exists():
+        raise DatasetFormatError(f"{path_or_repo} does not exist")
+    folders = ("auto", "coco", "official", "refer-coco", "mmr", "jsonl")
+    if path.is_dir() and format in folders and not any(reader.matches(path) for reader in READERS.values()):
+        files = [file for file in sorted(path.iterdir()) if _reader_of(file)]
+        path_or_repo = files[0] if len(files) == 1 else path_or_repo
+    return str(path_or_repo), detect_format(path_or_repo) if format == "auto" else format
+
+
+def _reader_of(path: Path) -> str | None:
+    return next((name for name, reader in READERS.items() if reader.matches(path)), None)
+
+
+def read_items(source: str | Path, format: str, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
+    """Rows and faults of a source in one of the formats, as they come."""
+    if format in TABLES:
+        return reader_tables.read(str(source), format, options)
+    return READERS[format].read(source, options)
+
+
+def iterate_items(
+    source: str | Path, format: str, options: ReadOptions, images: ImageChecks | None = None
 ) -> Iterator[InstructionRow | RecordFault]:
-    """Rows and faults of a file in one of the formats of `READERS`."""
-    return READERS[format].read(path, image_root=image_root, split=split, progress=progress)
+    """Rows and faults; `options.account` counts them, and `images` adds the faults of the rows' images."""
+    account = options.account
+    for item in read_items(source, format, options):
+        found = [item] if isinstance(item, RecordFault) else list(images.faults(str(source), item) if images else ())
+        for fault in found:
+            account.add_fault(fault)
+            yield fault
+        if found and not isinstance(item, RecordFault):
+            account.left_out[IMAGE_FAULT] += 1
+        elif not isinstance(item, RecordFault):
+            account.kept += 1
+            yield item
 
 
 def iterate_rows(
-    format: str,
-    path: str,
-    image_root: ImageRoot = None,
-    split: str | None = None,
-    skip_faulty: bool = False,
-    stamp: str | None = None,
+    source: str, format: str, options: ReadOptions, skip_faulty: bool = False, check_images: bool = False
 ) -> Iterator[InstructionRow]:
-    """Rows of a file; `stamp` only tells the cache of `datasets` one state of the file from another.
+    """Rows of a source in one of the formats; what is left out is counted in `options.account`.
 
     Raises:
-        DatasetFormatError: at the first fault, unless faulty records are skipped; or no row at all.
+        DatasetFormatError: after the last row, if there were faults and they are not skipped; or no row at all.
     """
-    faults, empty = 0, True
-    for item in read_items(format, path, image_root, split):
+    account = options.account
+    for item in iterate_items(source, format, options, ImageChecks(decode=False) if check_images else None):
         if not isinstance(item, RecordFault):
-            empty = False
             yield item
-            continue
-        if not skip_faulty:
-            raise DatasetFormatError(
-                f"{item} (`sam3i data validate {path}` lists all faults; skip_faulty=True goes on)"
-            )
-        faults += 1
-        if faults <= MAX_LOGGED_FAULTS:
-            logger.warning(str(item))
-    if faults:
-        logger.warning(f"{path}: left out the records of {faults} faults")
-    if empty:
-        raise DatasetFormatError(f"{path}: no usable row{f' of split {split!r}' if split else ''} ({faults} faults)")
+        elif skip_faulty:
+            account.left_out[f"record with a fault in {item.field.split('[')[0]}"] += 1
+    if account.num_faults and not skip_faulty:
+        raise DatasetFormatError(
+            f"{account.faults[0]} ({account.num_faults} faults in all: `sam3i data validate {source}` lists them, "
+            "skip_faulty=True (--skip-faulty) leaves their records out)"
+        )
+    if not account.kept:
+        of_split = f" of split {options.split!r}" if options.split else ""
+        raise DatasetFormatError(f"{source}: no usable row{of_split}: {account}")
+
+
+def _write_cache(folder: Path, rows: Iterator[InstructionRow], account: RowAccount) -> None:
+    from datasets.arrow_writer import ArrowWriter
+
+    features = row_features()
+    with write_whole(folder) as partial:
+        partial.mkdir()
+        with ArrowWriter(features=features, path=str(partial / "rows.arrow")) as writer:
+            for row in rows:
+                writer.write(features.encode_example(row))
+            writer.finalize()
+        (partial / "account.json").write_text(account.to_json(), encoding="utf-8")
+
+
+def _cached_account(folder: Path) -> RowAccount | None:
+    """The account of rows written before, or None where there are none or the images they missed may be there now."""
+    import shutil
+
+    path = folder / "account.json"
+    account = RowAccount.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if account is None or VOLATILE & (account.notes.keys() | account.left_out.keys()):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return account
+
+
+def _cache_folder(source: str, format: str, options: ReadOptions, skip_faulty: bool, check_images: bool) -> Path:
+    """Where the rows are kept: named by the content of the data files and by everything that shapes the rows."""
+    from datasets import config
+
+    path = Path(source)
+    reader = reader_tables if format in TABLES else READERS[format]
+    content = fingerprint_files(reader.files(path)) if path.exists() else source
+    root = options.image_root
+    roots = {
+        name: str(Path(f).resolve())
+        for name, f in ({"": root} if isinstance(root, (str, Path)) else root or {}).items()
+    }
+    settings = [READER_VERSION, format, content, str(path.resolve()), roots, options.split, options.crowd]
+    folder = Path(config.HF_DATASETS_CACHE) / "sam3i" / fingerprint_json([*settings, skip_faulty, check_images])[:32]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _log(source: str, account: RowAccount) -> None:
+    for fault in account.faults[:MAX_LOGGED_FAULTS]:
+        logger.warning(str(fault))
+    if account.left_out or account.notes:
+        logger.warning(f"{source}: {account}")
 
 
 def detect_format(path_or_repo: str | Path) -> str:
     """The format of a path by its content; "hub" for what is no path.
 
     Raises:
-        DatasetFormatError: an existing path that no reader knows.
+        DatasetFormatError: an existing path that no reader knows; files of other tools are refused by name.
     """
     path = Path(path_or_repo)
     if not path.exists():
@@ -148,52 +250,29 @@ def detect_format(path_or_repo: str | Path) -> str:
         if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.suffix:
             return "hub"
         raise DatasetFormatError(f"{path} does not exist, and is no repository id of the form owner/name")
-    for name, reader in READERS.items():
-        if reader.matches(path):
-            return name
+    _refuse_foreign(path)
+    if name := _reader_of(path):
+        return name
     if path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
         return "parquet"
     if path.is_dir() and (path / "dataset_info.json").is_file() and any(path.glob("*.arrow")):
+        return "arrow"
+    if path.is_dir() and (path / "dataset_dict.json").is_file():
         return "arrow"
     found = ", ".join(sorted(file.name for file in path.iterdir())[:10]) if path.is_dir() else f"a {path.suffix} file"
     raise DatasetFormatError(f"{path}: no known format (found {found}); pass format= one of {', '.join(FORMATS[1:])}")
 
 
-def _load_table(source: str, name: str, split: str | None, streaming: bool) -> Dataset | IterableDataset:
-    from datasets import DatasetDict, IterableDatasetDict, concatenate_datasets, load_dataset, load_from_disk
-
-    if name == "arrow":
-        data = load_from_disk(source)
-    elif name == "parquet":
-        files = [source] if Path(source).is_file() else sorted(str(file) for file in Path(source).rglob("*.parquet"))
-        data = load_dataset("parquet", data_files=files, split="train", streaming=streaming)
-    else:
-        data = load_dataset(source, streaming=streaming)
-    if isinstance(data, (DatasetDict, IterableDatasetDict)):
-        chosen = [data[split]] if split in data else list(data.values())
-        data = concatenate_datasets(chosen)
-    columns = data.column_names or []
-    missing = [field for field in ROW_FIELDS if field not in columns]
-    if missing:
-        raise DatasetFormatError(
-            f"{source}: lacks the columns {', '.join(missing)} (has {', '.join(columns)}); "
-            "rename them, or convert the data with `sam3i data convert`"
-        )
-    extra = [column for column in columns if column not in ROW_FIELDS]
-    data = data.remove_columns(extra) if extra else data
-    data = data.select_columns(list(ROW_FIELDS)).cast(row_features())
-    if split is not None:
-        data = data.filter(_is_split, input_columns="split", fn_kwargs={"wanted": split})
-    return data
-
-
-def _is_split(value: str | None, wanted: str) -> bool:
-    return value in (wanted, None)
-
-
-def _stamp(path: Path) -> str:
-    folder = path if path.is_dir() else path.parent
-    files = sorted(file for pattern in ("*.json", "*.p", "*/*.json") for file in folder.glob(pattern))
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in {path, *files} if file.is_file()]
-    # A string: `datasets` takes a list for shards and would run the reader once per entry.
-    return repr([READER_VERSION, *sorted(states)])
+def _refuse_foreign(path: Path) -> None:
+    if not path.is_file():
+        return
+    if path.name.lower().endswith(ARCHIVES) and not reader_jsonl.matches(path):
+        raise DatasetFormatError(f"{path}: an archive; unpack it and name the data file or its folder")
+    content = sample(path)
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]:
+        if path.suffix in (".json", ".jsonl", ".ndjson"):
+            raise DatasetFormatError(f"{path}: the file is UTF-16, expected UTF-8; save it as UTF-8")
+    if path.suffix in (".json", ".ndjson", ".xml"):
+        for marks, advice in FOREIGN.items():
+            if all(mark in content for mark in marks):
+                raise DatasetFormatError(f"{path}: {advice}")

@@ -6,14 +6,15 @@ A row is one target (none, one or several instances of one image) with every ins
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ...modeling_sam3i.instruction_levels import InstructionLevel
+from ..images import MAX_PIXELS
 from ..language.meaning import TARGET_KINDS
-from ..masks import rle_fault
+from ..masks import box_of_rle, rle_area, rle_fault
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 LEVEL_FIELDS = tuple(level.value for level in InstructionLevel)
 MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1  # what a 64-bit column holds
 MAX_SIDE = 1 << 20  # pixels
-BOX_TOLERANCE = 1.0  # pixels a box may reach past the picture: annotation tools round outwards
+MAX_NUMBER = 1e9  # no coordinate is larger
+BOX_MARGIN = 0.05  # of a side (at least a pixel): how far a box may leave the image; it is cut to it
+# Box against mask: over 6,500 correct boxes of real exports the lowest IoU with the mask's tight box was .39.
+MIN_BOX_IOU = 0.3
+EDGE_TOLERANCE = 2.0  # pixels by which every edge may differ: tools round differently
+EMPTY_MASK = "covers no pixel of the image"
+BOX_FIX = "write [x, y, w, h] of the mask in absolute pixels"
 
 
 class CompressedRLE(TypedDict):
@@ -176,6 +183,13 @@ def _size_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
         if name in row and not _is_whole(row[name], 1, MAX_SIDE):
             expected = f"a whole number of pixels from 1 to {MAX_SIDE}"
             yield FieldFault(name, shown(row[name]), expected, "write the size of the image")
+    if _is_sized(row) and row["width"] * row["height"] > MAX_PIXELS:
+        found = f"{row['width']} x {row['height']} pixels"
+        yield FieldFault("width", found, f"at most {MAX_PIXELS} pixels", "cut or shrink the image")
+
+
+def _is_sized(row: dict[str, Any]) -> bool:
+    return all(_is_whole(row.get(name), 1, MAX_SIDE) for name in ("width", "height"))
 
 
 def _text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
@@ -202,20 +216,8 @@ def _target_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
             lists[name] = row[name]
         else:
             yield FieldFault(name, shown(row[name]), "a list", "write [] where there is none")
-    height, width = row.get("height"), row.get("width")
-    sized = _is_whole(height, 1, MAX_SIDE) and _is_whole(width, 1, MAX_SIDE)
-    if sized:
-        for name in ("masks", "ignore_masks"):
-            for index, rle in enumerate(lists.get(name, [])):
-                fault = None if rle is None and name == "masks" else rle_fault(rle, height, width)
-                if fault:
-                    fix = "encode the mask at the size of the image"
-                    yield FieldFault(f"{name}[{index}]", fault, f"compressed RLE of [{height}, {width}]", fix)
-        for index, box in enumerate(lists.get("boxes", [])):
-            fault = box_fault(box, height, width)
-            if fault:
-                fix = "write absolute pixels, not fractions or corners"
-                yield FieldFault(f"boxes[{index}]", fault, f"[x, y, w, h] inside {width} x {height}", fix)
+    if _is_sized(row) and row["width"] * row["height"] <= MAX_PIXELS:
+        yield from _geometry_faults(lists, row["height"], row["width"])
     if "masks" in lists:
         count = len(lists["masks"])
         for name in ("boxes", "is_crowd", "annotation_ids"):
@@ -226,6 +228,25 @@ def _target_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
     for index, number in enumerate(lists.get("annotation_ids", [])):
         if not _is_whole(number):
             yield FieldFault(f"annotation_ids[{index}]", shown(number), "a whole number", "write the source's id")
+
+
+def _geometry_faults(lists: dict[str, Any], height: int, width: int) -> Iterator[FieldFault]:
+    good = {}
+    for name in ("masks", "ignore_masks"):
+        for index, rle in enumerate(lists.get(name, [])):
+            if rle is None and name == "masks":
+                continue
+            fault, fix = rle_fault(rle, height, width), "encode the mask at the size of the image"
+            if fault is None and name == "masks":
+                good[index] = rle
+                if not rle_area(rle):
+                    fault, fix = EMPTY_MASK, "write the mask, or remove the instance"
+            if fault:
+                yield FieldFault(f"{name}[{index}]", fault, f"compressed RLE of [{height}, {width}]", fix)
+    for index, box in enumerate(lists.get("boxes", [])):
+        fault = box_fault(box, height, width, good.get(index))
+        if fault:
+            yield FieldFault(f"boxes[{index}]", fault, f"[x, y, w, h] inside {width} x {height}", BOX_FIX)
 
 
 def _kind_faults(kind: Any, count: int) -> Iterator[FieldFault]:
@@ -249,19 +270,77 @@ def _id_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
             yield FieldFault(name, shown(value), "a string", "write a string")
 
 
-def box_fault(box: Any, height: int, width: int) -> str | None:
-    """What is wrong with a box [x, y, w, h] in pixels of a [height, width] image, or None."""
+def box_fault(box: Any, height: int, width: int, mask: CompressedRLE | None = None) -> str | None:
+    """What is wrong with a box [x, y, w, h] in pixels of a [height, width] image, or None.
+
+    Where there is a (valid) mask it decides: a box that reads better as corners, center, [y, x, h, w], fractions or
+    percent, or whose IoU with the mask's tight box is below `MIN_BOX_IOU`, is a contradiction.
+    """
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         return f"{shown(box)} is not four numbers"
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) for v in box):
-        return f"{shown(box)} holds something that is not a finite number"
+    if not all(is_number(value) for value in box):
+        return f"{shown(box)} holds something that is not a finite number of pixels"
     x, y, w, h = box
     if w < 0 or h < 0:
         return f"{shown(box)} has a negative side"
-    low, high_x, high_y = -BOX_TOLERANCE, width + BOX_TOLERANCE, height + BOX_TOLERANCE
-    if x < low or y < low or x + w > high_x or y + h > high_y:
-        return f"{shown(box)} reaches outside the picture"
+    tight = box_of_rle(mask) if mask is not None else None
+    if tight is not None and tight[2] > 0:
+        fault = _contradiction(box, tight, height, width)
+        if fault:
+            return fault
+    elif max(box) <= 1 and min(height, width) > 2:
+        return f"{shown(box)} looks like fractions of the image"
+    over_x, over_y = max(1.0, BOX_MARGIN * width), max(1.0, BOX_MARGIN * height)
+    if x < -over_x or y < -over_y or x + w > width + over_x or y + h > height + over_y:
+        return f"{shown(box)} reaches outside the image"
     return None
+
+
+def _contradiction(box: Sequence[float], tight: Sequence[float], height: int, width: int) -> str | None:
+    if _edges_differ(box, tight) <= EDGE_TOLERANCE:
+        return None
+    a, b, c, d = box
+    wide, high = width / 100, height / 100
+    readings = {
+        "corners [x1, y1, x2, y2]": (a, b, c - a, d - b),
+        "[center x, center y, w, h]": (a - c / 2, b - d / 2, c, d),
+        "[y, x, h, w]": (b, a, d, c),
+        "fractions of the image": (a * width, b * height, c * width, d * height),
+        "percent of the image": (a * wide, b * high, c * wide, d * high),
+        "fractions [center x, center y, w, h]": ((a - c / 2) * width, (b - d / 2) * height, c * width, d * height),
+    }
+    shown_box = f"{shown(box)}, where the mask's box is {[round(value, 1) for value in tight]}"
+    for name, reading in readings.items():
+        if _edges_differ(reading, tight) <= EDGE_TOLERANCE / 2:
+            return f"{shown_box}: it looks like {name}"
+    overlap = _overlap(box, tight)
+    return f"{shown_box}: their IoU is {overlap:.2f}" if overlap < MIN_BOX_IOU else None
+
+
+def _edges_differ(one: Sequence[float], other: Sequence[float]) -> float:
+    """The largest distance in pixels between the same edges of two boxes [x, y, w, h]."""
+    (a, b, c, d), (e, f, g, h) = one, other
+    return max(abs(a - e), abs(b - f), abs(a + c - e - g), abs(b + d - f - h))
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    (a, b, c, d), (e, f, g, h) = one, other
+    shared = max(0.0, min(a + c, e + g) - max(a, e)) * max(0.0, min(b + d, f + h) - max(b, f))
+    return shared / (c * d + g * h - shared)
+
+
+def fit_box(box: Sequence[float], height: int, width: int) -> list[float]:
+    """A box [x, y, w, h] cut to its image."""
+    x, y, w, h = (float(value) for value in box)
+    left, top = min(max(x, 0.0), width), min(max(y, 0.0), height)
+    if left == x and top == y and x + w <= width and y + h <= height:
+        return [x, y, w, h]
+    return [left, top, min(x + w, float(width)) - left, min(y + h, float(height)) - top]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that can be a coordinate."""
+    return type(value) in (int, float) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
 def _is_whole(value: Any, minimum: int = MIN_INTEGER, maximum: int = MAX_INTEGER) -> bool:
@@ -269,11 +348,18 @@ def _is_whole(value: Any, minimum: int = MIN_INTEGER, maximum: int = MAX_INTEGER
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a string with content; U+FFFD stands where a file's bytes were no UTF-8."""
-    return isinstance(value, str) and bool(value.strip()) and "\ufffd" not in value
+    """Whether a value is a string with content that UTF-8 can hold; U+FFFD stands where a file's bytes were none."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return value.isascii() or ("\ufffd" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value))
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 3, 8, 8, 4
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 78
 
 
 def shown(value: Any) -> str:
-    """A value as it appears in a message, cut to 80 characters."""
-    text = repr(value)
+    """A value as it appears in a message, cut to 80 characters and to one line."""
+    text = _SHORT.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -90,10 +90,10 @@ def test_coco_with_an_instruction_file(coco_folder, tmp_path):
     assert detect_format(coco_folder) == detect_format(coco_folder / "instructions.jsonl") == "coco"
     dataset = load_instruction_dataset(coco_folder)
     one, none, several = dataset
-    assert (one["concept"], one["annotation_ids"], one["row_id"]) == (["block"], [6], "1")
+    assert (one["concept"], one["annotation_ids"], one["row_id"]) == ([], [6], "1")
     assert np.array_equal(decode_mask(one["masks"][0]), block(6)) and one["image"].size == (WIDTH, HEIGHT)
     assert (none["target_kind"], none["masks"], none["concept"]) == ("none", [], ["ball"])
-    assert (several["target_kind"], several["row_id"], len(several["masks"])) == (None, "all", 2)
+    assert (several["target_kind"], several["concept"], len(several["masks"])) == (None, ["block"], 2)
     assert load_instruction_dataset(coco_folder, split="val")["row_id"][:] == ["2"]
     before = list(dataset.remove_columns("image"))
     for format, name in (("official", "o.json"), ("jsonl", "j.jsonl"), ("parquet", "p.parquet")):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sam3i.processing.datasets.conversion import convert_dataset
 from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault
+from sam3i.processing.datasets.image_roots import ReadOptions
 from sam3i.processing.datasets.loading import detect_format, load_instruction_dataset, read_items
 from sam3i.processing.datasets.readers.polygon_raster import fill_polygon
 from sam3i.processing.masks import decode_mask, decode_masks, encode_mask
@@ -80,7 +81,7 @@ def test_reason_seg_round_trip(reason_seg, tmp_path):
 
 
 def test_reason_seg_split_that_is_not_there(reason_seg):
-    with pytest.raises(DatasetFormatError, match="no folder for split 'test', found .'val'"):
+    with pytest.raises(DatasetFormatError, match="no usable row of split 'test'"):
         load_instruction_dataset(reason_seg, split="test")
 
 
@@ -98,7 +99,7 @@ def test_reason_seg_split_that_is_not_there(reason_seg):
 def test_reason_seg_faults(reason_seg, change, field):
     file = reason_seg / "val" / "1_a.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    items = list(read_items("reasonseg", reason_seg))
+    items = list(read_items(reason_seg, "reasonseg", ReadOptions()))
     faults = [item for item in items if isinstance(item, RecordFault)]
     assert [(fault.file, fault.field) for fault in faults] == [(str(file), field)]
     assert len(items) - len(faults) == 2
@@ -183,7 +184,7 @@ def test_mmr(tmp_path):
 def test_mmr_faults(tmp_path, change, field):
     path = tmp_path / "MMR_val.json"
     path.write_text(json.dumps([mmr_picture(**change), mmr_picture(image_id=78)]))
-    items = list(read_items("mmr", path))
+    items = list(read_items(path, "mmr", ReadOptions()))
     faults = [item for item in items if isinstance(item, RecordFault)]
     assert [fault.field for fault in faults] == [field] and "[0]" in faults[0].record
     assert {"78-0", "78-1"} <= {item["row_id"] for item in items if not isinstance(item, RecordFault)}

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sam3i.processing.datasets.conversion import convert_dataset
 from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault
+from sam3i.processing.datasets.image_roots import ReadOptions
 from sam3i.processing.datasets.loading import detect_format, load_instruction_dataset, read_items
 from sam3i.processing.datasets.readers.restricted_pickle import load_plain_pickle
 from sam3i.processing.masks import decode_mask
@@ -264,7 +265,7 @@ def test_a_faulty_ref_is_named_and_the_others_are_read(tmp_path, changes, field)
     if field == "concept/simple/complex":
         changes = {**changes, "category_id": 99}
     folder = write_layout(tmp_path, "refcoco", "refs(unc).p", refs(**changes))
-    items = list(read_items("refer", folder))
+    items = list(read_items(folder, "refer", ReadOptions()))
     faults = [item for item in items if isinstance(item, RecordFault)]
     assert [fault.field for fault in faults] == [field] and faults[0].record.startswith("refs[1]")
     assert [item["row_id"] for item in items if not isinstance(item, RecordFault)] == ["0"]

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain COCO instances plus a file of instructions: the shortest way to instruction data for one's own pictures.
+"""COCO instances, plain or with a file of instructions: the shortest way to instruction data for one's own images.
 
-Source of the COCO part: cocodataset.org, "Data format", object detection. The instruction file is ours: a folder
-holds `instances.json` (or one `instances*.json`) and `instructions.jsonl`, one object per line and target:
+Source of the COCO part: cocodataset.org, "Data format", object detection; also as LVIS, Roboflow, CVAT, labelme2coco,
+Label Studio, coco-annotator and datumaro write it. The instruction file is ours: a folder holds `instances.json` (or
+one `instances*.json`) and `instructions.jsonl`, one object per line and target:
 {"image_id": 17, "annotation_ids": [4, 9], "concept": ["cup"], "simple": [...], "complex": [...]}, optionally with
 "target_kind", "row_id" and "split". `"annotation_ids": []` means that the instruction denotes nothing.
+Without instructions each category of an image becomes a row of the concept level with all its instances.
 """
 
 from __future__ import annotations
@@ -14,67 +16,97 @@ from pathlib import Path
 
 from ..coco_index import CocoIndex
 from ..faults import DatasetFormatError, RecordFault, RecordReader
-from ..image_roots import ImageRoot, ImageRoots
+from ..image_roots import ImageRoots, ReadOptions, name_and_size
+from ..json_stream import sample
 from ..schema import LEVEL_FIELDS, InstructionRow, shown
 from .instances import Instances, finish_row
 from .jsonl import iterate_lines
 
+INSTRUCTIONS = "instructions.jsonl"
+LINE_FIELDS = ("image_id", "annotation_ids", *LEVEL_FIELDS, "target_kind", "row_id", "split")
+KEYS = (b'"images"', b'"annotations"', b'"categories"', b'"file_name"', b'"segmentation"', b'"bbox"')
+
 
 def matches(path: Path) -> bool:
-    """Whether a path is a folder of this format, or the instruction file in one."""
+    """Whether a path is a folder with instructions, the instruction file in one, or a COCO file."""
+    if path.is_dir() or path.name == INSTRUCTIONS:
+        return _with_instructions(path)
+    return path.suffix == ".json" and path.is_file() and sum(key in sample(path) for key in KEYS) >= 2
+
+
+def files(path: Path) -> list[Path]:
+    """The data files that a reading depends on."""
+    if _with_instructions(path):
+        folder = path if path.is_dir() else path.parent
+        return [*sorted(folder.glob("instances*.json")), folder / INSTRUCTIONS]
+    return [path]
+
+
+def _with_instructions(path: Path) -> bool:
     folder = path if path.is_dir() else path.parent
-    named = path.is_dir() or path.name == "instructions.jsonl"
-    return named and (folder / "instructions.jsonl").is_file() and any(folder.glob("instances*.json"))
+    named = path.is_dir() or path.name == INSTRUCTIONS
+    return named and (folder / INSTRUCTIONS).is_file() and any(folder.glob("instances*.json"))
 
 
-def read(
-    path: str | Path, image_root: ImageRoot = None, split: str | None = None, progress: bool = False
-) -> Iterator[InstructionRow | RecordFault]:
-    """Rows and faults in the order of the instruction file."""
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    found = sorted(folder.glob("instances*.json"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise DatasetFormatError(f"{folder}: expected one instances*.json beside instructions.jsonl, found {names}")
-    index = CocoIndex(found[0], progress)
+def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
+    """Rows and faults in the order of the instruction file; of a plain COCO file by ascending image id."""
+    path, found = Path(path), files(Path(path))
+    if len(found) != (2 if _with_instructions(path) else 1):
+        names = ", ".join(file.name for file in found if file.name != INSTRUCTIONS) or "none"
+        raise DatasetFormatError(f"{path}: expected one file of COCO instances, found {names}; name one")
+    index, folder = CocoIndex(found[0], options.progress), found[0].parent
     yield from index.faults
     yield from index.orphans()
-    roots = ImageRoots(image_root, (folder, folder / "images"))
-    for record in iterate_lines(folder / "instructions.jsonl", progress):
-        row = None if record.faults else _row(record, index, roots, folder.name)
+    roots = options.roots(folder, folder / "images")
+    if not _with_instructions(path):
+        yield from _plain_rows(index, roots, options)
+        return
+    if not index.categories:
+        options.account.notes["no categories: concepts are known only from the instructions"] += 1
+    for record in iterate_lines(found[1], options.progress):
+        row = None if record.faults else _row(record, index, roots, options, folder.name)
         yield from record.faults
-        if row is not None and split in (None, row["split"]):
+        if row is not None and options.wants(row["split"]):
             yield row
 
 
-def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, dataset: str) -> InstructionRow | None:
-    image_id, numbers = record.whole("image_id"), record.items("annotation_ids")
+def _instances(options: ReadOptions) -> Instances:
+    return Instances(options.crowd or "instance", options.account.notes)
+
+
+def _row(
+    record: RecordReader, index: CocoIndex, roots: ImageRoots, options: ReadOptions, dataset: str
+) -> InstructionRow | None:
+    record.check_names(LINE_FIELDS)
+    image_id, numbers = record.data.get("image_id"), record.items("annotation_ids")
     texts = {level: record.texts(level) for level in LEVEL_FIELDS}
-    image = None if image_id is None else index.image(image_id)
-    if image_id is not None and image is None:
-        record.fault("image_id", str(image_id), "the id of an image", "add the image to the instances file")
+    image = index.image(image_id)
+    if image is None:
+        found = shown(image_id) if "image_id" in record.data else "missing"
+        record.fault("image_id", found, "the id of an image", "add the image to the instances file")
     if record.faults:
         return None
-    picture = RecordReader(str(index.path), f"image {image_id}", image)
-    width, height, file_name = picture.side("width"), picture.side("height"), picture.text("file_name")
-    record.faults.extend(picture.faults)
+    source = RecordReader(str(index.path), f"image {image_id}", image)
+    file_name, path, width, height = name_and_size(source, roots, dataset)
+    record.faults.extend(source.faults)
     if record.faults:
         return None
-    instances, names = Instances(), {}
+    instances, categories = _instances(options), set()
     for number in numbers:
-        annotation = index.annotation(number) if isinstance(number, int) else None
-        if annotation is None or annotation["image_id"] != image_id:
+        annotation = index.annotation(number)
+        label = f"{record.record}: annotation {shown(number)}"
+        if annotation is None or index.number(annotation["image_id"]) != index.number(image_id):
             expected = f"ids of annotations of image {image_id}"
             record.fault("annotation_ids", shown(number), expected, "add the annotation or mend the id")
             continue
-        instances.add(record, f"{record.record}: annotation {number}", annotation, height, width)
-        if annotation.get("category_id") in index.categories:
-            names[index.categories[annotation["category_id"]]] = None
-    texts["concept"] = texts["concept"] or list(names)
+        instances.add(record, label, annotation, height, width)
+        categories.add(index.category(record, annotation, label))
+    if not texts["concept"] and numbers and record.data.get("target_kind") in (None, "1-to-all"):
+        texts["concept"] = _concept_of_all(index, image_id, numbers, categories)
     return finish_row(
         record,
         instances,
-        image=roots.path(file_name, dataset),
+        image=path,
         file_name=file_name,
         width=width,
         height=height,
@@ -85,3 +117,67 @@ def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, dataset: str
         split=record.data.get("split"),
         **texts,
     )
+
+
+def _concept_of_all(index: CocoIndex, image_id: object, numbers: list, categories: set) -> list[str]:
+    """The category's name where the target is every instance of it; the name alone would denote more than a part."""
+    if len(categories) != 1 or not categories <= index.nouns.keys():
+        return []
+    others = {
+        index.number(annotation["id"])
+        for _, annotation in index.annotations_of(image_id)
+        if index.number(annotation.get("category_id")) in categories
+    }
+    return [index.nouns[next(iter(categories))]] if others == {index.number(n) for n in numbers} else []
+
+
+def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
+    account, dataset = options.account, index.path.stem
+    if index.keys and not index.nouns:
+        fix = 'add "categories" with names, or instructions (instructions.jsonl) beside the file'
+        yield RecordFault(str(index.path), "(file)", "categories", "no name", "names for the concepts", fix)
+        return
+    for label, data in index.images():
+        record = RecordReader(str(index.path), label, data)
+        file_name, path, width, height = name_and_size(record, roots, dataset)
+        yield from record.faults
+        if record.faults:
+            account.left_out["image with a fault"] += 1
+            continue
+        found: dict[int | None, Instances] = {}
+        partial = {index.number(number) for number in data.get("not_exhaustive_category_ids") or ()}
+        for place, annotation in index.annotations_of(data["id"]):
+            part = RecordReader(record.file, place, annotation)
+            category = index.category(part, annotation, place)
+            if not part.faults and category not in index.nouns:
+                account.left_out["annotation whose category is no noun"] += 1
+                continue
+            added = _instances(options) if category not in found else found[category]
+            added.add(part, place, annotation, height, width)
+            if part.faults:
+                yield from part.faults
+                partial.add(category)  # there is one more, but it cannot be used
+                account.left_out["annotation with a fault"] += 1
+            else:
+                found[category] = added
+        if not found:
+            account.left_out["image without a usable annotation"] += 1
+        for category, instances in found.items():
+            assert category is not None
+            row_record = RecordReader(record.file, f"{label}: category {index.nouns[category]!r}", {})
+            row = finish_row(
+                row_record,
+                instances,
+                image=path,
+                file_name=file_name,
+                width=width,
+                height=height,
+                concept=[index.nouns[category].replace("_", " ")],
+                target_kind=None if category in partial or any(instances.is_crowd) else "1-to-all",
+                row_id=f"{data['id']}-{category}",
+                image_id=data["id"],
+                dataset=dataset,
+            )
+            yield from row_record.faults
+            if row is not None and options.wants(None):
+                yield row

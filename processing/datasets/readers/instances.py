@@ -3,18 +3,43 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...masks import box_of_rle, segmentation_to_rle
-from ..faults import RecordReader
-from ..schema import CompressedRLE, InstructionRow, box_fault, make_row, shown, validate_row
+import numpy as np
+from scipy import ndimage
+
+from ...masks import box_of_rle, decode_mask, rle_area, segmentation_to_rle
+from ..faults import RecordReader, as_whole
+from ..schema import (
+    BOX_FIX,
+    EMPTY_MASK,
+    CompressedRLE,
+    InstructionRow,
+    box_fault,
+    fit_box,
+    is_number,
+    make_row,
+    shown,
+    validate_row,
+)
+
+ANNOTATION_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+FLAGS = {"": False, "0": False, "false": False, "no": False, "none": False, "1": True, "true": True, "yes": True}
 
 
 @dataclass
 class Instances:
-    """The instance lists of a row while it is being read."""
+    """The instance lists of a row while it is being read.
 
+    Attributes:
+        crowd: "instance" or "skip": what becomes of an annotation marked crowd (see `ReadOptions`).
+        notes: counts boxes without masks, crowds, and boxes that were cut to their image.
+    """
+
+    crowd: str = "skip"
+    notes: Counter[str] = field(default_factory=Counter)
     masks: list[CompressedRLE | None] = field(default_factory=list)
     boxes: list[list[float]] = field(default_factory=list)
     is_crowd: list[bool] = field(default_factory=list)
@@ -28,32 +53,71 @@ class Instances:
 
         A missing box is taken from the mask; a missing segmentation leaves the mask None; one of the two must exist.
         """
-        if not isinstance(annotation, dict):
-            record.fault("(record)", shown(annotation), "an object", "write one object per annotation", label)
+        part = RecordReader(record.file, label, annotation)
+        record.faults += part.faults
+        if part.faults:
             return
-        try:
-            mask = segmentation_to_rle(annotation.get("segmentation"), height, width)
-        except ValueError as error:
-            fix = "write polygons, an uncompressed or a compressed RLE of the image's size"
-            record.fault("segmentation", str(error), f"a segmentation of {width} x {height} pixels", fix, label)
+        part.check_names(ANNOTATION_FIELDS, only_misspelled=True)
+        area, crowd = part.data.get("area"), crowd_flag(part.data.get("iscrowd"))
+        if area is not None and not is_number(area) and as_whole(area) is None:
+            part.fault("area", shown(area), "a number of pixels", "write the mask's area, or leave it out")
+        if crowd is None:
+            part.fault("iscrowd", shown(part.data["iscrowd"]), "0 or 1", "write 0 for a single instance")
+        mask = self._mask(part, height, width)
+        box = self._box(part, mask, height, width)
+        record.faults += part.faults
+        if part.faults:
             return
-        box = annotation.get("bbox")
-        if box is None and mask is not None:
-            box = box_of_rle(mask)
-        fault = box_fault(box, height, width)
-        if fault:
-            fix = "write absolute pixels, not fractions or corners"
-            record.fault("bbox", fault, f"[x, y, w, h] inside {width} x {height}", fix, label)
-            return
-        crowd = annotation.get("iscrowd", 0)
-        if crowd not in (0, 1, False, True):
-            record.fault("iscrowd", shown(crowd), "0 or 1", "write 0 for a single instance", label)
-            return
+        if crowd:
+            crowd = not (self.crowd == "instance" and mask is not None and is_one_piece(mask))
+            kept = "a crowd (no instance of its own)" if crowd else "taken as an instance: its mask is one piece"
+            self.notes[f"annotation marked crowd, {kept}"] += 1
+        if mask is None:
+            self.notes["box without a mask"] += 1
         self.masks.append(mask)
-        self.boxes.append([float(value) for value in box])
+        self.boxes.append(box)
         self.is_crowd.append(bool(crowd))
-        if isinstance(annotation.get("id"), int):
-            self.annotation_ids.append(annotation["id"])
+        number = as_whole(annotation.get("id"))
+        if number is not None:
+            self.annotation_ids.append(number)
+
+    @staticmethod
+    def _mask(part: RecordReader, height: int, width: int) -> CompressedRLE | None:
+        try:
+            mask = segmentation_to_rle(part.data.get("segmentation"), height, width)
+            if mask is not None and not rle_area(mask):
+                raise ValueError(f"a mask that {EMPTY_MASK} ({shown(part.data['segmentation'])})")
+            return mask
+        except ValueError as error:
+            fix = "write polygons in pixels, an uncompressed or a compressed RLE, of the image's size"
+            part.fault("segmentation", str(error), f"a segmentation of {width} x {height} pixels", fix)
+            return None
+
+    def _box(self, part: RecordReader, mask: CompressedRLE | None, height: int, width: int) -> list[float]:
+        box = part.data.get("bbox")
+        if box in (None, []) and mask is not None:
+            return box_of_rle(mask)
+        fault = box_fault(box, height, width, mask)
+        if fault:
+            if not any(one.field == "segmentation" for one in part.faults):
+                part.fault("bbox", fault, f"[x, y, w, h] inside {width} x {height}", BOX_FIX)
+            return []
+        fitted = fit_box(box, height, width)
+        if fitted != box:
+            self.notes["box cut to its image"] += 1
+        return fitted
+
+
+def crowd_flag(value: Any) -> bool | None:
+    """What an `iscrowd` means: a number other than 0, true and "true" say crowd; None where it says nothing clear."""
+    if isinstance(value, str):
+        return FLAGS.get(value.strip().lower())
+    return bool(value) if value is None or is_number(value) or isinstance(value, bool) else None
+
+
+def is_one_piece(mask: CompressedRLE) -> bool:
+    """Whether the pixels of a mask hang together (corners count)."""
+    return ndimage.label(decode_mask(dict(mask)), np.ones((3, 3)))[1] == 1
 
 
 def count_kind(count: int, several: str = "1-to-N") -> str:

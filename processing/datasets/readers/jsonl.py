@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of the schema as JSON Lines: one row per line, the format to write by hand or from a script.
 
-Fields as in `schema.InstructionRow`. Only `file_name` (or `image`, a path), `width`, `height` and one instruction are
-required; masks may come in any COCO encoding (polygons, uncompressed or compressed RLE); boxes default to those of the
-masks, ids to the line number. A row that gives all fields comes back unchanged.
+Fields as in `schema.InstructionRow`. Only `file_name` (or `image`, a path) and one instruction are required; sizes
+default to those of the image; masks may come in any COCO encoding (polygons, uncompressed or compressed RLE); boxes
+default to those of the masks, ids to the line number. A row that gives all fields comes back unchanged.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,63 +18,96 @@ from tqdm.auto import tqdm
 
 from ...masks import box_of_rle, segmentation_to_rle
 from ..faults import RecordFault, RecordReader
-from ..image_roots import ImageRoot, ImageRoots
-from ..schema import LEVEL_FIELDS, ROW_FIELDS, InstructionRow, make_row, shown, validate_row
+from ..image_roots import ImageRoots, ReadOptions, name_and_size
+from ..schema import LEVEL_FIELDS, ROW_FIELDS, CompressedRLE, InstructionRow, fit_box, make_row, shown, validate_row
+
+ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+MAX_LINE = 1 << 28  # bytes
 
 
 def matches(path: Path) -> bool:
     """Whether a path looks like this format."""
-    return path.is_file() and path.suffix == ".jsonl"
+    return path.is_file() and path.name.lower().endswith(ENDINGS)
 
 
-def read(
-    path: str | Path, image_root: ImageRoot = None, split: str | None = None, progress: bool = False
-) -> Iterator[InstructionRow | RecordFault]:
-    """Rows and faults in file order; `split` filters on the field of that name."""
+def files(path: Path) -> list[Path]:
+    """The data files that a reading depends on."""
+    return [path]
+
+
+def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
+    """Rows and faults in file order."""
     path = Path(path)
-    roots = ImageRoots(image_root, (path.parent, path.parent / "images"))
-    seen: dict[tuple[Any, str], int] = {}
-    for number, record in enumerate(iterate_lines(path, progress), start=1):
-        row = None if record.faults else _row(record, roots, path)
+    roots = options.roots(path.parent, path.parent / "images")
+    name = path.name.removesuffix(".gz").rpartition(".")[0]
+    yield from rows_of_records(iterate_lines(path, options.progress), roots, options, name)
+
+
+def rows_of_records(
+    records: Iterator[RecordReader], roots: ImageRoots, options: ReadOptions, dataset: str
+) -> Iterator[InstructionRow | RecordFault]:
+    """Rows and faults of records with the fields of the schema; row ids are used once per split."""
+    seen: dict[tuple[Any, str], str] = {}
+    for record in records:
+        row = None if record.faults else _row(record, roots, options, dataset)
         if row is not None:
-            first = seen.setdefault((row["split"], row["row_id"]), number)
-            if first != number:
-                record.fault(
-                    "row_id", shown(row["row_id"]), "an id used once per split", "give the row an id of its own"
-                )
+            first = seen.setdefault((row["split"], row["row_id"]), record.record)
+            if first != record.record:
+                expected = f"an id used once per split ({first} has it)"
+                record.fault("row_id", shown(row["row_id"]), expected, "give the row an id of its own")
         yield from record.faults
-        if row is not None and not record.faults and split in (None, row["split"]):
+        if row is not None and not record.faults and options.wants(row["split"]):
             yield row
 
 
 def iterate_lines(path: Path, progress: bool = False) -> Iterator[RecordReader]:
     """One reader per non-empty line; a line that is no JSON comes with that fault."""
-    with (
-        open(path, "rb") as file,
-        tqdm(
-            total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=not progress, leave=False
-        ) as bar,
-    ):
-        for number, raw in enumerate(file, start=1):
-            bar.update(len(raw))
+    total = path.stat().st_size
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=not progress, leave=False)
+    with open(path, "rb") as source, bar:
+        lines = gzip.open(source) if path.suffix == ".gz" else source
+        number = 0
+        while True:
+            number += 1
+            record = RecordReader(str(path), f"line {number}", {})
+            try:
+                raw = lines.readline(MAX_LINE)
+            except (OSError, EOFError) as error:
+                record.fault("(file)", str(error), "a whole gzip file", "compress it again")
+                yield record
+                return
+            bar.update(source.tell() - bar.n)
+            if not raw:
+                return
+            if len(raw) == MAX_LINE:
+                record.fault("(syntax)", f"a line of {MAX_LINE} bytes or more", "one row per line", "split the file")
+                yield record
+                return
             if not raw.strip():
                 continue
             try:
-                record = RecordReader(str(path), f"line {number}", json.loads(raw.decode("utf-8-sig")))
+                record = RecordReader(str(path), record.record, json.loads(raw.decode("utf-8-sig")))
             except (ValueError, RecursionError) as error:
-                record = RecordReader(str(path), f"line {number}", {})
                 record.fault("(syntax)", str(error), "one JSON object per line", "mend the syntax")
             yield record
 
 
-def _row(record: RecordReader, roots: ImageRoots, path: Path) -> InstructionRow | None:
+def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: str) -> InstructionRow | None:
     data = record.data
-    for name in data.keys() - set(ROW_FIELDS):
-        record.fault(name, "unknown field", f"one of {', '.join(ROW_FIELDS)}", "rename or remove it")
-    width, height = record.side("width"), record.side("height")
-    named = data.get("file_name") if data.get("file_name") is not None else data.get("image")
-    if named is not None and not isinstance(named, str):
-        record.fault("file_name", shown(named), "a path", "write the path of the picture")
+    record.check_names(ROW_FIELDS)
+    dataset = data.get("dataset") or name
+    image: Any = data.get("image")
+    if isinstance(image, dict) and not image.get("bytes"):
+        image = image.get("path")
+    embedded = image if isinstance(image, dict) else None
+    if image is not None and embedded is None and not isinstance(image, str):
+        record.fault("image", shown(image), "a path", "write the path of the image")
+    if embedded is None and data.get("file_name") is None and isinstance(image, str):
+        data["file_name"] = image
+    if embedded is None and data.get("file_name") is not None:
+        _, image, width, height = name_and_size(record, roots, str(dataset))
+    else:
+        width, height = record.size()
     texts = {level: record.texts(level) for level in LEVEL_FIELDS}
     if record.faults:
         return None
@@ -84,39 +118,42 @@ def _row(record: RecordReader, roots: ImageRoots, path: Path) -> InstructionRow 
         record.fault("boxes", "missing", "a box where a mask is null", "write [x, y, w, h] in pixels")
     if record.faults:
         return None
-    number = record.record.removeprefix("line ")
-    if boxes is None:
-        boxes = [box_of_rle(mask) for mask in masks]
+    number, named = record.record.rpartition(" ")[2], data.get("file_name")
     row = make_row(
-        image=None if named is None else roots.path(named, str(data.get("dataset", ""))),
+        image=image,
         file_name=named,
         width=width,
         height=height,
         row_id=data.get("row_id", number),
         image_id=data.get("image_id", named or number),
         masks=masks,
-        boxes=[],
+        boxes=[box_of_rle(dict(mask)) for mask in masks if mask is not None] if boxes is None else [],
         ignore_masks=ignore,
-        dataset=data.get("dataset", path.stem),
+        dataset=dataset,
         split=data.get("split"),
         target_kind=data.get("target_kind", None if masks else "none"),
         **texts,
     )
-    row.update(
-        boxes=boxes, is_crowd=data.get("is_crowd", row["is_crowd"]), annotation_ids=data.get("annotation_ids", [])
-    )
+    row["is_crowd"] = data.get("is_crowd", row["is_crowd"])
+    row["annotation_ids"] = data.get("annotation_ids", [])
+    row["boxes"] = row["boxes"] if boxes is None else boxes
     record.take(validate_row(row))
     if record.faults:
         return None
-    row["boxes"] = [[float(value) for value in box] for box in boxes]
+    row["boxes"] = [fit_box(box, height, width) for box in row["boxes"]]
+    notes = options.account.notes
+    for mask, box, fitted in zip(masks, boxes or row["boxes"], row["boxes"], strict=True):
+        notes["box cut to its image"] += fitted != box
+        notes["box without a mask"] += mask is None
     return row
 
 
-def _masks(record: RecordReader, field: str, height: int, width: int) -> list[dict[str, Any] | None]:
-    masks = []
+def _masks(record: RecordReader, field: str, height: int, width: int) -> list[CompressedRLE | None]:
+    masks: list[CompressedRLE | None] = []
     for index, value in enumerate(record.items(field, optional=True)):
         try:
-            masks.append(segmentation_to_rle(value, height, width))
+            mask = segmentation_to_rle(value, height, width)
+            masks.append(None if mask is None else CompressedRLE(size=mask["size"], counts=mask["counts"]))
         except ValueError as error:
             fix = "write polygons or an RLE of the image's size"
             record.fault(f"{field}[{index}]", str(error), f"a mask of {width} x {height} pixels", fix)

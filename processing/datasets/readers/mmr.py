@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..faults import RecordFault, RecordReader
-from ..image_roots import ImageRoot, ImageRoots
+from ..image_roots import ImageRoots, ReadOptions, name_and_size
 from ..json_stream import JsonSyntaxError, iterate_elements, line_of, read_element, sample
-from ..schema import InstructionRow, shown
+from ..schema import InstructionRow, is_text, shown
 from .instances import Instances, count_kind, finish_row
 
 
@@ -28,28 +28,33 @@ def matches(path: Path) -> bool:
     return content.lstrip()[:1] == b"[" and b'"questions"' in content and b'"answers"' in content
 
 
-def read(
-    path: str | Path, image_root: ImageRoot = None, split: str | None = None, progress: bool = False
-) -> Iterator[InstructionRow | RecordFault]:
+def files(path: Path) -> list[Path]:
+    """The data files that a reading depends on."""
+    return [path]
+
+
+def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
     """Rows and faults of a file; the split is what the file's name says after "MMR_"."""
     path = Path(path)
     file_split = path.stem.partition("_")[2] or None
-    if split is not None and split != file_split:
-        return
-    roots = ImageRoots(image_root, (path.parent, path.parent / "images", path.parent.parent / "coco"))
+    roots = options.roots(path.parent, path.parent / "images", path.parent.parent / "coco")
     with open(path, "rb") as file:
         try:
-            for element in iterate_elements(path, progress):
+            for element in iterate_elements(path, options.progress):
                 data = read_element(file, element.start, element.end)
                 record = RecordReader(str(path), f"[{element.position}]", data)
-                yield from _rows(record, roots, file_split)
+                for item in _rows(record, roots, file_split, options):
+                    if isinstance(item, RecordFault) or options.wants(item["split"]):
+                        yield item
         except JsonSyntaxError as error:
             where = f"line {line_of(path, error.offset)}, byte {error.offset}"
             yield RecordFault(str(path), where, "(syntax)", error.reason, "JSON", "mend the syntax")
 
 
-def _rows(record: RecordReader, roots: ImageRoots, split: str | None) -> Iterator[InstructionRow | RecordFault]:
-    width, height, file_name = record.side("width"), record.side("height"), record.text("file_name")
+def _rows(
+    record: RecordReader, roots: ImageRoots, split: str | None, options: ReadOptions
+) -> Iterator[InstructionRow | RecordFault]:
+    file_name, image, width, height = name_and_size(record, roots, "MMR")
     image_id = record.whole("image_id")
     questions, answers = record.items("questions"), record.items("answers")
     if not record.faults and len(questions) != len(answers):
@@ -60,12 +65,13 @@ def _rows(record: RecordReader, roots: ImageRoots, split: str | None) -> Iterato
         return
     for position, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         part = RecordReader(record.file, f"{record.record} (image_id {image_id})", record.data)
-        if not isinstance(question, str) or not question.strip():
+        if not is_text(question):
             part.fault(f"questions[{position}]", shown(question), "a non-empty string", "write the question")
         if not isinstance(answer, list):
             part.fault(f"answers[{position}]", shown(answer), "a list of annotations", "write [] for no target")
             answer = []
-        instances, names = Instances(), {}
+        instances = Instances(options.crowd or "instance", options.account.notes)
+        names: dict[str, None] = {}
         for place, annotation in enumerate(answer):
             label = f"{part.record}: answers[{position}][{place}]"
             instances.add(part, label, annotation, height, width)
@@ -73,7 +79,7 @@ def _rows(record: RecordReader, roots: ImageRoots, split: str | None) -> Iterato
         row = finish_row(
             part,
             instances,
-            image=roots.path(file_name, "MMR"),
+            image=image,
             file_name=file_name,
             width=width,
             height=height,

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..coco_index import CocoIndex
 from ..faults import RecordFault, RecordReader
-from ..image_roots import ImageRoot, ImageRoots
+from ..image_roots import ImageRoots, ReadOptions, name_and_size
 from ..json_stream import sample
 from ..schema import InstructionRow, shown
 from .instances import Instances, finish_row
@@ -31,53 +31,53 @@ def matches(path: Path) -> bool:
     return b'"text_inst_input"' in sample(path)
 
 
-def read(
-    path: str | Path, image_root: ImageRoot = None, split: str | None = None, progress: bool = False
-) -> Iterator[InstructionRow | RecordFault]:
-    """Rows and faults of a file, by ascending record id; `split` filters on the split in the `sam3i` object."""
+def files(path: Path) -> list[Path]:
+    """The data files that a reading depends on."""
+    return [path]
+
+
+def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
+    """Rows and faults of a file, by ascending record id; the split is that of the `sam3i` object."""
     path = Path(path)
-    index = CocoIndex(path, progress)
+    index = CocoIndex(path, options.progress)
     yield from index.faults
-    if index.category_ids is None:
+    if "categories" not in index.keys:
         fix = 'add "categories": [{"id": 1, "name": "object"}]'
         yield RecordFault(str(path), "(file)", "categories", "missing", "a list (the authors' loader needs it)", fix)
-    if "images" not in index.keys and not index.faults:
-        yield RecordFault(str(path), "(file)", "images", "missing", "a list of records", "see the format description")
     yield from index.orphans()
-    roots = ImageRoots(image_root, (path.parent, path.parent / "images"))
+    roots = options.roots(path.parent, path.parent / "images")
     for label, data in index.images():
         record = RecordReader(str(path), label, data)
-        row = _row(record, index, roots, path)
+        row = _row(record, index, roots, options, path)
         yield from record.faults
-        if row is not None and split in (None, row["split"]):
+        if row is not None and options.wants(row["split"]):
             yield row
 
 
-def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, path: Path) -> InstructionRow | None:
-    width, height, file_name = record.side("width"), record.side("height"), record.text("file_name")
+def _row(
+    record: RecordReader, index: CocoIndex, roots: ImageRoots, options: ReadOptions, path: Path
+) -> InstructionRow | None:
+    extra = _extra(record)
+    file_name, image, width, height = name_and_size(record, roots, str(extra.get("dataset", "")))
     texts = _texts(record)
-    if width is None or height is None:
+    if not width or not height:
         return None
-    instances = Instances()
+    instances = Instances(options.crowd or "skip", options.account.notes)
     for label, annotation in index.annotations_of(record.data["id"]):
-        category = annotation.get("category_id")
-        if index.category_ids and category not in index.category_ids:
-            found = shown(category) if "category_id" in annotation else "missing"
-            record.fault("category_id", found, "the id of a category", "add the category or mend the id", label)
+        index.category(record, annotation, label)
         if "iscrowd" not in annotation:
             record.fault("iscrowd", "missing", "0 or 1 (the authors' loader needs it)", "write 0", label)
-        if annotation.get("bbox") is None:
+        if annotation.get("bbox") in (None, []):
             record.fault("bbox", "missing", "[x, y, w, h] in pixels", "write the box of the mask", label)
             continue
         instances.add(record, label, annotation, height, width)
     if record.faults:
         return None
-    extra = _extra(record)
     instances.annotation_ids = extra.get("annotation_ids", instances.annotation_ids)
     return finish_row(
         record,
         instances,
-        image=roots.path(file_name, extra.get("dataset", "")),
+        image=image,
         file_name=file_name,
         width=width,
         height=height,
@@ -106,6 +106,7 @@ def _texts(record: RecordReader) -> dict[str, Any]:
         record.fault("text_inst_input", found, f"an object with {', '.join(TEXT_KEYS.values())}", "write the texts")
         return {}
     inner = RecordReader(record.file, record.record, source)
+    inner.check_names(tuple(TEXT_KEYS.values()), only_misspelled=True)
     texts = {level: inner.texts(key) for level, key in TEXT_KEYS.items()}
     for fault in inner.faults:
         record.fault(f"text_inst_input.{fault.field}", fault.found, fault.expected, fault.fix)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from ...masks import box_of_rle, encode_mask
-from ..faults import DatasetFormatError, RecordFault, RecordReader
-from ..image_roots import ImageRoot, ImageRoots, picture_size
+from ...images import MAX_PIXELS, ImageError, image_size
+from ...masks import box_of_rle, check_points, encode_mask
+from ..faults import RecordFault, RecordReader
+from ..image_roots import ImageRoots, ReadOptions, find_image
 from ..schema import InstructionRow, shown
 from .instances import Instances, finish_row
 from .polygon_raster import fill_polygon
@@ -34,19 +34,23 @@ def matches(path: Path) -> bool:
     return path.is_dir() and any(True for folder in _folders(path) for _ in _pairs(folder))
 
 
-def read(
-    path: str | Path, image_root: ImageRoot = None, split: str | None = None, progress: bool = False
-) -> Iterator[InstructionRow | RecordFault]:
-    """Rows and faults of a folder, sorted by file name; `image_root` replaces the folder of the pictures."""
-    folders = [folder for folder in _folders(Path(path)) if split in (None, folder.name)]
-    if not folders:
-        raise DatasetFormatError(
-            f"{path}: no folder for split {split!r}, found {[f.name for f in _folders(Path(path))]}"
-        )
-    for folder in folders:
-        roots = ImageRoots(image_root, (folder,))
+def files(path: Path) -> list[Path]:
+    """The data files that a reading depends on: sizes come from the images."""
+    return [file for folder in _folders(path) for json in sorted(folder.glob("*.json")) for file in _pair(json)]
+
+
+def _pair(file: Path) -> list[Path]:
+    return [one for one in (file, file.with_suffix(".jpg")) if one.is_file()]
+
+
+def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
+    """Rows and faults of a folder, sorted by file name; `image_root` replaces the folder of the images."""
+    for folder in _folders(Path(path)):
+        roots = options.roots(folder)
         files = sorted(folder.glob("*.json"))
-        for file in tqdm(files, desc=folder.name, disable=not progress, leave=False):
+        for file in tqdm(files, desc=folder.name, disable=not options.progress, leave=False):
+            if not options.wants(folder.name):
+                continue
             record = _open(file)
             row = None if record.faults else _row(record, roots, folder.name, file)
             yield from record.faults
@@ -71,7 +75,7 @@ def _open(file: Path) -> RecordReader:
         text = raw.decode("cp1252", "replace")
     try:
         return RecordReader(str(file), "(file)", json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         record = RecordReader(str(file), "(file)", {})
         record.fault("(syntax)", str(error), "JSON", "mend the syntax")
         return record
@@ -80,11 +84,12 @@ def _open(file: Path) -> RecordReader:
 def _row(record: RecordReader, roots: ImageRoots, split: str, file: Path) -> InstructionRow | None:
     texts = record.texts("text", optional=False)
     shapes = [shape for shape in record.items("shapes") if _is_shape(record, shape)]
-    image = roots.path(f"{file.stem}.jpg", "reasonseg")
-    size = _size(record, image)
+    image = find_image(record, roots, f"{file.stem}.jpg", "reasonseg")
+    height, width = (0, 0) if record.faults else _size(record, image)
+    for shape in shapes if height else ():
+        _check_shape(record, shape, height, width)
     if record.faults:
         return None
-    width, height = size
     painted = _paint(shapes, height, width)
     instances = Instances()
     for mask in painted["target"]:
@@ -116,27 +121,29 @@ def _is_shape(record: RecordReader, shape: Any) -> bool:
     if shape["label"].lower() == "flag":
         return False
     points = shape.get("points")
-    good = isinstance(points, list) and points and all(_is_point(point) for point in points)
+    good = isinstance(points, list) and points and all(isinstance(p, list) and len(p) == 2 for p in points)
     if not good:
         record.fault("shapes.points", shown(points), "a list of [x, y] in pixels", "mend or remove the shape")
     return bool(good)
 
 
-def _is_point(point: Any) -> bool:
-    return (
-        isinstance(point, list)
-        and len(point) == 2
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v) for v in point)
-    )
-
-
-def _size(record: RecordReader, image: str | None) -> tuple[int, int] | None:
+def _check_shape(record: RecordReader, shape: dict[str, Any], height: int, width: int) -> None:
     try:
-        with Image.open(image or record.file.removesuffix(".json") + ".jpg") as picture:
-            return picture_size(picture)
-    except (OSError, UnidentifiedImageError) as error:
-        record.fault("(picture)", str(error), "a readable picture beside the JSON file", "add it or pass image_root")
-        return None
+        check_points([x for x, _ in shape["points"]], [y for _, y in shape["points"]], height, width)
+    except ValueError as error:
+        expected = f"[x, y] in pixels of the image of {width} x {height}"
+        record.fault("shapes.points", str(error), expected, "mend or remove the shape")
+
+
+def _size(record: RecordReader, image: str | None) -> tuple[int, int]:
+    try:
+        height, width = image_size(Path(image or record.file.removesuffix(".json") + ".jpg"))
+        if height * width > MAX_PIXELS:
+            raise ImageError(f"it has {width} x {height} pixels, more than {MAX_PIXELS}")
+        return height, width
+    except ImageError as error:
+        record.fault("(image)", str(error), "a readable image beside the JSON file", "add it or pass image_root")
+        return 0, 0
 
 
 def _paint(shapes: list[dict[str, Any]], height: int, width: int) -> dict[str, list[np.ndarray]]:

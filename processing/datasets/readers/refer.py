@@ -20,8 +20,8 @@ from typing import Any
 
 from ..coco_index import CocoIndex
 from ..faults import DatasetFormatError, RecordFault, RecordReader
-from ..image_roots import ImageRoot, ImageRoots
-from ..schema import InstructionRow, shown
+from ..image_roots import ImageRoots, ReadOptions, name_and_size
+from ..schema import InstructionRow, is_text, shown
 from .instances import Instances, count_kind, finish_row
 from .restricted_pickle import load_plain_pickle
 
@@ -36,16 +36,20 @@ def matches(path: Path) -> bool:
     return path.is_file() and bool(REFS_NAME.match(path.name))
 
 
-def read(
-    path: str | Path, image_root: ImageRoot = None, split: str | None = None, progress: bool = False
-) -> Iterator[InstructionRow | RecordFault]:
-    """Rows and faults of a refs file in file order; `split` as in the file ("train", "val", "testA", ...)."""
+def files(path: Path) -> list[Path]:
+    """The data files that a reading depends on."""
+    refs_path = refs_file(path)
+    return [refs_path, refs_path.parent / "instances.json"]
+
+
+def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
+    """Rows and faults of a refs file in file order; the split as in the file ("train", "val", "testA", ...)."""
     refs_path = refs_file(Path(path))
     instances_path = refs_path.parent / "instances.json"
     if not instances_path.is_file():
         raise DatasetFormatError(f"{instances_path} is missing: the REFER layout keeps it beside {refs_path.name}")
     refs = load_refs(refs_path)
-    index = CocoIndex(instances_path, progress)
+    index = CocoIndex(instances_path, options.progress)
     yield from index.faults
     root = refs_path.parent.parent
     folders = (
@@ -55,14 +59,14 @@ def read(
         "train2014",
         "trainval2014",
     )
-    roots = ImageRoots(image_root, [root / folder for folder in folders])
+    roots = options.roots(refs_path.parent, refs_path.parent / "images", *(root / folder for folder in folders))
     for position, data in enumerate(refs):
         record = RecordReader(str(refs_path), f"refs[{position}]", data)
         if isinstance(data, dict) and "ref_id" in data:
             record.record += f" (ref_id {data['ref_id']})"
-        if split is not None and record.data.get("split") != split:
+        if not options.wants(record.data.get("split")):
             continue
-        row = _row(record, index, roots, refs_path.parent.name)
+        row = _row(record, index, roots, options, refs_path.parent.name)
         yield from record.faults
         if row is not None:
             yield row
@@ -96,29 +100,31 @@ def load_refs(path: Path) -> list[Any]:
     else:
         try:
             refs = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetFormatError(f"{path}: no JSON ({error})") from error
     if not isinstance(refs, list):
         raise DatasetFormatError(f"{path}: expected a list of refs, found {type(refs).__name__}")
     return refs
 
 
-def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, dataset: str) -> InstructionRow | None:
+def _row(
+    record: RecordReader, index: CocoIndex, roots: ImageRoots, options: ReadOptions, dataset: str
+) -> InstructionRow | None:
     ref_id, image_id = record.whole("ref_id"), record.whole("image_id")
     split = record.text("split")
     sentences = _sentences(record)
     numbers = _annotation_ids(record)
-    image = None if image_id is None else index.image(image_id)
-    if image_id is not None and image is None:
+    image = index.image(image_id)
+    if image is None and not record.faults:
         record.fault("image_id", str(image_id), "the id of an image in instances.json", "add the image")
     if record.faults:
         return None
     picture = RecordReader(record.file, f"{record.record}: image {image_id} in instances.json", image)
-    width, height, file_name = picture.side("width"), picture.side("height"), picture.text("file_name")
+    file_name, path, width, height = name_and_size(picture, roots, dataset)
     record.faults.extend(picture.faults)
     if record.faults:
         return None
-    instances = Instances()
+    instances = Instances(options.crowd or "instance", options.account.notes)
     for number in numbers:
         annotation = index.annotation(number)
         label = f"{record.record}: annotation {number} in instances.json"
@@ -129,13 +135,13 @@ def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, dataset: str
     return finish_row(
         record,
         instances,
-        image=roots.path(file_name, dataset),
+        image=path,
         file_name=file_name,
         width=width,
         height=height,
         concept=_concepts(record.data, index),
         simple=sentences,
-        target_kind=KIND_OF_SOURCE.get(record.data.get("source"), count_kind(len(instances))),
+        target_kind=KIND_OF_SOURCE.get(str(record.data.get("source")), count_kind(len(instances))),
         row_id=ref_id,
         image_id=image_id,
         dataset=dataset,
@@ -159,7 +165,7 @@ def _sentences(record: RecordReader) -> list[str]:
     texts = []
     for position, sentence in enumerate(record.items("sentences")):
         text = (sentence.get("sent") or sentence.get("raw")) if isinstance(sentence, dict) else None
-        if isinstance(text, str) and text.strip():
+        if is_text(text):
             texts.append(text)
         else:
             fix = "write the expression or remove the entry"
@@ -170,5 +176,5 @@ def _sentences(record: RecordReader) -> list[str]:
 def _concepts(data: dict[str, Any], index: CocoIndex) -> list[str]:
     value = data.get("category_id")
     numbers = value if isinstance(value, list) else [value]
-    names = [index.categories[number] for number in numbers if isinstance(number, int) and number in index.categories]
+    names = [index.categories[n] for n in map(index.number, numbers) if n in index.categories]
     return list(dict.fromkeys(names))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..coco_index import CocoIndex
 from ..faults import RecordFault, RecordReader
-from ..image_roots import ImageRoot, ImageRoots
+from ..image_roots import ImageRoots, ReadOptions, name_and_size
 from ..json_stream import sample
 from ..schema import InstructionRow
 from .instances import Instances, count_kind, finish_row
@@ -31,45 +31,52 @@ def matches(path: Path) -> bool:
     return b'"caption"' in content and b'"original_id"' in content
 
 
-def read(
-    path: str | Path, image_root: ImageRoot = None, split: str | None = None, progress: bool = False
-) -> Iterator[InstructionRow | RecordFault]:
+def files(path: Path) -> list[Path]:
+    """The data files that a reading depends on."""
+    return [path]
+
+
+def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
     """Rows and faults of a file; the split is the end of the file's name."""
     path = Path(path)
     name = path.stem.rsplit("_", 1)[-1]
     file_split = name if name in SPLITS else None
-    if split is not None and split != file_split:
-        return
-    index = CocoIndex(path, progress)
+    index = CocoIndex(path, options.progress)
     yield from index.faults
     yield from index.orphans()
-    roots = ImageRoots(image_root, (path.parent, path.parent / "train2014", path.parent.parent / "train2014"))
+    roots = options.roots(
+        path.parent, path.parent / "train2014", path.parent / "images", path.parent.parent / "train2014"
+    )
     for label, data in index.images():
         record = RecordReader(str(path), label, data)
-        row = _row(record, index, roots, file_split)
+        row = _row(record, index, roots, file_split, options)
         yield from record.faults
-        if row is not None:
+        if row is not None and options.wants(file_split):
             yield row
 
 
-def _row(record: RecordReader, index: CocoIndex, roots: ImageRoots, split: str | None) -> InstructionRow | None:
-    width, height, file_name = record.side("width"), record.side("height"), record.text("file_name")
+def _row(
+    record: RecordReader, index: CocoIndex, roots: ImageRoots, split: str | None, options: ReadOptions
+) -> InstructionRow | None:
+    dataset = str(record.data.get("dataset_name") or Path(record.file).stem)
+    file_name, image, width, height = name_and_size(record, roots, dataset)
     caption, original = record.text("caption"), record.whole("original_id")
-    dataset = record.data.get("dataset_name") or Path(record.file).stem
     if record.faults:
         return None
-    instances, concepts = Instances(), {}
+    instances = Instances(options.crowd or "instance", options.account.notes)
+    concepts: dict[str, None] = {}
     for label, annotation in index.annotations_of(record.data["id"]):
         if annotation.get("empty"):
             continue
         source_id = annotation.get("original_id", annotation["id"])
         instances.add(record, label, {**annotation, "id": source_id}, height, width)
-        if annotation.get("category_id") in index.categories:
-            concepts[index.categories[annotation["category_id"]]] = None
+        category = index.number(annotation.get("category_id"))
+        if category in index.nouns:
+            concepts[index.nouns[category]] = None
     return finish_row(
         record,
         instances,
-        image=roots.path(file_name, dataset),
+        image=image,
         file_name=file_name,
         width=width,
         height=height,

@@ -274,15 +274,10 @@ def _source(given: dict[str, Any], roots: ImageRoot, split: str, seed: int, crow
 
 def _rows(path: str, roots: ImageRoot, split: str) -> Iterable[InstructionRow | RecordFault]:
     """Rows and faults of anything that can be read, images undecoded."""
-    from ..datasets.loading import READERS, detect_format, load_instruction_dataset, read_items
+    from ..datasets.image_roots import ReadOptions
+    from ..datasets.loading import find_source, read_items
 
-    name = detect_format(path)
-    if name in READERS:
-        return read_items(name, path, roots, split)
-    from datasets import Image
-
-    data = load_instruction_dataset(path, format=name, image_root=roots, split=split, skip_faulty=True)
-    return data.cast_column("image", Image(decode=False))
+    return read_items(*find_source(path), ReadOptions(roots, split))
 
 
 def _url_and_model(value: str) -> tuple[str, str]:

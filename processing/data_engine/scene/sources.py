@@ -72,7 +72,7 @@ class CocoSource:
             self.left_out.add("record that cannot be read", str(fault))
         for fault in self.index.orphans():
             self.left_out.add("annotation of an image that the file does not have", str(fault))
-        names = {number: _split_name(name) for number, name in self.index.categories.items()}
+        names = {number: _split_name(name) for number, name in self.index.nouns.items()}
         self._names = {number: name for number, name in names.items() if is_text(name[0]) and name[0] != "background"}
         if not self._names or not len(self.index):
             faults = "".join(f"; {example}" for _, example in self.left_out.to_dict().values())
@@ -104,7 +104,7 @@ class CocoSource:
         width, height = _whole(record.get("width")), _whole(record.get("height"))
         if fault is None and not (width and height):
             try:
-                height, width = image_size(image) if image else (0, 0)
+                height, width = image_size(Path(image)) if image else (0, 0)
             except (OSError, ValueError) as error:
                 fault = f"{where}: no width and height, and {error}"
         if fault is not None or not (width and height):
@@ -113,7 +113,7 @@ class CocoSource:
         partial_nouns = self._named(record.get("not_exhaustive_category_ids"))
         instances: list[SceneInstance] = []
         for place, annotation in annotations:
-            noun, granularity = self._names.get(_key(annotation.get("category_id")), (None, "object"))
+            noun, granularity = self._names.get(self.index.number(annotation.get("category_id")), (None, "object"))
             found, reason, detail = self._mask(annotation, noun, height, width)
             if found is None:
                 left_out.add(reason, f"{self.path}: {place}{detail}")
@@ -121,7 +121,7 @@ class CocoSource:
                     partial_nouns.add(noun)  # there, but not to be told apart
                 continue
             whole = annotation.get("obj_ann_id") if granularity == "part" else None
-            instances.append(SceneInstance(annotation["id"], noun, found, granularity, whole))
+            instances.append(SceneInstance(self.index.number(annotation["id"]), noun, found, granularity, whole))
         negatives = record.get("neg_category_ids")
         return AnnotatedScene(
             image_id=str(record["id"]),
@@ -160,7 +160,7 @@ class CocoSource:
         return mask, "", ""
 
     def _named(self, numbers: Iterable[int] | None) -> set[str]:
-        return {self._names[number][0] for number in numbers or () if number in self._names}
+        return {self._names[n][0] for n in map(self.index.number, numbers or ()) if n in self._names}
 
 
 class RowSource:
@@ -314,10 +314,6 @@ def _whole(value: Any) -> int:
         return max(0, int(float(value)))
     except (TypeError, ValueError, OverflowError):
         return 0
-
-
-def _key(value: Any) -> Any:
-    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
 
 
 def _content(image: Any) -> str | None:

@@ -3,7 +3,6 @@
 
 import logging
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from .hub.demo.cli import demo
 from .hub.publish.cli import card, export, push
 from .processing.cli import data_app
 from .processing.data_engine.cli import add_engine_commands
+from .processing.predict import predict
 from .trainer.cli import train
 from .trainer.evaluation.cli import evaluate
 
@@ -74,25 +74,6 @@ def _options(
 
 
 @app.command()
-def predict(
-    model: Annotated[str, typer.Option(help="SAM3-I or stock SAM3 repository or folder.")],
-    image: Annotated[str, typer.Option(help="Path or URL of the image.")],
-    text: Annotated[list[str], typer.Option(help="An instruction; give it again for several.")],
-    level: Annotated[str, typer.Option(help="concept, simple, complex, or auto to decide by the text.")] = "auto",
-    output: Annotated[Path, typer.Option(help="Folder for the overlay PNG and the JSON.")] = Path("predictions"),
-    threshold: Annotated[float, typer.Option(help="Instances need a higher score.")] = 0.5,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
-) -> None:
-    """Segment an image by instructions; write the masks over the picture, and as JSON."""
-    from .processing.predict import predict as run
-
-    prediction = run(model, image, text, level, output, threshold, device=device)
-    for instruction, followed, count in prediction.found:
-        typer.echo(f"{count} instance{'' if count == 1 else 's'} ({followed}): {instruction}")
-    typer.echo(f"{prediction.overlay}\n{prediction.results}")
-
-
-@app.command()
 def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) -> None:
     """Say what a repository holds: levels, adapters, sizes, base. No weights are loaded."""
     from .hub.repo_info import repo_info
@@ -100,7 +81,7 @@ def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) ->
     typer.echo(str(repo_info(model)))
 
 
-for command in (train, evaluate, convert, export, push, card, demo):
+for command in (predict, train, evaluate, convert, export, push, card, demo):
     app.command()(command)
 add_engine_commands(data_app)
 app.add_typer(data_app, name="data")

@@ -9,21 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
+from PIL import Image
 
-from .masks import encode_mask
+from .masks import decode_mask, encode_mask
 from .results import CORNERS, InstanceList
 
 Instances = Sequence[Mapping[str, Any]]
-
-LABEL_STUDIO_CONFIG = """<View>
-  <Image name="image" value="$image"/>
-  <PolygonLabels name="instances" toName="image">
-{labels}
-  </PolygonLabels>
-</View>
-"""
 
 
 def results_to_json(results: Any) -> Any:
@@ -37,6 +31,16 @@ def results_to_json(results: Any) -> Any:
     if results and all(isinstance(row, list) for row in results):
         return [InstanceList(row).to_json() for row in results]
     return InstanceList(results).to_json()
+
+
+def from_json(entries: Sequence[Mapping[str, Any]]) -> InstanceList:
+    """What [`to_json`] wrote, with masks as PIL images again."""
+    hidden = ("segmentation", "area")
+    return InstanceList(
+        {key: value for key, value in entry.items() if key not in hidden}
+        | {"mask": Image.fromarray(decode_mask(entry["segmentation"]).astype(np.uint8) * 255)}
+        for entry in entries
+    )
 
 
 def to_json(instances: Instances) -> list[dict[str, Any]]:
@@ -93,6 +97,15 @@ def to_label_studio(instances: Instances, image: str) -> dict[str, Any]:
     return {"data": {"image": image}, "predictions": [{"model_version": "sam3i", "score": score, "result": regions}]}
 
 
+def label_studio_config(labels: Sequence[str]) -> str:
+    """The labeling configuration that shows what [`to_label_studio`] wrote."""
+    names = "".join(f"    <Label value={quoteattr(label)}/>\n" for label in labels)
+    return (
+        '<View>\n  <Image name="image" value="$image"/>\n  <PolygonLabels name="instances" toName="image">\n'
+        f"{names}  </PolygonLabels>\n</View>\n"
+    )
+
+
 def to_supervision(instances: Instances) -> Any:
     try:
         import supervision
@@ -126,4 +139,4 @@ def outlines_of(mask: np.ndarray, holes: bool = True) -> list[np.ndarray]:
     return sorted(outer, key=len, reverse=True) + (inner if holes else [])
 
 
-__all__ = ["LABEL_STUDIO_CONFIG", "outlines_of", "results_to_json"]
+__all__ = ["from_json", "label_studio_config", "outlines_of", "results_to_json"]

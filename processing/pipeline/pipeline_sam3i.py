@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline "instruction-segmentation": images and instructions in, masks out."""
 
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..images import TIMEOUT, read_image
 from ..post_processing import MAX_OVERLAP, check_probability
 from ..processing_sam3i import Sam3IProcessor
-from ..results import InstanceList
+from ..results import InstanceList, InstructionResult
 from ..row_layout import VISUAL_PROMPT, to_lists
 from .inputs import Batches, Results, SizedBatches
 
@@ -255,24 +255,47 @@ class InstructionSegmentationPipeline(Pipeline):
         max_overlap: float | None = MAX_OVERLAP,
     ) -> list[InstanceList | list[InstanceList]]:
         """The results of every image of a batch."""
-        rows = iter(
-            self.processor.post_process_instruction_segmentation(
-                SimpleNamespace(**batch["outputs"]),
-                threshold=threshold,
-                mask_threshold=mask_threshold,
-                target_sizes=batch["sizes"],
-                image_ids=batch["image_ids"],
-                max_overlap=max_overlap,
-            )
-        )
+        rows = self._post_process(batch, threshold, mask_threshold, max_overlap)
         results = []
         for texts, several in zip(batch["texts"], batch["several"], strict=True):
-            found = [next(rows) for _ in texts]
-            for row, text in zip(found, texts, strict=True):
-                row.text = text or VISUAL_PROMPT
-            instances = [row.to_instances() for row in found]
+            instances = [next(rows).to_instances() for _ in texts]
             results.append(instances if several else instances[0])
         return results
+
+    def segment(
+        self,
+        item: dict[str, Any],
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        max_overlap: float | None = MAX_OVERLAP,
+        candidate_threshold: float | None = None,
+    ) -> list[InstructionResult]:
+        """One image and its instructions as tensors, with the score of the best candidate above a lower threshold.
+
+        Args:
+            item: `"image"`, `"text"` and, if need be, `"level"`, `"boxes"` and `"box_labels"`.
+            threshold, mask_threshold, max_overlap (*optional*): As in [`__call__`].
+            candidate_threshold (`float`, *optional*): Candidates above it count for `best_score`.
+        """
+        lowest = threshold if candidate_threshold is None else min(threshold, candidate_threshold)
+        batch = self.forward(self.preprocess([item]), threshold=lowest)
+        return list(self._post_process(batch, threshold, mask_threshold, max_overlap))
+
+    def _post_process(
+        self, batch: dict[str, Any], threshold: float, mask_threshold: float, max_overlap: float | None
+    ) -> Iterator[InstructionResult]:
+        rows = self.processor.post_process_instruction_segmentation(
+            SimpleNamespace(**batch["outputs"]),
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            target_sizes=batch["sizes"],
+            image_ids=batch["image_ids"],
+            max_overlap=max_overlap,
+        )
+        texts = [text for image in batch["texts"] for text in image]
+        for row, text in zip(rows, texts, strict=True):
+            row.text = text or VISUAL_PROMPT
+            yield row
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the model and its processor."""

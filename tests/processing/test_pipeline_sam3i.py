@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from transformers import Sam3ImageProcessor, Sam3Model, Sam3Processor, pipeline
 
 import sam3i
+from sam3i.hub.repo_info import repo_info
 from sam3i.modeling_sam3i.adapter_io import BaseModelNotFoundError, save_adapter
 from sam3i.processing.pipeline.pipeline_sam3i import InstructionSegmentationPipeline
 from sam3i.processing.pipeline.registration import TASK, register_pipeline
-from sam3i.processing.predict import predict, repo_info
+from sam3i.processing.predict import PredictionSettings, predict_images, read_tasks
 from sam3i.processing.processing_sam3i import Sam3IProcessor
 
 
@@ -335,59 +335,6 @@ def test_without_a_processor_is_an_error(tiny_model):
         InstructionSegmentationPipeline(tiny_model)
 
 
-def test_predict_writes_overlay_and_json(pipe, tmp_path):
-    image = _image(60, 80)
-    image.save(tmp_path / "my photo.png")
-    pipe.save_pretrained(tmp_path / "repo")
-    texts = ["dog", "something that sits"]
-    done = predict(
-        tmp_path / "repo", tmp_path / "my photo.png", texts, output=tmp_path / "out", threshold=0.0, max_overlap=None
-    )
-    assert done.found == [("dog", "concept", 6), ("something that sits", "complex", 6)]
-    assert done.overlay == tmp_path / "out" / "my_photo.overlay.png"
-    assert Image.open(done.overlay).width == 480
-    document = json.loads(done.results.read_text())
-    assert (document["width"], document["height"], document["threshold"]) == (80, 60, 0.0)
-    expected = pipe(image, text=texts, **EASY)
-    for entry, text, row in zip(document["results"], texts, expected, strict=True):
-        assert entry["text"] == text and len(entry["instances"]) == 6
-        for instance, reference in zip(entry["instances"], row, strict=True):
-            decoded = coco_mask.decode(instance["segmentation"]) * 255
-            assert np.mean(decoded != np.array(reference["mask"])) < 0.01
-
-
-def test_predict_says_the_level_of_what_it_did_not_find(pipe, tmp_path):
-    _image().save(tmp_path / "image.png")
-    done = predict(pipe, tmp_path / "image.png", "the red dog", output=tmp_path, threshold=1.0)
-    assert done.found == [("the red dog", "simple", 0)]
-    assert json.loads(done.results.read_text())["results"][0] == {
-        "text": "the red dog",
-        "level": "simple",
-        "instances": [],
-    }
-
-
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        ({"image": "missing.png"}, ValueError),
-        ({"text": ""}, ValueError),
-        ({"level": "easy"}, ValueError),
-        ({"threshold": 2}, ValueError),
-        ({"boxes": [[0, 0, 999, 9]]}, ValueError),
-        ({"device": "zpu"}, ValueError),
-    ],
-)
-def test_predict_writes_nothing_when_it_fails(pipe, tmp_path, change, error):
-    _image().save(tmp_path / "image.png")
-    call = {"model": pipe, "image": tmp_path / "image.png", "text": "dog", "output": tmp_path / "out"} | change
-    with pytest.raises(error):
-        predict(**call)
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(FileExistsError, match="found the file"):
-        predict(**call | {"output": tmp_path / "image.png"})
-
-
 def test_info_of_repositories(pipe, tiny_stock_repos, tmp_path):
     pipe.save_pretrained(tmp_path / "full")
     info = repo_info(tmp_path / "full")
@@ -511,11 +458,10 @@ def test_the_base_of_the_processor(adapters_alone, tiny_stock_repos, tmp_path):
 def test_predict_and_info_with_adapters_alone(adapters_alone, tiny_stock_repos, tmp_path):
     model, folder = adapters_alone()
     _image().save(tmp_path / "image.png")
-    done = predict(
-        folder, tmp_path / "image.png", "the dog on the left", output=tmp_path / "out", threshold=0.0, max_overlap=None
-    )
-    assert done.found == [("the dog on the left", "simple", 6)]
-    assert json.loads(done.results.read_text())["model"] == str(folder)
+    tasks = read_tasks([str(tmp_path / "image.png")], ["the dog on the left"])
+    (done,) = predict_images(folder, tasks, tmp_path / "out", PredictionSettings(0.0, max_overlap=None)).predictions
+    assert [(found.text, found.level, found.count) for found in done.found] == [("the dog on the left", "simple", 6)]
+    assert json.loads(done.record.read_text())["model"] == str(folder)
     info = repo_info(folder)
     assert (info.kind, info.base) == ("SAM3-I adapters", str(tiny_stock_repos["sam3"]))
     assert info.levels == ["concept", "simple", "complex"]

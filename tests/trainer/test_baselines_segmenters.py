@@ -154,10 +154,12 @@ class TestSam3I:
         count = 0
         for image, texts, names, group in zip(images, instructions, levels, found, strict=True):
             for text, level, result in zip(texts, names, group, strict=True):
-                inputs = segmenter.processor(images=image, text=text, instruction_levels=level, return_tensors="pt")
+                inputs = segmenter.detector.processor(
+                    images=image, text=text, instruction_levels=level, return_tensors="pt"
+                )
                 with torch.no_grad():
-                    outputs = segmenter.model(**inputs)
-                (expected,) = segmenter.processor.post_process_instruction_segmentation(
+                    outputs = segmenter.detector.model(**inputs)
+                (expected,) = segmenter.detector.processor.post_process_instruction_segmentation(
                     outputs, threshold=THRESHOLD, target_sizes=[(image.height, image.width)]
                 )
                 assert_same(result, expected)
@@ -174,8 +176,8 @@ class TestSam3I:
         np.testing.assert_allclose(auto.scores, simple.scores, atol=1e-5)
 
     def test_half_precision(self, segmenter, images):
-        segmenter.model.to(torch.bfloat16)
-        segmenter.settings = replace(segmenter.settings, threshold=0.0)
+        segmenter.detector.model.to(torch.bfloat16)
+        segmenter.detector.settings = replace(segmenter.detector.settings, threshold=0.0)
         (result,) = segmenter.segment(images[0], ["the red dog"], ["simple"])
         assert result.masks.shape == (6, 40, 50) and np.isfinite(result.scores).all()
 
@@ -183,7 +185,7 @@ class TestSam3I:
         assert segmenter.segment_images(images, [[], [], []], [[], [], []]) == [[], [], []]
 
     def test_parameters(self, segmenter):
-        assert segmenter.num_parameters == sum(p.numel() for p in segmenter.model.parameters())
+        assert segmenter.num_parameters == sum(p.numel() for p in segmenter.detector.model.parameters())
 
 
 class TestMaskCandidates:

@@ -125,11 +125,13 @@ class SegmenterSettings:
     Attributes:
         threshold: score that an instance must exceed, probability.
         mask_threshold: probability from which a pixel belongs to a mask.
+        max_overlap: of instances with a larger IoU of their masks the best one is kept; all are kept when absent.
         batch_size: texts per forward pass after the vision encoder.
     """
 
     threshold: float = 0.5
     mask_threshold: float = 0.5
+    max_overlap: float | None = None
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -138,18 +140,6 @@ class SegmenterSettings:
                 "Expected `batch_size` >= 1, `threshold` in [0, 1) and `mask_threshold` in (0, 1), "
                 f"found {self.batch_size}, {self.threshold} and {self.mask_threshold}."
             )
-
-
-def model_identity(model: Any, processor: Any, settings: SegmenterSettings) -> dict[str, Any]:
-    """Fingerprints of weights and processor by content, and the threshold of the masks."""
-    backend = getattr(processor.tokenizer, "backend_tokenizer", None)
-    texts = json.loads(backend.to_str()) if backend is not None else processor.tokenizer.get_vocab()
-    texts = {key: value for key, value in texts.items() if key not in ("padding", "truncation")}  # of the last call
-    return {
-        "weights": fingerprint_tensors(model.state_dict()),
-        "processor": fingerprint_json([processor.image_processor.to_json_string(), texts]),
-        "mask_threshold": settings.mask_threshold,
-    }
 
 
 @dataclass(frozen=True)
@@ -163,12 +153,13 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class Detections:
-    """What one phrase finds: masks bool [K, H, W], scores float [K], boxes float [K, 4] xyxy pixels; seconds taken."""
+    """What one text finds: masks bool [K, H, W], scores float [K], boxes float [K, 4] xyxy pixels; seconds taken."""
 
     masks: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
     seconds: float
+    level: str = "concept"
 
 
 class PhraseDetector:
@@ -193,8 +184,18 @@ class PhraseDetector:
         return sum(p.numel() for name, p in self.model.named_parameters() if ".sam3i_adapter." not in name)
 
     def identity(self) -> dict[str, Any]:
-        """What decides what is found."""
-        return model_identity(self.model, self.processor, self.settings)
+        """Fingerprints of weights and processor by content, and what decides the masks."""
+        backend = getattr(self.processor.tokenizer, "backend_tokenizer", None)
+        texts = json.loads(backend.to_str()) if backend is not None else self.processor.tokenizer.get_vocab()
+        texts = {
+            key: value for key, value in texts.items() if key not in ("padding", "truncation")
+        }  # of the last call
+        return {
+            "weights": fingerprint_tensors(self.model.state_dict()),
+            "processor": fingerprint_json([self.processor.image_processor.to_json_string(), texts]),
+            "mask_threshold": self.settings.mask_threshold,
+            "max_overlap": self.settings.max_overlap,
+        }
 
     @torch.inference_mode()
     def encode(self, images: list[Image]) -> EncodedImages:
@@ -202,7 +203,8 @@ class PhraseDetector:
         started = time.monotonic()
         pixels = self.processor.image_processor(images=[i.convert("RGB") for i in images], return_tensors="pt")
         embeds = self.model.get_vision_features(pixels["pixel_values"].to(self.model.device, self.model.dtype))
-        _synchronize(self.model.device)
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
         return EncodedImages(embeds, [(i.height, i.width) for i in images], time.monotonic() - started)
 
     @torch.inference_mode()
@@ -210,28 +212,29 @@ class PhraseDetector:
         """Finds phrase i in image `image_ids[i]`; longer phrases than the model reads are cut, with a warning."""
         if len(phrases) != len(image_ids):
             raise ValueError(f"Expected one image id per phrase, found {len(image_ids)} for {len(phrases)} phrases.")
-        detections = []
+        detections: list[Detections] = []
         for start in range(0, len(phrases), self.settings.batch_size):
             rows = slice(start, start + self.settings.batch_size)
-            detections += self._detect_batch(encoded, phrases[rows], image_ids[rows])
+            started = time.monotonic()
+            outputs = self._outputs(encoded, phrases[rows], image_ids[rows])
+            detections += self._read(outputs, [encoded.sizes[image] for image in image_ids[rows]], started)
         return detections
 
-    def _detect_batch(self, encoded: EncodedImages, phrases: list[str], image_ids: list[int]) -> list[Detections]:
-        started, device = time.monotonic(), self.model.device
-        tokens = self._tokenize(phrases).to(device)
-        index = torch.tensor(image_ids, device=device)
+    def _outputs(self, encoded: EncodedImages, phrases: list[str], image_ids: list[int]) -> Any:
+        tokens = self._tokenize(phrases).to(self.model.device)
+        index = torch.tensor(image_ids, device=self.model.device)
         embeds = type(encoded.vision_embeds)(
             fpn_hidden_states=tuple(level[index] for level in encoded.vision_embeds.fpn_hidden_states),
             fpn_position_encoding=tuple(level[index] for level in encoded.vision_embeds.fpn_position_encoding),
         )
-        outputs = self.model(
-            vision_embeds=embeds, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        )
-        sizes = [encoded.sizes[image] for image in image_ids]
-        results = segment_rows(outputs, self.settings.threshold, self.settings.mask_threshold, sizes)
+        return self.model(vision_embeds=embeds, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+
+    def _read(self, outputs: Any, sizes: list[tuple[int, int]], started: float) -> list[Detections]:
+        settings = self.settings
+        results = segment_rows(outputs, settings.threshold, settings.mask_threshold, sizes, settings.max_overlap)
         found = [[result[key].cpu().numpy() for key in ("masks", "scores", "boxes")] for result in results]
-        seconds = (time.monotonic() - started) / len(phrases)
-        return [Detections(*item, seconds) for item in found]
+        seconds = (time.monotonic() - started) / len(results)
+        return [Detections(*item, seconds, result["level"]) for item, result in zip(found, results, strict=True)]
 
     def _tokenize(self, phrases: list[str]) -> Any:
         tokenizer = self.processor.tokenizer
@@ -246,23 +249,41 @@ class PhraseDetector:
         )
 
 
-class StockSam3Segmenter(Segmenter):
-    """Hands each text to SAM3 as if it were a noun phrase.
+class InstructionFollower(PhraseDetector):
+    """Follows instructions with SAM3-I, rows of mixed levels in a batch; an image is not copied for its rows."""
+
+    @property
+    def num_parameters(self) -> int:
+        """All of them: every level may run."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @torch.inference_mode()
+    def follow(
+        self, encoded: EncodedImages, texts: list[str], levels: list[str | None], image_ids: list[int]
+    ) -> list[Detections]:
+        """Follows instruction i about image `image_ids[i]` at its level; None lets the model choose."""
+        detections: list[Detections] = []
+        for start in range(0, len(texts), self.settings.batch_size):
+            rows, started = slice(start, start + self.settings.batch_size), time.monotonic()
+            asked = [level or "auto" for level in levels[rows]]
+            inputs = self.processor(text=texts[rows], instruction_levels=asked, return_tensors="pt")
+            names = ("input_ids", "attention_mask", "instruction_levels")
+            batch = {name: inputs[name].to(self.model.device) for name in names}
+            batch["image_ids"] = torch.tensor(image_ids[rows], device=self.model.device)
+            outputs = self.model(vision_embeds=encoded.vision_embeds, **batch)
+            detections += self._read(outputs, [encoded.sizes[image] for image in image_ids[rows]], started)
+        return detections
+
+
+class ModelSegmenter(Segmenter):
+    """A model that encodes the images in one batch and answers all their texts in batches.
 
     Args:
-        detector: the model, as a [`PhraseDetector`].
-        text_source: "instruction" feeds the instruction as it is, "concept" the row's noun phrase; the latter shows
-            what is gained by knowing the noun alone.
+        detector: the model.
     """
 
-    NAMES = {"instruction": "sam3", "concept": "sam3-concept"}
-
-    def __init__(self, detector: PhraseDetector, *, text_source: str = "instruction"):
-        if text_source not in self.NAMES:
-            raise ValueError(f"`text_source` must be 'instruction' or 'concept', found {text_source!r}.")
+    def __init__(self, detector: PhraseDetector):
         self.detector = detector
-        self.text_source = text_source
-        self.name = self.NAMES[text_source]
         self.lowest_score = detector.settings.threshold
 
     @property
@@ -275,25 +296,50 @@ class StockSam3Segmenter(Segmenter):
     def segment_images(
         self, images: Sequence[Image], instructions: Sequence[list[str]], levels: Sequence[list[str | None]]
     ) -> list[list[SegmentationResult]]:
-        """Encodes the images in one batch and runs all their texts in batches; levels do not matter to stock SAM3."""
-        encoded = self.detector.encode(list(images))
+        asked = [index for index, group in enumerate(instructions) if group]
+        if not asked:
+            return [[] for _ in images]
+        encoded = self.detector.encode([images[index] for index in asked])
+        image_ids = [place for place, index in enumerate(asked) for _ in instructions[index]]
         texts = [text for group in instructions for text in group]
-        image_ids = [index for index, group in enumerate(instructions) for _ in group]
-        found = iter(self.detector.detect(encoded, texts, image_ids))
+        found = iter(self._find(encoded, texts, [level for group in levels for level in group], image_ids))
         results = []
         for group in instructions:
             share = 1 / max(1, len(group))
-            vision_seconds = encoded.seconds / len(images) * share
-            rows = []
-            for _ in group:
-                item = next(found)
-                cost = SegmentationCost(vision_seconds + item.seconds, passes=1, vision_passes=share)
-                rows.append(SegmentationResult(item.masks, item.scores, item.boxes, level="concept", cost=cost))
-            results.append(rows)
+            seconds = encoded.seconds / len(asked) * share
+            results.append([self._result(next(found), seconds, share) for _ in group])
         return results
 
+    def _find(
+        self, encoded: EncodedImages, texts: list[str], levels: list[str | None], image_ids: list[int]
+    ) -> list[Detections]:
+        return self.detector.detect(encoded, texts, image_ids)
 
-class Sam3ISegmenter(Segmenter):
+    def _result(self, item: Detections, vision_seconds: float, share: float) -> SegmentationResult:
+        cost = SegmentationCost(vision_seconds + item.seconds, passes=1, vision_passes=share)
+        return SegmentationResult(item.masks, item.scores, item.boxes, level=item.level, cost=cost)
+
+
+class StockSam3Segmenter(ModelSegmenter):
+    """Hands each text to SAM3 as if it were a noun phrase; levels do not matter to it.
+
+    Args:
+        detector: the model, as a [`PhraseDetector`].
+        text_source: "instruction" feeds the instruction as it is, "concept" the row's noun phrase; the latter shows
+            what is gained by knowing the noun alone.
+    """
+
+    NAMES = {"instruction": "sam3", "concept": "sam3-concept"}
+
+    def __init__(self, detector: PhraseDetector, *, text_source: str = "instruction"):
+        if text_source not in self.NAMES:
+            raise ValueError(f"`text_source` must be 'instruction' or 'concept', found {text_source!r}.")
+        super().__init__(detector)
+        self.text_source = text_source
+        self.name = self.NAMES[text_source]
+
+
+class Sam3ISegmenter(ModelSegmenter):
     """Follows each instruction in one forward pass; images are encoded once for all their instructions.
 
     Args:
@@ -302,76 +348,23 @@ class Sam3ISegmenter(Segmenter):
         settings: fields of `SegmenterSettings`.
     """
 
+    detector: InstructionFollower
+
     def __init__(self, model: Any, processor: Any, *, name: str = "sam3-i", **settings: Any):
+        super().__init__(InstructionFollower(model, processor, **settings))
         self.name = name
-        self.model = model.eval()
-        self.processor = processor
-        self.settings = SegmenterSettings(**settings)
-        self.lowest_score = self.settings.threshold
 
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    def identity(self) -> dict[str, Any]:
-        return model_identity(self.model, self.processor, self.settings)
-
-    @torch.inference_mode()
-    def segment_images(
-        self, images: Sequence[Image], instructions: Sequence[list[str]], levels: Sequence[list[str | None]]
-    ) -> list[list[SegmentationResult]]:
-        """Encodes the images in one batch and follows all their instructions in batches of mixed levels."""
-        asked = [index for index, group in enumerate(instructions) if group]
-        if not asked:
-            return [[] for _ in images]
-        started = time.monotonic()
-        inputs = self.processor(
-            images=[images[index].convert("RGB") for index in asked],
-            text=[list(instructions[index]) for index in asked],
-            instruction_levels=[[level or "auto" for level in levels[index]] for index in asked],
-            return_tensors="pt",
-        ).to(self.model.device)
-        vision_embeds = self.model.get_vision_features(inputs["pixel_values"].to(self.model.dtype))
-        _synchronize(self.model.device)
-        vision_seconds = (time.monotonic() - started) / len(asked)
-        sizes = [(images[index].height, images[index].width) for index in asked]
-        answers = []
-        for start in range(0, len(inputs["input_ids"]), self.settings.batch_size):
-            answers += self._follow(inputs, vision_embeds, slice(start, start + self.settings.batch_size), sizes)
-        remaining = iter(answers)
-        return [[self._result(*next(remaining), vision_seconds, len(group)) for _ in group] for group in instructions]
-
-    def _follow(
-        self, inputs: Any, vision_embeds: Any, rows: slice, sizes: list[tuple[int, int]]
-    ) -> list[tuple[dict[str, Any], float]]:
-        """Instances of some rows, and the seconds each took."""
-        started = time.monotonic()
-        names = ("input_ids", "attention_mask", "instruction_levels", "image_ids")
-        batch = {name: inputs[name][rows] for name in names}
-        outputs = self.model(vision_embeds=vision_embeds, **batch)
-        results = self.processor.post_process_instruction_segmentation(
-            outputs,
-            threshold=self.settings.threshold,
-            mask_threshold=self.settings.mask_threshold,
-            target_sizes=[sizes[image] for image in batch["image_ids"].tolist()],
-        )
-        arrays = [{k: v.cpu().numpy() if torch.is_tensor(v) else v for k, v in item.items()} for item in results]
-        seconds = (time.monotonic() - started) / len(results)
-        return [(item, seconds) for item in arrays]
-
-    def _result(self, item: dict[str, Any], seconds: float, vision_seconds: float, shared: int) -> SegmentationResult:
-        cost = SegmentationCost(seconds + vision_seconds / shared, passes=1, vision_passes=1 / shared)
-        return SegmentationResult(item["masks"], item["scores"], item["boxes"], level=item["level"], cost=cost)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def _find(
+        self, encoded: EncodedImages, texts: list[str], levels: list[str | None], image_ids: list[int]
+    ) -> list[Detections]:
+        return self.detector.follow(encoded, texts, levels, image_ids)
 
 
 __all__ = [
     "Detections",
     "EncodedImages",
+    "InstructionFollower",
+    "ModelSegmenter",
     "PhraseDetector",
     "Sam3ISegmenter",
     "SegmentationCost",

@@ -43,6 +43,16 @@ class ChatOptions:
     instruction_tokens: int | None
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model to load, the baselines to compare it with, and what they share."""
+
+    model: str
+    baselines: Sequence[str]
+    max_overlap: float | None
+    chat: ChatOptions
+
+
 def evaluate(
     model: Annotated[str | None, typer.Option(help="SAM3-I repository or folder (stock SAM3 works too).")] = None,
     data: Annotated[str | None, typer.Option(help="Instruction data: file, folder or Hub repository.")] = None,
@@ -59,6 +69,10 @@ def evaluate(
     threshold: Annotated[
         float | None,
         typer.Option(min=0, max=1, help=f"Score an instance must exceed, {DEFAULT_THRESHOLD} or a run's own."),
+    ] = None,
+    max_overlap: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of instances with masks of a larger IoU keep the best; all when absent."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
     image_root: Annotated[
@@ -116,7 +130,8 @@ def evaluate(
         }
         chat = ChatOptions(chat_url, chat_model, chat_workers, chat_timeout, chat_retries, chat_tokens, agent_tokens)
         folder = output_dir or DEFAULT_FOLDER / _folder_name(model, data, protocol, level)
-        results, failure = _run(_named(baselines), model, dataset, chosen, chat, folder, options)
+        loading = ModelOptions(model, _named(baselines), max_overlap, chat)
+        results, failure = _run(loading, dataset, chosen, folder, options)
     if not _is_main_process():
         return
     page = None
@@ -135,13 +150,7 @@ def evaluate(
 
 
 def _run(
-    names: Sequence[str],
-    model: str,
-    dataset: Any,
-    protocol: Protocol,
-    chat: ChatOptions,
-    folder: Path,
-    options: Mapping[str, Any],
+    models: ModelOptions, dataset: Any, protocol: Protocol, folder: Path, options: Mapping[str, Any]
 ) -> tuple[list[EvaluationResult], Exception | None]:
     """The results of the model and its baselines; a system that answers nothing does not hide those of the others."""
     from .evaluate import evaluate_segmenter
@@ -150,19 +159,16 @@ def _run(
     results: list[EvaluationResult] = []
     failure = None
     with ExitStack() as stack:
-        for system in _systems(names, model, dataset, chat, options, stack):
+        for system in _systems(models, dataset, options, stack):
+            kept = folder / system.name
             try:
-                results.append(
-                    evaluate_segmenter(system, dataset, protocol, output_dir=folder / system.name, **options)
-                )
+                results.append(evaluate_segmenter(system, dataset, protocol, output_dir=kept, **options))
             except NoAnswerError as error:
                 failure = failure or error
     return results, failure
 
 
-def _systems(
-    names: Sequence[str], model: str, dataset: Any, chat: ChatOptions, options: Mapping[str, Any], stack: ExitStack
-) -> list[Segmenter]:
+def _systems(models: ModelOptions, dataset: Any, options: Mapping[str, Any], stack: ExitStack) -> list[Segmenter]:
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ...processing.processing_sam3i import Sam3IProcessor
     from ..baselines.agent.agent import AgentSegmenter
@@ -170,19 +176,22 @@ def _systems(
     from ..processes import process_state
     from .result import LOWEST_SCORE
 
-    chat_model = _chat_model(chat, dataset, stack) if "agent" in names else None
-    loaded = Sam3IForInstructionSegmentation.from_pretrained(model).to(process_state().device)
-    processor = Sam3IProcessor.from_pretrained(model)
-    threshold = options["threshold"]
-    swept = {"threshold": min(LOWEST_SCORE, threshold), "batch_size": options["batch_size"]}
+    chat_model = _chat_model(models.chat, dataset, stack) if "agent" in models.baselines else None
+    loaded = Sam3IForInstructionSegmentation.from_pretrained(models.model).to(process_state().device)
+    processor = Sam3IProcessor.from_pretrained(models.model)
+    asked = {
+        "threshold": options["threshold"],
+        "batch_size": options["batch_size"],
+        "max_overlap": models.max_overlap,
+    }
+    swept = {**asked, "threshold": min(LOWEST_SCORE, options["threshold"])}
     systems: list[Segmenter] = [Sam3ISegmenter(loaded, processor, **swept)]
     # at the concept level SAM3-I computes exactly what stock SAM3 does: no second copy is loaded
     detector = PhraseDetector(loaded, processor, **swept)
-    for name in names:
+    for name in models.baselines:
         if name == "agent":
-            asked = PhraseDetector(loaded, processor, threshold=threshold, batch_size=options["batch_size"])
-            budget = {"max_tokens": chat.instruction_tokens, "workers": chat.workers}
-            systems.append(AgentSegmenter(asked, chat_model, **budget))
+            budget = {"max_tokens": models.chat.instruction_tokens, "workers": models.chat.workers}
+            systems.append(AgentSegmenter(PhraseDetector(loaded, processor, **asked), chat_model, **budget))
         else:
             source = "concept" if name == "sam3-concept" else "instruction"
             systems.append(StockSam3Segmenter(detector, text_source=source))

@@ -71,6 +71,7 @@ def evaluate_model(
     protocol: str | Protocol = "default",
     *,
     mask_threshold: float = 0.5,
+    max_overlap: float | None = None,
     name: str = "sam3-i",
     **options: Any,
 ) -> EvaluationResult:
@@ -84,6 +85,7 @@ def evaluate_model(
         model, processor: a `Sam3IForInstructionSegmentation` and its `Sam3IProcessor`.
         dataset: rows, a `datasets.Dataset` or any sequence of them.
         mask_threshold: probability from which a pixel belongs to a mask.
+        max_overlap: of instances with masks of a larger IoU the best one is kept; all are kept when absent.
         name: how tables call the model.
         options: fields of `EvaluationOptions`: level, batch_size, threshold, output_dir, resume, ...
 
@@ -101,6 +103,7 @@ def evaluate_model(
         name=name,
         threshold=min(LOWEST_SCORE, chosen.threshold),
         mask_threshold=mask_threshold,
+        max_overlap=max_overlap,
         batch_size=chosen.batch_size,
     )
     try:

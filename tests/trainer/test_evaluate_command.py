@@ -106,7 +106,9 @@ def test_the_agent_that_never_answers_is_an_error_beside_the_scores_of_the_other
         assert server.requests[1]["max_tokens"] == 77
     assert isinstance(done.exception, NoAnswerError) and "agent answered none of" in str(done.exception)
     assert (
-        "sam3-i" in done.stdout and "beyond --max-rows" in done.stdout and "agent" not in done.stdout.split("Cost")[1]
+        "sam3-i" in done.stdout
+        and "rows beyond --max-rows" in done.stdout
+        and "agent" not in done.stdout.split("Cost")[1]
     )
 
 

@@ -276,6 +276,16 @@ def test_rows_without_the_level_are_counted(tmp_path):
     assert "3 faulty" in format_results([result])
 
 
+def test_a_target_known_by_its_box_alone_is_not_scored_as_no_target():
+    rows = square_rows(2)
+    segmenter = HalfSegmenter(rows)
+    boxed = [{**row, "masks": [None] * len(row["masks"])} for row in rows[:1]]
+    result = run([*boxed, *rows[1:]], segmenter)
+    assert result.left_out == {"rows with an instance that has a box and no mask": 1} and result.instructions == 7
+    with pytest.raises(ValueError, match="1 rows with an instance that has a box and no mask"):
+        run(boxed, segmenter)
+
+
 def test_a_run_is_scored_again_under_another_protocol(tmp_path):
     rows = square_rows(2)
     run(rows, output_dir=tmp_path)

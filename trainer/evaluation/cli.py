@@ -234,13 +234,14 @@ def _load_data(
     data: str, split: str | None, image_root: list[str] | None, skip_faulty: bool, max_rows: int | None
 ) -> tuple[Any, dict[str, int]]:
     """The rows, and how many of the file were left out by reason."""
+    from ...processing.datasets.faults import RowAccount
     from ...processing.datasets.loading import load_instruction_dataset
 
-    roots = read_image_roots(image_root)
-    dataset = load_instruction_dataset(data, split=split, image_root=roots, skip_faulty=skip_faulty)
-    left_out: dict[str, int] = {}
+    roots, account = read_image_roots(image_root), RowAccount()
+    dataset = load_instruction_dataset(data, split=split, image_root=roots, skip_faulty=skip_faulty, account=account)
+    left_out = {f"x {reason}": number for reason, number in account.left_out.items()}
     if max_rows is not None and max_rows < len(dataset):
-        left_out["beyond --max-rows"] = len(dataset) - max_rows
+        left_out["rows beyond --max-rows"] = len(dataset) - max_rows
         dataset = dataset.select(range(max_rows))
     return dataset, left_out
 

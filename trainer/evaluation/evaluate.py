@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,7 +143,9 @@ def _run(segmenter: Segmenter, dataset: Any, options: EvaluationOptions) -> Eval
 
     state = process_state()
     protocol = get_protocol(options.protocol)
-    images = group_questions(dataset, protocol, options.level, segmenter.text_source)
+    left_out = Counter(options.left_out)
+    images = group_questions(dataset, protocol, options.level, segmenter.text_source, left_out)
+    options = replace(options, left_out=left_out)
     expected = sum(map(len, images))
     log = PredictionLog(
         str(options.output_dir),
@@ -188,9 +191,16 @@ def _on_main_process(compute: Any) -> Any:
 
 
 def group_questions(
-    dataset: Any, protocol: Protocol, level: str | None = None, text_source: str = "instruction"
+    dataset: Any,
+    protocol: Protocol,
+    level: str | None = None,
+    text_source: str = "instruction",
+    left_out: Counter[str] | None = None,
 ) -> list[list[Question]]:
     """The instructions to ask, image by image in order of first appearance; images are not opened.
+
+    Args:
+        left_out: counts the rows that are not asked, by reason.
 
     Raises:
         ValueError: for an unknown level, without any instruction, or when a system that reads the concept meets a row
@@ -204,8 +214,14 @@ def group_questions(
             f"{type(dataset).__name__}; collect the rows you want first."
         )
     images: dict[tuple[str, str], list[Question]] = {}
+    left_out = Counter() if left_out is None else left_out
     for row_index, row in enumerate(_rows_without_images(dataset)):
         wanted = [asked] if asked else [name for name in names[1:] if row[name]] or names[:1]
+        if any(mask is None for mask in row["masks"]):  # else silence would be correct
+            left_out["rows with an instance that has a box and no mask"] += 1
+            continue
+        if not any(row[name] for name in wanted):
+            left_out[f"rows without an instruction of the level {level or 'concept'}"] += 1
         for level_index, name in enumerate(names):
             texts = row[name] if name in wanted else []
             for text_index, text in enumerate(texts[:1] if protocol.texts == "first" else texts):
@@ -220,7 +236,8 @@ def group_questions(
                 question = Question((row_index, level_index, text_index), name, text, prompt)
                 images.setdefault((row["dataset"], row["image_id"]), []).append(question)
     if not images:
-        raise ValueError(f"The data has no instruction at level {level or 'any'!r} to evaluate.")
+        reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "it has no rows"
+        raise ValueError(f"The data has no instruction at level {level or 'any'!r} to evaluate: {reasons}.")
     return list(images.values())
 
 
@@ -275,11 +292,8 @@ def _settings(
         "threshold": options.threshold,
         "lowest_score": segmenter.lowest_score,
     }
-    left_out, unasked = dict(options.left_out), len(dataset) - len({q.place[0] for group in images for q in group})
-    if unasked:
-        left_out[f"rows without an instruction of the level {options.level}"] = unasked
-    if left_out:
-        settings["left_out"] = left_out
+    if options.left_out:
+        settings["left_out"] = dict(options.left_out)
     light = _rows_without_images(dataset)
     digest = hashlib.sha256()
     for group in images:

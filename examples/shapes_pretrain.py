@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from shapes_common import pixel_values, start_local, tiny_processor, tiny_sam3_config
 from shapes_pretrain_data import ScenePool, SentenceStream, concept_rows, exemplars, jitter
 from shapes_pretrain_heads import QueryHead, VisionHead
-from shapes_tables import THRESHOLDS, scores_by_kind, union_ious
+from shapes_tables import THRESHOLDS, best_column, scores_by_kind, union_ious
 from torch import nn
 from transformers import Sam3Model
 
@@ -149,7 +149,7 @@ def evaluate(
     ious = union_ious(training.model, training.tokenizer, dataset)
     training.load_stock(own)
     training.model.train()
-    column = int(ious.mean(0).argmax()) if threshold is None else THRESHOLDS.index(threshold)
+    column = best_column(ious) if threshold is None else THRESHOLDS.index(threshold)
     return scores_by_kind(ious[:, column], dataset), THRESHOLDS[column]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from sam3i import InstructionLevel, ShapesInstructionDataset
 from sam3i.processing.datasets import TARGET_KINDS
 from sam3i.processing.shapes import IMAGE_SIZE
+from sam3i.trainer.evaluation import choose_threshold
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 19))
 COLUMNS = ("all", *TARGET_KINDS, "cIoU", "P@0.5", "N-acc")
@@ -129,13 +130,18 @@ def splits(
     return validation, ShapesInstructionDataset.evaluation("test", cases, world, [level])
 
 
+def best_column(ious: torch.Tensor) -> int:
+    """The place in `THRESHOLDS` of the one to choose, from IoUs [cases, thresholds]."""
+    return THRESHOLDS.index(choose_threshold(dict(zip(THRESHOLDS, ious.mean(0).tolist(), strict=True))))
+
+
 def score_level(
     model: nn.Module, tokenizer, level: InstructionLevel, cases: int, world: int = 0, asked_at: int | None = None
 ) -> LevelScore:
     """Score a system on a level; `asked_at`: the level (0 to 2) at which it is asked, if not the cases' own."""
     validation, test = splits(level, cases, world)
     asked_at = level.index if asked_at is None else asked_at
-    chosen = union_ious(model, tokenizer, validation, [asked_at] * len(validation)).mean(0).argmax().item()
+    chosen = best_column(union_ious(model, tokenizer, validation, [asked_at] * len(validation)))
     common, either = mask_areas(model, tokenizer, test, [asked_at] * len(test))
     return LevelScore(test, THRESHOLDS[chosen], (common[:, chosen], either[:, chosen]))
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...processing.atomic import folder_lock
 from ...processing.fingerprint import fingerprint_files, fingerprint_json
 from ...processing.images import read_image
 from ..baselines.segmenters import Segmenter
@@ -127,9 +129,11 @@ def evaluate_segmenter(
 def _evaluate(segmenter: Segmenter, dataset: Any, options: EvaluationOptions) -> EvaluationResult:
     from ..processes import process_state
 
+    state = process_state()
     if options.output_dir is not None:
-        return _run(segmenter, dataset, options)
-    if process_state().num_processes > 1:
+        with folder_lock(options.output_dir) if state.is_main_process else nullcontext():
+            return _run(segmenter, dataset, options)
+    if state.num_processes > 1:
         raise ValueError("Several processes need output_dir, a folder they share, to bring their answers together.")
     if options.resume:
         raise ValueError("resume needs output_dir, the folder of the run to continue.")
@@ -177,7 +181,7 @@ def _run(segmenter: Segmenter, dataset: Any, options: EvaluationOptions) -> Eval
     return result
 
 
-def _on_main_process(compute: Any) -> Any:
+def _on_main_process(compute: Callable[[], Any]) -> Any:
     """What the main process computes, on every process."""
     from accelerate.utils import broadcast_object_list
 

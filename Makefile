@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-slow examples bench quality style clean
+.PHONY: help install quickstart test test-slow examples bench docs quality style clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -49,6 +49,10 @@ quality: install  ## check style, formatting and types
 style: install  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install  ## build the documentation into build/docs
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	$(BIN)/mkdocs build --quiet
 
 clean:  ## remove what the commands made
 	rm -rf $(VENV) .transformers-tests quickstart runs build *.egg-info

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `sam3i` command: mounts each folder's commands, and is the one place where errors become a line."""
 
+import functools
 import logging
 import os
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -73,6 +75,19 @@ def _options(
     pass
 
 
+def _with_models(command: Callable) -> Callable:
+    """The command, for which Transformers has been taught about SAM3-I; its help does not wait for that."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from .registration import register
+
+        register()
+        return command(*args, **kwargs)
+
+    return run
+
+
 @app.command()
 def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) -> None:
     """Say what a repository holds: levels, adapters, sizes, base. No weights are loaded."""
@@ -82,8 +97,11 @@ def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) ->
 
 
 for command in (predict, train, evaluate, convert, export, push, card, demo):
-    app.command()(command)
+    app.command()(_with_models(command))
 add_engine_commands(data_app)
+for entry in data_app.registered_commands:
+    if entry.callback is not None and entry.callback.__name__ == "build":  # may segment with a model
+        entry.callback = _with_models(entry.callback)
 app.add_typer(data_app, name="data")
 
 

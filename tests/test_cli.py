@@ -3,8 +3,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from sam3i import __version__
@@ -53,3 +55,13 @@ def test_help_does_not_wait_for_torch(arguments):
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "sam3i", "--version"], capture_output=True, text=True)
     assert done.stdout == f"sam3i {__version__}\n"
+
+
+@pytest.mark.slow
+def test_commands_find_models_in_a_process_of_their_own(tmp_path):
+    model = Path(__file__).resolve().parents[1] / "examples" / "shapes_tiny"
+    Image.new("RGB", (40, 40)).save(tmp_path / "gray.png")
+    command = [sys.executable, "-m", "sam3i", "predict", "--model", str(model), "--image", str(tmp_path / "gray.png")]
+    command += ["--text", "star", "--output", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import importlib
 import io
-import itertools
 import json
 import logging
 import os
@@ -101,12 +100,13 @@ class EndpointChatModel(ChatModel):
         if json_schema is not None and not self.native_json_schema:
             messages = state_schema(messages, json_schema)
         payload = [_to_openai(message) for message in messages]
-        response_format = None
+        response_format: dict[str, Any] | None = None
         if json_schema is not None and self.native_json_schema:
-            schema = {"name": "answer", "schema": json_schema, "strict": True}
+            schema: dict[str, Any] = {"name": "answer", "schema": json_schema, "strict": True}
             response_format = {"type": "json_schema", "json_schema": schema}
         started = time.monotonic()
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             self._wait_for_slot()
             try:
                 text, finish_reason, usage = self._request(payload, response_format)
@@ -122,6 +122,7 @@ class EndpointChatModel(ChatModel):
                 delay = self._delay(attempt, error.retry_after)
                 logger.warning("Retrying %s in %.1f s: %s", self.base_url, delay, error)
                 time.sleep(delay)
+                attempt += 1
             else:
                 spent = ChatUsage(retries=attempt, seconds=time.monotonic() - started)
                 return ChatReply(text, usage + spent, finish_reason)
@@ -132,7 +133,7 @@ class EndpointChatModel(ChatModel):
         Raises:
             ChatRequestError, ChatUnavailableError: it does not; the message says why.
         """
-        content = [{"type": "text", "text": "Answer with the word yes."}]
+        content: list[dict[str, Any]] = [{"type": "text", "text": "Answer with the word yes."}]
         content += [] if image is None else [{"type": "image_url", "image_url": {"url": encode_image(image)}}]
         try:
             self._request([{"role": "user", "content": content}], None, max_tokens=16, timeout=timeout)
@@ -199,10 +200,11 @@ def _read_completion(body: bytes) -> tuple[str, str | None, ChatUsage]:
         raise ValueError(f"expected a message among its choices, found {body[:MAX_SHOWN].decode('utf-8', 'replace')}")
     text, reason = choice["message"].get("content"), choice.get("finish_reason")
     text = text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else ""
-    usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    metered = all(type(count) is int and 0 <= count < MAX_COUNT for count in counts)
-    spent = ChatUsage(1, 0, *counts) if metered else ChatUsage(calls=1, unmetered=1)
+    usage: dict[str, Any] = answer["usage"] if isinstance(answer.get("usage"), dict) else {}
+    asked, said = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    spent = ChatUsage(calls=1, unmetered=1)
+    if isinstance(asked, int) and isinstance(said, int) and 0 <= min(asked, said) <= max(asked, said) < MAX_COUNT:
+        spent = ChatUsage(1, 0, int(asked), int(said))
     return text, reason if isinstance(reason, str) else None, spent
 
 
@@ -212,9 +214,9 @@ def _connect(address: Any, base_url: str, api_key: str | None, timeout: float) -
         import openai
     except ImportError as error:
         raise ImportError('Chat endpoints need the openai package: pip install "sam3i[chat]"') from error
-    http = importlib.import_module(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
+    http: Any = importlib.import_module(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
 
-    class BoundedBody(http.SyncByteStream):
+    class BoundedBody(http.SyncByteStream):  # type: ignore[name-defined]
         """A body with an end: neither one that drips nor one that never stops is waited for."""
 
         def __init__(self, stream: Any):

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -34,6 +34,9 @@ from ..chat.client import (
     Message,
 )
 from .store import ANSWERED, RunStore, StoreError
+
+if TYPE_CHECKING:
+    from ..chat.endpoint import EndpointChatModel
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +99,11 @@ class EndpointSpec:
     requests_per_minute: float | None = None
     native_json_schema: bool = True
 
-    def connect(self) -> ChatModel:
+    def connect(self) -> EndpointChatModel:
         """The model; an answer in the wrong form is not asked for again behind the engine's back."""
         from ..chat.endpoint import EndpointChatModel
 
-        options = asdict(self)
+        options: dict[str, Any] = asdict(self)
         return EndpointChatModel(options.pop("base_url"), options.pop("name"), max_reasks=0, **options)
 
 
@@ -132,6 +135,7 @@ class PaidCalls:
         self._waiting: dict[str, Future] = {}
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
+        self._orders: IO[str] = io.StringIO()  # the process's standard input
 
     def __enter__(self) -> PaidCalls:
         if self.models:
@@ -139,19 +143,22 @@ class PaidCalls:
         specs = {role: asdict(model) for role, model in self.models.items() if isinstance(model, EndpointSpec)}
         if specs:
             # A session of its own: what stops the engine (a signal to its group, a closed terminal) does not reach it.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+            command = [sys.executable, "-m", __name__]
+            process = subprocess.Popen(
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,
                 text=True,
                 encoding="utf-8",
             )
+            assert process.stdin is not None and process.stdout is not None  # as asked for
+            self._process, self._orders = process, process.stdin
             self._send({"folder": str(self.store.path.parent), "specs": specs, "concurrency": self.concurrency})
             # It says so when it alone makes calls for this run: what an earlier session left on its way is written.
-            if self._process.stdout.readline().strip() != "ready":
+            if process.stdout.readline().strip() != "ready":
                 raise ChatUnavailableError("The process that makes the calls did not start; its error is above.")
-            threading.Thread(target=self._listen, daemon=True).start()
+            threading.Thread(target=self._listen, args=(process.stdout,), daemon=True).start()
         counts = self.store.call_counts()
         self.spent = {name: counts[name] for name in self.spent}
         self.spent["calls"] += counts["in_doubt"]
@@ -159,7 +166,7 @@ class PaidCalls:
 
     def __exit__(self, *error: object) -> None:
         if self._process is not None:
-            self._process.stdin.close()
+            self._orders.close()
             self._process.wait()
         self.store.set_room_aside(False)
 
@@ -222,11 +229,11 @@ class PaidCalls:
     def _send(self, item: dict[str, Any]) -> None:
         line = json.dumps(item) + "\n"
         with self._lock:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
+            self._orders.write(line)
+            self._orders.flush()
 
-    def _listen(self) -> None:
-        for line in self._process.stdout:
+    def _listen(self, answers: IO[str]) -> None:
+        for line in answers:
             done = json.loads(line)
             with self._lock:
                 future = self._waiting.pop(done["key"])

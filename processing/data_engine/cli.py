@@ -74,7 +74,7 @@ def build(
         raise typer.BadParameter(f"expected NUMBER/COUNT, found {shard!r}", param_hint="--shard") from error
     if images is not None and not (concept and sam3):
         raise ValueError("--images needs at least one --concept, and --sam3 to find them.")
-    limits = {"max_tokens": answer_tokens, "timeout": timeout, "max_retries": request_retries}
+    limits: dict[str, Any] = {"max_tokens": answer_tokens, "timeout": timeout, "max_retries": request_retries}
     limits["requests_per_minute"] = requests_per_minute
     specs = {}
     for role, value in (("writer", writer), ("checker", checker)):
@@ -87,13 +87,14 @@ def build(
     source, description = _source(
         {"coco": coco, "rows": rows, "shapes": shapes, "images": proposing}, roots, split, seed, crowd
     )
+    chosen: dict[str, Any] = {"kinds": tuple(kind)} if kind else {}
+    chosen |= {"levels": tuple(level)} if level else {}
     config = EngineConfig(
         source=description,
         fingerprint=source.fingerprint,
         seed=seed,
         targets_per_image=targets,
-        **({"kinds": tuple(kind)} if kind else {}),
-        **({"levels": tuple(level)} if level else {}),
+        **chosen,
         simple_texts=simple,
         complex_texts=complex_,
         max_retries=retries,

@@ -34,9 +34,20 @@ REFUSED_FOR_GOOD = (401, 403, 404, 405)  # key, model or address: no other reque
 class Source(Protocol):
     """What gives the engine its pictures, always in the same order."""
 
-    nouns: tuple[str, ...]
-    left_out: LeftOut
-    """What cannot be used of the source and belongs to no picture, and why."""
+    @property
+    def nouns(self) -> tuple[str, ...]:
+        """Every noun, for questions about what is absent."""
+        ...
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What cannot be used and belongs to no picture, and why."""
+        ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the data, by content; None where the run's description says all."""
+        ...
 
     def scenes(self, wanted: Wanted | None = None) -> Iterator[AnnotatedScene]:
         """Every wanted picture, those without a usable instance included."""
@@ -119,7 +130,10 @@ class DataEngine:
     ):
         if concurrency < 1:
             raise ValueError(f"`concurrency` must be 1 or more, received {concurrency}.")
-        names = {"writer": "templates" if writer is None else writer.name, "checker": checker and checker.name}
+        names: dict[str, Any] = {
+            "writer": "templates" if writer is None else writer.name,
+            "checker": checker and checker.name,
+        }
         names["grounder"] = grounder and getattr(grounder, "name", type(grounder).__name__)
         for role, name in names.items():
             if getattr(run.config, role) != name:

@@ -113,7 +113,8 @@ class InstructionLoop:
 
     def _by_chat(self, plan: TargetPlan, number: int) -> list[dict[str, Any]]:
         """Asks the writer until every wanted text is kept or the retries are used up."""
-        if plan.noun is None:
+        writer = self.tools.writer
+        if writer is None or plan.noun is None:
             return []
         plan = TargetPlan(plan.targets, plan.kind, plan.noun, plan.granularity)
         counts = {SIMPLE: self.config.simple_texts, COMPLEX: self.config.complex_texts}
@@ -125,13 +126,13 @@ class InstructionLoop:
             if not wanted:
                 break
             name = f"{number}/{attempt}"
-            messages, schema = self.tools.writer.request(self.scene, plan, wanted, rejected)
+            messages, schema = writer.request(self.scene, plan, wanted, rejected)
             answer = self._ask("writer", name, messages, schema)
-            if self.tools.writer.greedy and answer in answers:
+            if writer.greedy and answer in answers:
                 break  # a model without randomness that repeats itself will do so again, and be paid for it
             answers.add(answer)
             try:
-                written = self.tools.writer.parse(answer, wanted)
+                written = writer.parse(answer, wanted)
             except UnusableAnswerError as error:
                 form = CheckResult("form", FAIL, f"The answer was not in the form asked for: {error}.")
                 pairs.append(self._pair(f"{name}/answer", None, answer[:500], [form], DROPPED, form.reason))
@@ -152,7 +153,11 @@ class InstructionLoop:
     def _concept(self, plan: TargetPlan, number: int) -> list[dict[str, Any]]:
         """The noun itself, where it denotes the target; no model needs to be asked for it."""
         found = denote(Meaning(plan.noun), self.facts) if CONCEPT in self.levels else None
-        if found is None or plan.targets != tuple(sorted(self.scene.instances[i].annotation_id for i in found)):
+        if (
+            found is None
+            or plan.noun is None
+            or plan.targets != tuple(sorted(self.scene.instances[i].annotation_id for i in found))
+        ):
             return []
         return self._check([Candidate(CONCEPT, plan.noun, plan)], f"{number}/noun")
 
@@ -166,16 +171,16 @@ class InstructionLoop:
             if all(item.verdict != FAIL for item in found):
                 alive.append(index)
                 self.duplicates.keep(candidate)
-        if alive and self.tools.checker is not None:
-            for index, result in zip(alive, self._asked([candidates[i] for i in alive], name), strict=True):
+        if alive and (checker := self.tools.checker) is not None:
+            for index, result in zip(alive, self._asked(checker, [candidates[i] for i in alive], name), strict=True):
                 results[index].append(result)
         if alive and self.tools.grounder is not None:
             texts = [candidates[i].text for i in alive]
             levels = [candidates[i].level.value for i in alive]
             masks = self.tools.grounder(self.scene.open_image(), texts, levels)
-            for index, found in zip(alive, masks, strict=True):
+            for index, mask in zip(alive, masks, strict=True):
                 minimum = self.config.min_grounding_iou
-                results[index].append(grounding_result(candidates[index], self.facts, found, minimum))
+                results[index].append(grounding_result(candidates[index], self.facts, mask, minimum))
         pairs = []
         for index, (candidate, found) in enumerate(zip(candidates, results, strict=True)):
             outcome, reason = decide(found)
@@ -199,14 +204,14 @@ class InstructionLoop:
                 break
         return found
 
-    def _asked(self, candidates: Sequence[Candidate], name: str) -> list[CheckResult]:
+    def _asked(self, checker: ChatChecker, candidates: Sequence[Candidate], name: str) -> list[CheckResult]:
         """The checker's answers; an answer of no use is asked for once more, then it is "unsure"."""
         numbers = number_instances(self.facts, candidates[0].plan.noun, self.rng)
-        messages, schema = self.tools.checker.request(self.scene, numbers, [item.text for item in candidates])
+        messages, schema = checker.request(self.scene, numbers, [item.text for item in candidates])
         for attempt in range(2):
             answer = self._ask("checker", f"{name}/{attempt}", messages, schema)
             try:
-                found = self.tools.checker.parse(answer, len(candidates))
+                found = checker.parse(answer, len(candidates))
             except UnusableAnswerError as error:
                 reason = f"The checker's answer cannot be used: {error}."
                 correction = f"That answer cannot be used: {error}. Answer again with the JSON value alone."
@@ -216,6 +221,8 @@ class InstructionLoop:
         return [CheckResult("checker", UNSURE, reason, {"answer": answer[:500]}) for _ in candidates]
 
     def _ask(self, role: str, name: str, messages: list[Message], schema: dict[str, Any]) -> str:
+        if self.tools.calls is None:
+            raise ValueError("A chat model needs `calls`: its answers are paid for, and kept.")
         return self.tools.calls.ask(role, f"{self.scene.image_id}/{name}/{role}", messages, schema)
 
     def _pair(

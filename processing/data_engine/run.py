@@ -178,7 +178,8 @@ def digest_of_image(path: str) -> str | None:
 
 
 def _config_of(values: dict[str, Any]) -> EngineConfig:
-    return EngineConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    plain: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in values.items()}
+    return EngineConfig(**plain)
 
 
 def merge_runs(folders: list[str | Path], target: str | Path) -> RunDirectory:

@@ -23,7 +23,7 @@ def run_status(run: RunDirectory) -> dict[str, Any]:
     for record in run.records():
         pictures += 1
         targets += len(record["targets"])
-    machine, settled, cells, failures, by_level = Counter(), Counter(), Counter(), Counter(), Counter()
+    machine, settled, cells, failures, by_level = (Counter[str]() for _ in range(5))
     for pair, target, _, outcome, _ in desk.settled():
         machine[pair["outcome"]] += 1
         settled[outcome] += 1

@@ -67,7 +67,13 @@ class ReviewPage:
         Raises:
             OSError: the port is taken.
         """
-        settings = {"share": False, "show_error": True, "footer_links": [], "ssr_mode": False, "quiet": True}
+        settings: dict[str, Any] = {
+            "share": False,
+            "show_error": True,
+            "footer_links": [],
+            "ssr_mode": False,
+            "quiet": True,
+        }
         css, script = style_and_script()
         settings |= {"theme": theme(), "css": css, "head": script, "allowed_paths": [], "pwa": False}
         return self.blocks.launch(server_name=host, server_port=port, **(settings | options))
@@ -90,7 +96,8 @@ class ReviewPage:
                 self.question = gr.HTML(elem_id="question")
                 self.words = gr.Textbox(
                     show_label=False, container=False, lines=1, max_lines=6, elem_id="words",
-                    placeholder="the instruction", html_attributes={"aria-label": "instruction", "spellcheck": "true"},
+                    placeholder="the instruction",
+                    html_attributes={"aria-label": "instruction", "spellcheck": "true"},  # type: ignore[arg-type]
                 )  # fmt: skip
                 self.notice = gr.HTML(elem_id="notice")
                 with gr.Row(elem_classes="buttons"):
@@ -103,7 +110,7 @@ class ReviewPage:
         self.seen = gr.Textbox(visible=False)
 
     def _connect(self) -> None:
-        private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
         shown = [self.state, self.head, self.gate, self.desk_row, self.gate_notice, self.picture, self.question]
         shown += [self.right, self.words, self.notice, self.evidence, self.back]
         self.blocks.load(self._open, self.state, shown, **private)
@@ -213,7 +220,7 @@ class ReviewPage:
         pair_id = back.pop()
         return self._show({"reviewer": reviewer, "pair": pair_id, "back": back}, self._said(pair_id, reviewer))
 
-    def _said(self, pair_id: str, reviewer: str) -> str:
+    def _said(self, pair_id: str, reviewer: str | None) -> str:
         said = [item for item in self.desk.decisions(pair_id) if item.author == reviewer]
         if not said:
             return ""

@@ -121,7 +121,8 @@ def evidence(item: QueuedPair, numbers: Mapping[int, int]) -> str:
 
 def _details(check: Mapping[str, Any], numbers: Mapping[int, int]) -> list[Any]:
     """The evidence of a check as phrases; instances as {"verb", "numbers", "after"}."""
-    seen, parts = dict(check["evidence"]), []
+    seen: dict[str, Any] = dict(check["evidence"])
+    parts: list[Any] = []
     target = seen.pop("target", [])
     if "tokens" in seen:
         parts.append(f"{seen.pop('tokens')} of {seen.pop('max_tokens', '?')} tokens")

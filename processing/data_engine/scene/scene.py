@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...datasets.schema import CompressedRLE
 from ...images import read_image
 from ...masks import box_of_rle, decode_mask, rle_area
 
@@ -35,7 +34,7 @@ class SceneInstance:
 
     annotation_id: int
     noun: str
-    mask: CompressedRLE = field(repr=False)
+    mask: Any = field(repr=False)
     granularity: str = "object"
     whole: int | None = None
 

@@ -29,7 +29,7 @@ def load_pipeline(name: str, device: str | None = None) -> Any:
     from ...pipeline.registration import TASK, register_pipeline
 
     register_pipeline()
-    return pipeline(TASK, model=name, device=device)
+    return pipeline(TASK, model=name, device=device)  # type: ignore[call-overload]
 
 
 class PipelineGrounder:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class CocoSource:
         for place, annotation in annotations:
             noun, granularity = self._names.get(self.index.number(annotation.get("category_id")), (None, "object"))
             found, reason, detail = self._mask(annotation, noun, height, width)
-            if found is None:
+            if found is None or noun is None:
                 left_out.add(reason, f"{self.path}: {place}{detail}")
                 if noun is not None:
                     partial_nouns.add(noun)  # there, but not to be told apart
@@ -176,7 +176,8 @@ class RowSource:
 
     def __init__(self, rows: Iterable[InstructionRow | RecordFault]):
         self.left_out = LeftOut()
-        digest, pictures = hashlib.sha256(), {}
+        digest = hashlib.sha256()
+        pictures: dict[tuple[str, str], list[InstructionRow]] = {}
         for row in rows:
             if isinstance(row, RecordFault):
                 self.left_out.add("faulty record", str(row))
@@ -199,16 +200,18 @@ class RowSource:
         first, left_out = rows[0], LeftOut()
         instances: dict[int, SceneInstance] = {}
         targets: list[RowTarget] = []
-        partial_nouns, complete, absent = set(), set(), set()
+        partial_nouns: set[str] = set()
+        complete: set[str] = set()
+        absent: set[str] = set()
         for row in rows:
             noun = row["concept"][0].lower().strip() if row["concept"] else None
             if noun is None:
                 left_out.add("row without a concept: nothing names its target", f"row {row['row_id']}")
                 continue
-            numbers = row["annotation_ids"] or [None] * len(row["masks"])
+            numbers: Sequence[int | None] = row["annotation_ids"] or [None] * len(row["masks"])
             target = []
             for mask, number, crowd in zip(row["masks"], numbers, row["is_crowd"], strict=True):
-                if mask is None or crowd or rle_area(mask) < MIN_AREA:
+                if mask is None or crowd or rle_area(dict(mask)) < MIN_AREA:
                     reason = (
                         "box and no mask" if mask is None else "crowd" if crowd else f"less than {MIN_AREA} pixels"
                     )

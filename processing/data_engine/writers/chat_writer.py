@@ -133,7 +133,7 @@ class ChatChecker:
         Raises:
             UnusableAnswerError: the answer is not of the form, or lacks an instruction.
         """
-        answers = _object(text).get("answers")
+        answers: Any = _object(text).get("answers")
         try:
             found = {int(item["instruction"]): {int(number) for number in item["matches"]} for item in answers}
             return [found[index] for index in range(1, count + 1)]

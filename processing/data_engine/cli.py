@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .calls import EndpointSpec
     from .engine import DataEngine, SessionSummary, Source
 
+PATHS = ("run", "coco", "images", "prompts", "synonyms")  # arguments of `build` that are paths
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 
 
@@ -60,8 +61,15 @@ def build(
     prompt_price: Annotated[float, typer.Option(help="Per million prompt tokens.")] = 0.0,
     completion_price: Annotated[float, typer.Option(help="Per million completion tokens.")] = 0.0,
     max_pictures: Annotated[int | None, typer.Option(min=1, help="Stop after so many pictures.")] = None,
+    executor: Annotated[str | None, typer.Option(help="Run --tasks shards by datatrove: local, slurm, ray.")] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Shards for --executor.")] = 4,
+    executor_option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for datatrove's executor.")] = None,
 ) -> None:
     """Write and check instructions; run it again to go on after a stop of any kind."""
+    arguments = {name: str(item) if isinstance(item, Path) else item for name, item in locals().items()}
+    if executor is not None:
+        _run_shards(arguments)
+        return
     from .calls import Budget, EndpointSpec
     from .engine import DataEngine, describe_prompts
     from .run import EngineConfig, RunDirectory
@@ -123,6 +131,21 @@ def build(
     _report(engine, summary)
 
 
+def _run_shards(arguments: dict[str, Any]) -> None:
+    from .executor import run_shards
+
+    name, tasks, options = (arguments.pop(key) for key in ("executor", "tasks", "executor_option"))
+    if arguments["shard"] != "0/1":
+        raise ValueError("--executor makes the shards itself: leave --shard out.")
+    merged = run_shards(name, tasks, arguments, options or ())
+    if merged is None:
+        typer.echo(f"Handed in {tasks} tasks. When they are done: sam3i data merge SHARDS --to RUN", err=True)
+        return
+    for reason, (count, example) in merged.store.left_out().items():
+        typer.echo(f"left out: {count} x {reason}, e.g. {example[:300]}", err=True)
+    typer.echo(f"merged {len(merged.store.finished_ids())} pictures of {tasks} shards", err=True)
+
+
 def _report(engine: DataEngine, summary: SessionSummary) -> None:
     """Say what a session did, what it left out, and what it lacks; nothing done is an error."""
     rate = summary.accepted / summary.seconds if summary.seconds else 0.0
@@ -146,6 +169,8 @@ def _report(engine: DataEngine, summary: SessionSummary) -> None:
         raise ValueError(summary.stopped)
     if summary.unavailable and not summary.pictures:
         raise ValueError(f"No picture was finished: {summary.why_unavailable}")
+    if engine.run.config.num_shards > 1 and not summary.pictures:
+        return  # a share may be empty; the whole is judged when it is merged
     if not summary.pairs and not any(record["targets"] for record in engine.run.records()):
         reasons = ", ".join(f"{count} x {reason}" for reason, (count, _) in left_out.items()) or "no picture was found"
         raise ValueError(f"No instruction could be written: {reasons}.")

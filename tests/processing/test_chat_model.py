@@ -2,6 +2,8 @@
 import base64
 import itertools
 import logging
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -487,3 +489,43 @@ def test_local_model_needs_a_chat_template(tiny_llava):
 
     with pytest.raises(ValueError, match="chat template"):
         LocalChatModel(model, Bare())
+
+
+@pytest.mark.slow
+def test_a_real_server_answers_and_says_what_it_refuses(tiny_llava, tmp_path):
+    """`transformers serve`, over a folder with the tiny model: images arrive, tokens are counted, errors are shown."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    for part in tiny_llava:
+        part.save_pretrained(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port), "--device", "cpu"]
+    server = subprocess.Popen(command)
+    try:
+        model = EndpointChatModel(
+            f"http://127.0.0.1:{port}/v1", str(tmp_path), max_tokens=5, timeout=120, max_retries=0
+        )
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                model.check(Image.new("RGB", (20, 20), "red"))
+                break
+            except ChatUnavailableError as error:
+                assert "the connection failed" in str(error) and server.poll() is None, error
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        reply = model.complete([chat_message("user", Image.new("RGB", (20, 20), "red"), "what is this")])
+        assert reply.usage.calls == 1 and reply.usage.prompt_tokens >= 9 and reply.usage.completion_tokens <= 5
+        with pytest.raises(ChatRequestError, match="response_format"):  # this server knows no schemas, and says so
+            model.complete(HELLO, json_schema=SCHEMA)
+        with pytest.raises(MalformedReplyError):
+            EndpointChatModel(model.base_url, model.name, max_tokens=3, native_json_schema=False).complete(
+                HELLO, json_schema=SCHEMA
+            )
+        with pytest.raises((ChatRequestError, ChatUnavailableError), match="HTTP [45]"):
+            EndpointChatModel(model.base_url, str(tmp_path / "nothing"), max_retries=0).complete(HELLO)
+    finally:
+        server.terminate()
+        server.wait()

@@ -269,3 +269,24 @@ def test_a_run_whose_data_or_images_changed_is_not_gone_on_with(tmp_path):
     Image.new("RGB", (8, 8), "red").save(image)
     with pytest.raises(RunConfigError, match="not the image"):
         DataEngine(ShapesSource(1), run).build(progress=False)
+
+
+@pytest.mark.slow
+def test_a_killed_shard_is_run_again_and_the_merged_run_equals_the_single_one(tmp_path):
+    """Four tasks of datatrove's local executor, one of them killed at work."""
+    pytest.importorskip("datatrove")
+    command = [sys.executable, "-m", "sam3i", "data", "build"]
+    scenes = ["--shapes", "160", "--targets", "20"]
+    subprocess.run([*command, str(tmp_path / "single"), *scenes], check=True)
+    run = tmp_path / "run"
+    sharded = [*command, str(run), *scenes, "--executor", "local", "--tasks", "4"]
+    process = subprocess.Popen(sharded)
+    holder = run / "shards" / "00002" / ".lock-holder"
+    while process.poll() is None and not (holder.exists() and holder.read_text()):
+        time.sleep(0.05)
+    os.kill(int(holder.read_text().split()[1]), signal.SIGKILL)
+    assert process.wait() == 1 and not (run / "config.json").exists()
+    subprocess.run(sharded, check=True)
+    single, merged = RunDirectory(tmp_path / "single"), RunDirectory(run)
+    assert merged.ordered_records() == single.ordered_records() and merged.config == single.config
+    assert len(single.ordered_records()) == 160

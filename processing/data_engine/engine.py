@@ -23,7 +23,7 @@ from .run import RunConfigError, RunDirectory, digest_of_image
 from .scene.scene import AnnotatedScene, LeftOut, scene_to_record
 from .scene.sources import Wanted
 from .writers.chat_writer import ChatChecker, ChatWriter
-from .writers.prompts import Prompt, load_prompts
+from .writers.prompts import VersionedPrompt, load_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class DataEngine:
         checker: ChatModel | EndpointSpec | None = None,
         grounder: Grounder | None = None,
         count_tokens: TokenCounter = estimate_tokens,
-        prompts: dict[str, Prompt] | None = None,
+        prompts: dict[str, VersionedPrompt] | None = None,
         synonyms: dict[str, list[str]] | None = None,
         budget: Budget | None = None,
         concurrency: int = 1,
@@ -275,6 +275,6 @@ class DataEngine:
         return f"images/{path.name}"
 
 
-def describe_prompts(prompts: dict[str, Prompt]) -> dict[str, str]:
+def describe_prompts(prompts: dict[str, VersionedPrompt]) -> dict[str, str]:
     """Version and fingerprint of prompts, for a run's configuration."""
     return {name: f"{prompt.version} {prompt.sha256}" for name, prompt in prompts.items()}

@@ -172,7 +172,7 @@ def numbers_on(marked, scene):
         ImageDraw.Draw(label).text((20, 20), str(number), anchor="mm", font_size=16, fill=255)
         digit = np.asarray(label)[13:27, 15:25].astype(int)
         for i, item in enumerate(scene.instances):
-            x, y = (int(value * scale) for value in item.centre)
+            x, y = (int(value * scale) for value in item.center)
             places = ((y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
             distances[i, number - 1] = min(
                 np.abs(grey[top - 7 : top + 7, left - 5 : left + 5] - digit).sum() for top, left in places

@@ -49,8 +49,8 @@ class SceneInstance:
         return rle_area(self.mask)
 
     @property
-    def centre(self) -> tuple[float, float]:
-        """Centre of the box, pixels."""
+    def center(self) -> tuple[float, float]:
+        """Center of the box, pixels."""
         x, y, width, height = self.box
         return x + width / 2, y + height / 2
 

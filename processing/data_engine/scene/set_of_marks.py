@@ -31,14 +31,14 @@ def mark_target(scene: AnnotatedScene, targets: Iterable[int], siblings: Iterabl
 
 
 def mark_numbers(scene: AnnotatedScene, numbers: Mapping[int, int]) -> Image.Image:
-    """The picture with every instance of `numbers` (annotation id -> number) outlined, its number at its centre."""
+    """The picture with every instance of `numbers` (annotation id -> number) outlined, its number at its center."""
     picture = enlarge(scene.open_image())
     scale = picture.width / scene.width
     for annotation_id in numbers:
         picture = _outline(picture, scene.by_id[annotation_id].pixels(), (255, 255, 255))
     draw = ImageDraw.Draw(picture)
     for annotation_id, number in numbers.items():
-        x, y = scene.by_id[annotation_id].centre
+        x, y = scene.by_id[annotation_id].center
         place = (x * scale, y * scale)
         box = draw.textbbox(place, str(number), anchor="mm", font_size=16)
         draw.rectangle((box[0] - 2, box[1] - 2, box[2] + 2, box[3] + 2), fill=(0, 0, 0))

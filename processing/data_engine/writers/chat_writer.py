@@ -11,7 +11,7 @@ from ...chat.client import Message, chat_message, extract_json
 from ...language.meaning import ALL, NONE, ONE
 from ..scene import set_of_marks
 from ..scene.scene import AnnotatedScene
-from .prompts import Prompt
+from .prompts import VersionedPrompt
 from .template_writer import TargetPlan
 
 MAX_CHARACTERS = 300  # of an instruction: a bound for decoders that follow the schema
@@ -30,7 +30,7 @@ class ChatWriter:
         greedy: its model gives the same answer to the same request.
     """
 
-    def __init__(self, prompts: Mapping[str, Prompt], greedy: bool = True):
+    def __init__(self, prompts: Mapping[str, VersionedPrompt], greedy: bool = True):
         self.prompts = prompts
         self.greedy = greedy
 
@@ -61,8 +61,8 @@ class ChatWriter:
         text = self.prompts["writer"].fill(
             target_color=set_of_marks.TARGET_COLOR[0],
             sibling_color=set_of_marks.SIBLING_COLOR[0],
-            target_colour=set_of_marks.TARGET_COLOR[0],  # as prompt files of one's own may still name them
-            sibling_colour=set_of_marks.SIBLING_COLOR[0],
+            # as prompt files of one's own may still name them
+            **{"target_colour": set_of_marks.TARGET_COLOR[0], "sibling_colour": set_of_marks.SIBLING_COLOR[0]},
             noun=plan.noun,
             task=_task(plan, len(siblings)),
             levels="\n".join(f'- "{level.value}": {count}' for level, count in wanted.items()),
@@ -93,7 +93,7 @@ class ChatWriter:
 class ChatChecker:
     """Answers instructions from the picture alone: which of the numbered instances does each ask for?"""
 
-    def __init__(self, prompts: Mapping[str, Prompt]):
+    def __init__(self, prompts: Mapping[str, VersionedPrompt]):
         self.prompts = prompts
 
     def request(

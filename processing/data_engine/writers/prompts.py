@@ -18,7 +18,7 @@ class PromptError(ValueError):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class VersionedPrompt:
     """One prompt: its name, version, fingerprint and template."""
 
     name: str
@@ -36,7 +36,7 @@ class Prompt:
             ) from error
 
 
-def load_prompts(folder: str | Path | None = None) -> dict[str, Prompt]:
+def load_prompts(folder: str | Path | None = None) -> dict[str, VersionedPrompt]:
     """Every prompt by name: from `folder` where it has the file, else the package's own.
 
     Raises:
@@ -53,5 +53,5 @@ def load_prompts(folder: str | Path | None = None) -> dict[str, Prompt]:
         if match is None:
             raise PromptError(f"{path}: expected a first line '<!-- version: NAME -->'; add it.")
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        prompts[name] = Prompt(name, match.group(1), digest, text[match.end() :])
+        prompts[name] = VersionedPrompt(name, match.group(1), digest, text[match.end() :])
     return prompts

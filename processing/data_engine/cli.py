@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +13,7 @@ import typer
 from ..cli import Roots, read_image_roots
 
 if TYPE_CHECKING:
-    from ..datasets.faults import RecordFault
     from ..datasets.image_roots import ImageRoot
-    from ..datasets.schema import InstructionRow
     from .calls import EndpointSpec
     from .engine import DataEngine, SessionSummary, Source
 
@@ -26,7 +24,7 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 def build(
     run: RunFolder,
     coco: Annotated[Path | None, typer.Option(help="COCO, LVIS or PACO instances file.")] = None,
-    crowd: Annotated[str, typer.Option(help="Annotations with iscrowd: skip, or instance (one each).")] = "skip",
+    crowd: Annotated[str, typer.Option(help="Annotations with iscrowd: skip, or instance if of one piece.")] = "skip",
     rows: Annotated[str | None, typer.Option(help="Instruction data to write anew.")] = None,
     shapes: Annotated[int | None, typer.Option(min=1, help="So many scenes of the shapes world.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of images alone; needs --concept and --sam3.")] = None,
@@ -295,15 +293,13 @@ def _source(given: dict[str, Any], roots: ImageRoot, split: str, seed: int, crow
         return CocoSource(value, roots, split=split, crowd=crowd), f"instances {value.name}{suffix}"
     if named == ["shapes"]:
         return ShapesSource(value, split, seed), f"shapes world, {value} scenes, split {split}, seed {seed}"
-    return RowSource(_rows(value, roots, split)), f"rows {Path(value).name}, split {split}"
-
-
-def _rows(path: str, roots: ImageRoot, split: str) -> Iterable[InstructionRow | RecordFault]:
-    """Rows and faults of anything that can be read, images undecoded."""
+    from ..datasets.faults import RowAccount
     from ..datasets.image_roots import ReadOptions
     from ..datasets.loading import find_source, read_items
 
-    return read_items(*find_source(path), ReadOptions(roots, split))
+    account = RowAccount()
+    rows = read_items(*find_source(value), ReadOptions(roots, split, crowd, account=account))
+    return RowSource(rows, account), f"rows {Path(value).name}, split {split}"
 
 
 def _url_and_model(value: str) -> tuple[str, str]:

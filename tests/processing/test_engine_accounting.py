@@ -87,7 +87,7 @@ def test_faulty_records_are_named_and_the_rest_goes_on(coco, tmp_path):
     run = tmp_path / "run"
     said = call("build", run, "--coco", coco())
     counted = status(run)["left_out"]
-    reasons = ("unknown category", "mask that cannot be read", "image that the file does not have")
+    reasons = ("unknown category", "fault in its segmentation", "image that the file does not have")
     for reason in (*reasons, "box and no mask", "under 16 pixels", "crowd"):
         assert sum(count for name, count in counted.items() if reason in name) == 1, (reason, counted)
         assert reason in said

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from typing import Any
 from PIL import Image
 
 from ...datasets.coco_index import CocoIndex
-from ...datasets.faults import RecordFault
-from ...datasets.image_roots import ImageRoot, ImageRoots
+from ...datasets.faults import RecordFault, RecordReader, RowAccount
+from ...datasets.image_roots import ImageRoot, ImageRoots, name_and_size
+from ...datasets.readers.instances import Instances
 from ...datasets.schema import InstructionRow, is_text
 from ...fingerprint import fingerprint_files
-from ...images import image_size
-from ...masks import encode_mask, rle_area, segmentation_to_rle
+from ...masks import encode_mask, rle_area
 from .scene import AnnotatedScene, LeftOut, RowTarget, SceneInstance, open_image
+
+logger = logging.getLogger(__name__)
 
 Wanted = Callable[[str], bool]  # whether the scene of an image id is asked for
 SHAPE_SIZES = (0.244, 0.257)  # of the picture's side: small shapes measure up to 27 pixels of 112, large ones from 29
@@ -44,8 +47,8 @@ class CocoSource:
         image_root: folder(s) of the images; see `image_roots.ImageRoots`.
         dataset: name for the rows; the file's stem if not given.
         split: split for the rows.
-        crowd: "skip" leaves annotations with `iscrowd` out; "instance" takes each for one instance (brush masks of
-            CVAT carry the flag without being crowds).
+        crowd: "skip" leaves annotations with `iscrowd` out; "instance" takes those whose mask is one piece
+            (brush masks of CVAT carry the flag without being crowds).
 
     Raises:
         ValueError: a file without a named category or without an image.
@@ -92,31 +95,23 @@ class CocoSource:
         for order, (label, record) in enumerate(self.index.images()):
             if wanted is None or wanted(str(record["id"])):
                 yield self._scene(order, label, record)
+        for note, count in self._roots.notes.items():
+            logger.warning("%s: %d x %s", self.path, count, note)
 
     def _scene(self, order: int, label: str, record: dict[str, Any]) -> AnnotatedScene:
         left_out, where = LeftOut(), f"{self.path}: {label}"
-        file_name = record.get("file_name") or "/".join(str(record.get("coco_url", "")).split("/")[-2:]) or None
-        image, fault = None, None
-        try:
-            image = self._roots.path(str(file_name), self.dataset) if file_name else None
-        except (KeyError, ValueError) as error:
-            fault = str(error.args[0])
-        width, height = _whole(record.get("width")), _whole(record.get("height"))
-        if fault is None and not (width and height):
-            try:
-                height, width = image_size(Path(image)) if image else (0, 0)
-            except (OSError, ValueError) as error:
-                fault = f"{where}: no width and height, and {error}"
-        if fault is not None or not (width and height):
-            left_out.add("image without a place or a size", fault or f"{where}: expected width and height in pixels")
-        annotations = self.index.annotations_of(record["id"]) if width and height and not fault else []
+        fields = RecordReader(str(self.path), label, record)
+        file_name, image, width, height = name_and_size(fields, self._roots, self.dataset)
+        for fault in fields.faults[:1]:
+            left_out.add(f"image with a fault in its {fault.field}", str(fault))
+        annotations = [] if fields.faults else self.index.annotations_of(record["id"])
         partial_nouns = self._named(record.get("not_exhaustive_category_ids"))
         instances: list[SceneInstance] = []
         for place, annotation in annotations:
             noun, granularity = self._names.get(self.index.number(annotation.get("category_id")), (None, "object"))
-            found, reason, detail = self._mask(annotation, noun, height, width)
+            found, reason, example = self._mask(annotation, place, noun, height, width)
             if found is None or noun is None:
-                left_out.add(reason, f"{self.path}: {place}{detail}")
+                left_out.add(reason, example)
                 if noun is not None:
                     partial_nouns.add(noun)  # there, but not to be told apart
                 continue
@@ -140,23 +135,24 @@ class CocoSource:
         )
 
     def _mask(
-        self, annotation: Mapping[str, Any], noun: str | None, height: int, width: int
-    ) -> tuple[dict[str, Any] | None, str, str]:
+        self, annotation: dict[str, Any], place: str, noun: str | None, height: int, width: int
+    ) -> tuple[Any, str, str]:
         """(mask, "", "") of an annotation that can be a target, or (None, why not, what was found)."""
+        where = f"{self.path}: {place}"
         if noun is None:
-            return None, "annotation of an unknown category", f": category_id {annotation.get('category_id')!r}"
-        if self.crowd == "skip" and is_crowd(annotation.get("iscrowd")):
-            return None, "annotation of a crowd (iscrowd; --crowd instance takes each for one instance)", ""
-        try:
-            mask = segmentation_to_rle(annotation.get("segmentation"), height, width)
-        except (ValueError, TypeError) as error:
-            return None, "annotation with a mask that cannot be read", f": {error}"
+            return None, "annotation of an unknown category", f"{where}: category_id {annotation.get('category_id')!r}"
+        record, found = RecordReader(str(self.path), place, annotation), Instances(self.crowd)
+        found.add(record, place, annotation, height, width)
+        if record.faults:
+            fault = record.faults[0]
+            return None, f"annotation with a fault in its {fault.field}", str(fault)
+        (mask,), (crowd,) = found.masks, found.is_crowd
+        if crowd:
+            return None, "annotation of a crowd (iscrowd; --crowd instance takes those of one piece)", where
         if mask is None:
-            return None, "annotation with a box and no mask", ""
-        area = rle_area(mask)
-        if area < MIN_AREA:
-            reason = f"annotation with a mask of under {MIN_AREA} pixels" if area else "annotation with an empty mask"
-            return None, reason, f": {area} pixels"
+            return None, "annotation with a box and no mask", where
+        if rle_area(mask) < MIN_AREA:
+            return None, f"annotation with a mask of under {MIN_AREA} pixels", where
         return mask, "", ""
 
     def _named(self, numbers: Iterable[int] | None) -> set[str]:
@@ -172,9 +168,10 @@ class RowSource:
 
     Args:
         rows: rows, whose `image` is a path, a PIL image or `{"path", "bytes"}`, and faults, which are counted.
+        account: of the reader, filled when all rows are read.
     """
 
-    def __init__(self, rows: Iterable[InstructionRow | RecordFault]):
+    def __init__(self, rows: Iterable[InstructionRow | RecordFault], account: RowAccount | None = None):
         self.left_out = LeftOut()
         digest = hashlib.sha256()
         pictures: dict[tuple[str, str], list[InstructionRow]] = {}
@@ -184,6 +181,8 @@ class RowSource:
                 continue
             pictures.setdefault((row["dataset"], row["image_id"]), []).append(row)
             digest.update(json.dumps({**row, "image": _content(row["image"])}, sort_keys=True).encode())
+        for reason, count in account.left_out.items() if account else ():
+            self.left_out.add(reason, count=count)
         self.fingerprint = digest.hexdigest()
         self._found = [self._scene(order, *item) for order, item in enumerate(pictures.items())]
 
@@ -304,19 +303,6 @@ def _split_name(name: str) -> tuple[str, str]:
     words = name.lower().replace("_", " ")
     granularity = "part" if ":" in words else "object"
     return " ".join(words.rsplit(":", 1)[-1].split("(")[0].split()), granularity
-
-
-def is_crowd(value: Any) -> bool:
-    """The meaning of an `iscrowd` field, strings included."""
-    return value.strip().lower() in ("1", "true", "yes") if isinstance(value, str) else bool(value)
-
-
-def _whole(value: Any) -> int:
-    """A size as a number; 0 where it is none."""
-    try:
-        return max(0, int(float(value)))
-    except (TypeError, ValueError, OverflowError):
-        return 0
 
 
 def _content(image: Any) -> str | None:

@@ -271,11 +271,13 @@ def _to_openai(message: Message) -> dict:
     if all(part["type"] == "text" for part in parts):
         # Plain strings are what every server accepts for system and assistant turns.
         return {"role": message["role"], "content": "\n".join(part["text"] for part in parts)}
-    content = [
-        part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": encode_image(part["image"])}}
-        for part in parts
-    ]
+    content = [image_url_part(part) if part["type"] == "image" else part for part in parts]
     return {"role": message["role"], "content": content}
 
 
-__all__ = ["API_KEY_VARIABLE", "EndpointChatModel", "encode_image"]
+def image_url_part(part: dict[str, Any]) -> dict[str, Any]:
+    """An image of a message as the API takes it."""
+    return {"type": "image_url", "image_url": {"url": encode_image(part["image"])}}
+
+
+__all__ = ["API_KEY_VARIABLE", "EndpointChatModel", "encode_image", "image_url_part"]

@@ -9,7 +9,6 @@ counted as spent, and made again only when its answer is needed.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
@@ -320,7 +319,7 @@ def main() -> None:
     def work(order: dict[str, Any]) -> None:
         key, model, fault = order["key"], models[order["role"]], None
         try:
-            make_call(store, model, key, order["request"], _unpack(order["messages"]), order["schema"])
+            make_call(store, model, key, order["request"], order["messages"], order["schema"])
         except StoreError as error:
             fault = str(error)
         say(json.dumps({"key": key, "fault": fault}))
@@ -335,28 +334,16 @@ def main() -> None:
 
 
 def _pack(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as plain values, images as PNG."""
-    packed = []
-    for message in messages:
-        parts = []
-        for part in message["content"]:
-            if part["type"] == "image":
-                buffer = io.BytesIO()
-                part["image"].save(buffer, "PNG", compress_level=1)
-                part = {"type": "image", "png": base64.b64encode(buffer.getvalue()).decode("ascii")}
-            parts.append(part)
-        packed.append({"role": message["role"], "content": parts})
-    return packed
+    """Messages as plain values, images as data URLs."""
+    from ..chat.endpoint import image_url_part
 
-
-def _unpack(messages: list[dict[str, Any]]) -> list[Message]:
-    from PIL import Image
-
-    for message in messages:
-        for part in message["content"]:
-            if part["type"] == "image":
-                part["image"] = Image.open(io.BytesIO(base64.b64decode(part.pop("png")))).convert("RGB")
-    return messages
+    return [
+        {
+            **message,
+            "content": [part if part["type"] == "text" else image_url_part(part) for part in message["content"]],
+        }
+        for message in messages
+    ]
 
 
 def _digest(name: str, messages: Sequence[Message], json_schema: dict[str, Any]) -> str:

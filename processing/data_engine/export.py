@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
+
 from ..datasets.conversion import WRITERS, convert_dataset
 from ..datasets.schema import LEVEL_FIELDS, InstructionRow, make_row
 from .checks import ACCEPTED
@@ -154,38 +156,6 @@ def _lacks_pictures(path: Path) -> bool:
 
 def dataset_card(run: RunDirectory, targets: int, pictures: int, name: str, data_file: str) -> str:
     """A dataset card: what is in it, how it was made, how it was checked."""
-    status, config = run_status(run), run.config
-    lines = ["---", "task_categories:", "- image-segmentation", "tags:", "- sam3i", "- instruction-segmentation"]
-    if data_file.endswith(".parquet"):
-        lines += ["configs:", "- config_name: default", f"  data_files: {data_file}"]
-    lines += ["---", "", f"# {name}", ""]
-    lines += [f"{targets} targets in {pictures} pictures with instructions for SAM3-I, made by its data engine.", ""]
-    lines += ["## Accepted instructions", "", "| level | kind | granularity | count |", "|---|---|---|---|"]
-    lines += [f"| {cell.replace('/', ' | ')} | {count} |" for cell, count in status["accepted"].items()]
-    lines += [
-        "",
-        "The `concept` of a row names its category; it denotes the target only where that is all of it.",
-        "",
-    ]
-    lines += ["## How they were made", "", f"- source: {config.source}", f"- writer: {config.writer}"]
-    lines += [f"- checker: {config.checker or 'none'}", f"- grounding: {config.grounder or 'none'}"]
-    lines += [f"- seed: {config.seed}, retries: {config.max_retries}"]
-    lines += [f"- prompt {prompt}: version and fingerprint {version}" for prompt, version in config.prompts.items()]
-    calls = status["calls"]
-    tokens = calls["prompt_tokens"] + calls["completion_tokens"]
-    lines += [f"- chat calls: {calls['answered']} answered, {tokens} tokens", "", "## How they were checked", ""]
-    rate = status["acceptance_rate"]
-    lines += [f"{status['instructions']} instructions were written, {rate:.1%} of them accepted.", ""]
-    if status["failures"]:
-        lines += ["| check | failures |", "|---|---|"]
-        lines += [f"| {check} | {count} |" for check, count in status["failures"].items()] + [""]
-    reviewed, agreement = sum(status["reviewers"].values()), status["agreement"]
-    lines += [
-        f"People made {reviewed} decisions; {status['waiting']} instructions still wait for one and are left out."
-    ]
-    if agreement["pairs"]:
-        lines += [
-            f"Reviewers agreed in {agreement['observed']:.1%} of comparisons over {agreement['pairs']} instructions "
-            f"(kappa {agreement['kappa']})."
-        ]
-    return "\n".join(lines) + "\n"
+    template = Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"), keep_trailing_newline=True)
+    about = {"targets": targets, "pictures": pictures, "name": name, "data_file": data_file}
+    return template.render(status=run_status(run), config=run.config, **about)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...modeling_sam3i.instruction_levels import InstructionLevel
 from ..datasets.schema import is_text
-from ..language.meaning import Meaning, denote
+from ..language.meaning import Meaning, compares_one, denote
 from ..language.nouns import NounForms, words_of
 from ..language.reading import read_simple
 from ..levels import classify_level
@@ -171,6 +171,9 @@ def check_denotation(candidate: Candidate, facts: Facts, nouns: tuple[str, ...],
         return CheckResult("denotation", UNSURE, "The words are beyond the reader.", {"understood": False})
     found = denote(meaning, facts)
     evidence: dict[str, Any] = {"understood": True, "family": meaning.family}
+    if found is None and compares_one(meaning, facts):
+        reason = f"It compares, but there is only one {meaning.noun} to compare: leave the comparison out."
+        return CheckResult("denotation", FAIL, reason, evidence)
     if found is None:
         return CheckResult("denotation", UNSURE, "The picture gives no clear answer to it.", evidence)
     denoted = sorted(facts.scene.instances[i].annotation_id for i in found)

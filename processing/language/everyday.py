@@ -10,13 +10,12 @@ an image, who does what to whom, or what a person would infer from looking: that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from . import lexicon as shared
-from .lexicon import Lexicon, Table, in_training
+from .lexicon import Lexicon, in_training
 from .nouns import plural_of
 
 _SIMPLE = {family: in_training(phrasings) for family, phrasings in shared.SIMPLE_TEMPLATES.items()} | {
@@ -45,17 +44,35 @@ EVERYDAY = Lexicon(
 )
 
 
-def everyday_lexicon(descriptors: Mapping[str, tuple[str, ...]]) -> Lexicon:
-    """The everyday words together with what a source says its own nouns are for."""
-    return _with_descriptors(tuple(descriptors.items())) if descriptors else EVERYDAY
+ALIASES = {
+    "aeroplane": "airplane", "plane": "airplane", "bike": "bicycle", "cellphone": "cell phone",
+    "computer keyboard": "keyboard", "computer mouse": "mouse", "doughnut": "donut", "fridge": "refrigerator",
+    "hair dryer": "hair drier", "mobile phone": "cell phone", "motorbike": "motorcycle", "phone": "cell phone",
+    "pot plant": "potted plant", "remote control": "remote", "sofa": "couch", "television": "tv",
+    "traffic signal": "traffic light", "wineglass": "wine glass",
+}  # fmt: skip
 
 
-@lru_cache(maxsize=16)
-def _with_descriptors(items: tuple[tuple[str, tuple[str, ...]], ...]) -> Lexicon:
-    known: Table = {**EVERYDAY.descriptors, **dict(items)}
-    return replace(
-        EVERYDAY, descriptors=known, kinds={k: v for k, v in EVERYDAY.kinds.items() if k not in dict(items)}
-    )
+@lru_cache(maxsize=256)
+def everyday_lexicon(present: frozenset[str], own: tuple[tuple[str, tuple[str, ...]], ...] = ()) -> Lexicon:
+    """The words for a scene.
+
+    What a noun is for tells it apart from nouns that are known, too; so complex instructions are said only where all
+    of the scene's nouns are known, and no two of them are names of one thing.
+
+    Args:
+        present: the scene's nouns.
+        own: what the source itself says that its nouns are for, by noun.
+    """
+    known = {alias: name for alias, name in ALIASES.items() if alias in present} | {n: n for n in EVERYDAY.descriptors}
+    descriptors, kinds = dict(own), {}
+    others = present - set(descriptors)
+    if others <= set(known) and len({known[noun] for noun in others}) == len(others):
+        taken = {known[noun] for noun in others}
+        for noun, name in known.items():
+            if noun not in descriptors and (noun in others or name not in taken):
+                descriptors[noun], kinds[noun] = EVERYDAY.descriptors[name], EVERYDAY.kinds[name]
+    return replace(EVERYDAY, descriptors=descriptors, kinds=kinds)
 
 
 __all__ = ["EVERYDAY", "everyday_lexicon"]

@@ -177,32 +177,55 @@ def selector_family(selector: Selector) -> str:
 
 def denote(meaning: Meaning, facts: SceneFacts) -> frozenset[int] | None:
     """Numbers of the instances that a meaning denotes; empty where nothing fits, None where it is unclear."""
+    if any(facts.is_absent(noun) for noun in _anchors(meaning)):
+        # Nothing is left of a dog where there is no dog.
+        return None if _named(meaning, facts) is None else frozenset()
+    members = _candidates(meaning, facts)
+    if members is None or meaning.selector is None:
+        return None if members is None else frozenset(members)
+    if _is_alone(meaning.selector, members, facts):
+        return None
+    chosen = _SELECTORS[meaning.selector.kind](meaning.selector, facts, members)
+    if chosen is None:
+        return None
+    return frozenset(i for i in members if i not in chosen) if meaning.selector.excluded else frozenset(chosen)
+
+
+def compares_one(meaning: Meaning, facts: SceneFacts) -> bool:
+    """Whether a superlative or an ordinal is said of a single instance: "the leftmost dog" supposes another one."""
+    members = _candidates(meaning, facts)
+    return members is not None and meaning.selector is not None and _is_alone(meaning.selector, members, facts)
+
+
+def _is_alone(selector: Selector, members: list[int], facts: SceneFacts) -> bool:
+    return len(members) == 1 and selector.kind != "beside" and not facts.compares_alone
+
+
+def _anchors(meaning: Meaning) -> list[str]:
+    """The nouns that a meaning refers to."""
+    nouns = [item.reference for item in meaning.filters if item.kind != "not_noun"]
+    nouns += [meaning.selector.reference] if meaning.selector is not None else []
+    return [noun for noun in nouns if noun is not None]
+
+
+def _named(meaning: Meaning, facts: SceneFacts) -> list[int] | None:
+    """All instances of a meaning's noun; None where the scene does not tell."""
     if (meaning.noun is None and not facts.is_exhaustive) or facts.is_partial(meaning.noun):
         return None
     every = [i for i, noun in enumerate(facts.nouns) if meaning.noun in (None, noun)]
-    if not every and meaning.noun is not None and not facts.is_absent(meaning.noun):
-        return None
-    anchors = [item.reference for item in meaning.filters if item.kind != "not_noun"]
-    anchors += [meaning.selector.reference] if meaning.selector is not None else []
-    if any(noun is not None and facts.is_absent(noun) for noun in anchors):
-        return frozenset()  # nothing is left of a dog where there is no dog
+    return None if not every and meaning.noun is not None and not facts.is_absent(meaning.noun) else every
+
+
+def _candidates(meaning: Meaning, facts: SceneFacts) -> list[int] | None:
+    """What the filters leave, for the selector to compare; None where it is unclear."""
+    every = _named(meaning, facts)
     members = every
-    for condition in sorted(
-        meaning.filters, key=lambda item: item.kind == "count"
-    ):  # "the two red cups": counted last
-        found = _FILTERS[condition.kind](condition, facts, members, every)
-        if found is None:
+    # "The two red cups" are counted last.
+    for condition in sorted(meaning.filters, key=lambda item: item.kind == "count"):
+        if every is None or members is None:
             return None
-        members = found
-    if meaning.selector is not None:
-        # "The leftmost dog" of a single dog supposes another one.
-        if len(members) == 1 and meaning.selector.kind != "beside" and not facts.compares_alone:
-            return None
-        chosen = _SELECTORS[meaning.selector.kind](meaning.selector, facts, members)
-        if chosen is None:
-            return None
-        members = [i for i in members if i not in chosen] if meaning.selector.excluded else chosen
-    return frozenset(members)
+        members = _FILTERS[condition.kind](condition, facts, members, every)
+    return members
 
 
 def target_kind(meaning: Meaning, targets: frozenset[int], facts: SceneFacts) -> str:

@@ -9,28 +9,24 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+# Also as the end of a longer word: "bookshelf", "grandchild", "snowman".
 _IRREGULAR = {
-    "person": "people",
-    "man": "men",
-    "woman": "women",
-    "child": "children",
-    "mouse": "mice",
-    "knife": "knives",
-    "calf": "calves",
-    "leaf": "leaves",
-    "shelf": "shelves",
-    "loaf": "loaves",
-    "wolf": "wolves",
-    "wife": "wives",
-    "half": "halves",
-    "foot": "feet",
-    "tooth": "teeth",
-    "goose": "geese",
-    "ox": "oxen",
-    "potato": "potatoes",
-    "tomato": "tomatoes",
-}
-_UNCHANGED = frozenset("sheep fish deer aircraft cattle broccoli luggage baggage scissors skis shears people".split())
+    "person": "people", "man": "men", "child": "children", "mouse": "mice", "foot": "feet", "tooth": "teeth",
+    "goose": "geese", "knife": "knives", "wife": "wives", "life": "lives", "leaf": "leaves", "shelf": "shelves",
+    "loaf": "loaves", "wolf": "wolves", "half": "halves", "calf": "calves", "scarf": "scarves", "thief": "thieves",
+    "hoof": "hooves", "potato": "potatoes", "tomato": "tomatoes", "mango": "mangoes", "hero": "heroes",
+}  # fmt: skip
+_WHOLE_IRREGULAR = {"ox": "oxen", "dice": "dice", "die": "dice", "cactus": "cacti", "bus": "buses", "gas": "gases"}
+_REGULAR_MAN = frozenset("human german roman ottoman shaman talisman caiman".split())
+# What has no other form: pairs, masses, words that are plural already.
+_UNCHANGED = frozenset(
+    "sheep fish deer moose bison shrimp salmon trout aircraft spacecraft hovercraft watercraft series species cattle "
+    "people police broccoli luggage baggage scissors skis shears pliers tongs tweezers binoculars glasses sunglasses "
+    "eyeglasses goggles jeans pants shorts trousers leggings tights pajamas clothes stairs headphones earphones fries "
+    "furniture jewelry clothing equipment rice bread butter cheese water milk juice sand snow grass hay traffic food "
+    "fruit silverware cutlery glassware graffiti trash garbage mail hair lettuce spinach".split()
+)
+_AFTER_HEAD = re.compile(r" (?:of|with|in|on|at|for|from|to) ")
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -40,16 +36,25 @@ def words_of(text: str) -> list[str]:
 
 
 def plural_of(noun: str) -> str:
-    """The plural of a noun phrase whose last word is its head ("wine glass" -> "wine glasses")."""
+    """The plural of a noun phrase by the rules of English spelling; its head is the last word, or that before "of".
+
+    "wine glass" -> "wine glasses", "cup of tea" -> "cups of tea", "skis" and "furniture" stay.
+    """
+    preposition = _AFTER_HEAD.search(noun)
+    if preposition is not None:
+        return plural_of(noun[: preposition.start()]) + noun[preposition.start() :]
     first, space, head = noun.rpartition(" ")
     return first + space + _plural_word(head)
 
 
 def _plural_word(word: str) -> str:
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
     if word in _UNCHANGED:
         return word
+    if word in _WHOLE_IRREGULAR:
+        return _WHOLE_IRREGULAR[word]
+    for end, plural in _IRREGULAR.items():
+        if word.endswith(end) and not (end == "man" and word in _REGULAR_MAN):
+            return word[: len(word) - len(end)] + plural
     if word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
     if len(word) > 1 and word.endswith("y") and word[-2] not in "aeiou":

@@ -285,4 +285,4 @@ def _ids(found: frozenset[int], facts: Facts) -> tuple[int, ...]:
 
 def lexicon_of(facts: Facts) -> Lexicon:
     """The words for a scene: everyday ones, and what its source says its nouns are for."""
-    return everyday_lexicon(facts.scene.descriptors)
+    return everyday_lexicon(frozenset(facts.nouns), tuple(facts.scene.descriptors.items()))

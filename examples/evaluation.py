@@ -9,7 +9,6 @@ Without a chat model the agent's is an oracle that knows the targets: it bounds 
 """
 
 import argparse
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, load_instruct
 from sam3i.processing.chat import EndpointChatModel
 from sam3i.processing.datasets import row_features
 from sam3i.processing.shapes import shapes_rows
-from sam3i.trainer.baselines import AgentSegmenter, OracleChat, PhraseDetector, Sam3ISegmenter, StockSam3Segmenter
+from sam3i.trainer.baselines import AgentSegmenter, OracleAgent, PhraseDetector, Sam3ISegmenter, StockSam3Segmenter
 from sam3i.trainer.evaluation import LOWEST_SCORE, evaluate_segmenter, format_results
 
 
@@ -46,17 +45,18 @@ def main() -> None:
     # What scores above .05 is kept, so that the best threshold of each level can be told as well.
     stock = PhraseDetector(model, processor, threshold=LOWEST_SCORE)
     detector = PhraseDetector(model, processor, threshold=options.threshold)
-    oracle = None if options.chat_url else OracleChat.from_rows(rows).serve()
-    with oracle or nullcontext():
-        chat = EndpointChatModel(options.chat_url or oracle.base_url, options.chat_model or "oracle")
-        systems = [
-            Sam3ISegmenter(model, processor, threshold=LOWEST_SCORE),
-            StockSam3Segmenter(stock),
-            StockSam3Segmenter(stock, text_source="concept"),
-            AgentSegmenter(detector, chat),
-        ]
-        settings = {"threshold": options.threshold, "progress": False}
-        results = [evaluate_segmenter(system, rows, options.protocol, **settings) for system in systems]
+    if options.chat_url:
+        agent = AgentSegmenter(detector, EndpointChatModel(options.chat_url, options.chat_model))
+    else:
+        agent = OracleAgent.from_rows(detector, rows)
+    systems = [
+        Sam3ISegmenter(model, processor, threshold=LOWEST_SCORE),
+        StockSam3Segmenter(stock),
+        StockSam3Segmenter(stock, text_source="concept"),
+        agent,
+    ]
+    settings = {"threshold": options.threshold, "progress": False}
+    results = [evaluate_segmenter(system, rows, options.protocol, **settings) for system in systems]
     print(format_results(results))
 
 

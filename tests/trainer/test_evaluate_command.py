@@ -14,7 +14,6 @@ from sam3i.processing.datasets.conversion import write_jsonl
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.processing_sam3i import Sam3IProcessor
 from sam3i.processing.shapes.dataset import shapes_rows
-from sam3i.trainer.baselines.agent.oracle_server import OracleChat
 from sam3i.trainer.evaluation.cli import _folder_name, evaluate
 from sam3i.trainer.evaluation.evaluate import evaluate_model
 from sam3i.trainer.evaluation.result import NoAnswerError
@@ -56,12 +55,9 @@ def invoke(*arguments):
 
 def test_one_command_compares_all_systems(model_repo, data, rows, tmp_path):
     options = ("--model", model_repo, "--data", data, "--level", "simple", "--threshold", THRESHOLD)
-    with OracleChat.from_rows(rows).serve() as server:
-        chat = ("--chat-url", server.base_url, "--chat-model", "oracle")
-        baselines = ("--baselines", "sam3,sam3-concept,agent")
-        folders = ("--output-dir", tmp_path / "run", "--report", tmp_path / "report")
-        table = invoke(*options, *baselines, *chat, *folders)
-        again = json.loads(invoke(*options, *baselines, *chat, "--output-dir", tmp_path / "run", "--resume", "--json"))
+    systems = ("--baselines", "sam3,sam3-concept,agent", "--chat-model", "oracle", "--output-dir", tmp_path / "run")
+    table = invoke(*options, *systems, "--report", tmp_path / "report")
+    again = json.loads(invoke(*options, *systems, "--resume", "--json"))
     for name in ("Protocol default", "sam3-i", "sam3-concept", "agent", "answering nothing", "passes", "parameters"):
         assert name in table
     systems = again["systems"]

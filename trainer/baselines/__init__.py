@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "agent.agent": ["AgentSegmenter"],
-        "agent.oracle_server": ["OracleChat"],
+        "agent.oracle": ["OracleAgent"],
         "segmenters": ["PhraseDetector", "Sam3ISegmenter", "StockSam3Segmenter"],
     },
 )

@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,25 +157,25 @@ def _run(
 
     results: list[EvaluationResult] = []
     failure = None
-    with ExitStack() as stack:
-        for system in _systems(models, dataset, options, stack):
-            kept = folder / system.name
-            try:
-                results.append(evaluate_segmenter(system, dataset, protocol, output_dir=kept, **options))
-            except NoAnswerError as error:
-                failure = failure or error
+    for system in _systems(models, dataset, options):
+        try:
+            results.append(evaluate_segmenter(system, dataset, protocol, output_dir=folder / system.name, **options))
+        except NoAnswerError as error:
+            failure = failure or error
     return results, failure
 
 
-def _systems(models: ModelOptions, dataset: Any, options: Mapping[str, Any], stack: ExitStack) -> list[Segmenter]:
+def _systems(models: ModelOptions, dataset: Any, options: Mapping[str, Any]) -> list[Segmenter]:
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ...processing.processing_sam3i import Sam3IProcessor
     from ..baselines.agent.agent import AgentSegmenter
+    from ..baselines.agent.oracle import OracleAgent
     from ..baselines.segmenters import PhraseDetector, Sam3ISegmenter, StockSam3Segmenter
     from ..processes import process_state
     from .result import LOWEST_SCORE
 
-    chat_model = _chat_model(models.chat, dataset, stack) if "agent" in models.baselines else None
+    oracle = models.chat.model == ORACLE and models.chat.url is None
+    chat_model = _chat_model(models.chat) if "agent" in models.baselines and not oracle else None
     loaded = Sam3IForInstructionSegmentation.from_pretrained(models.model).to(process_state().device)
     processor = Sam3IProcessor.from_pretrained(models.model)
     asked = {
@@ -191,7 +190,11 @@ def _systems(models: ModelOptions, dataset: Any, options: Mapping[str, Any], sta
     for name in models.baselines:
         if name == "agent":
             budget = {"max_tokens": models.chat.instruction_tokens, "workers": models.chat.workers}
-            systems.append(AgentSegmenter(PhraseDetector(loaded, processor, **asked), chat_model, **budget))
+            used = PhraseDetector(loaded, processor, **asked)
+            if oracle:  # it bounds from above what a chat model can do
+                systems.append(OracleAgent.from_rows(used, dataset, **budget))
+            else:
+                systems.append(AgentSegmenter(used, chat_model, **budget))
         else:
             source = "concept" if name == "sam3-concept" else "instruction"
             systems.append(StockSam3Segmenter(detector, text_source=source))
@@ -206,22 +209,16 @@ def _named(baselines: str) -> list[str]:
     return names
 
 
-def _chat_model(chat: ChatOptions, dataset: Any, stack: ExitStack) -> Any:
+def _chat_model(chat: ChatOptions) -> Any:
     if chat.model is None:
         raise ValueError("The agent needs --chat-model: a name at --chat-url, or a local image-text-to-text model.")
-    url = chat.url
-    if chat.model == ORACLE and url is None:
-        # an endpoint on this machine that knows the targets bounds from above what a chat model can do
-        from ..baselines.agent.oracle_server import OracleChat
-
-        url = stack.enter_context(OracleChat.from_rows(dataset).serve()).base_url
-    if url is not None:
+    if chat.url is not None:
         from PIL import Image
 
         from ...processing.chat.endpoint import EndpointChatModel
 
         endpoint = EndpointChatModel(
-            url, chat.model, timeout=chat.timeout, max_retries=chat.retries, max_tokens=chat.answer_tokens
+            chat.url, chat.model, timeout=chat.timeout, max_retries=chat.retries, max_tokens=chat.answer_tokens
         )
         endpoint.check(Image.new("RGB", (64, 64), "gray"), min(chat.timeout, PREFLIGHT_SECONDS))
         return endpoint

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from ....processing.chat.client import ChatModel, ChatModelError, ChatRequestError, ChatUsage, Message
+from ....processing.chat.client import ChatModel, ChatModelError, ChatReply, ChatRequestError, ChatUsage, Message
 from ..segmenters import EncodedImages, PhraseDetector, SegmentationCost, SegmentationResult, Segmenter
 from .conversation import AgentConversation, AgentPrompts
 from .mask_candidates import MaskCandidates
@@ -67,7 +67,7 @@ class AgentSegmenter(Segmenter):
     def __init__(
         self,
         detector: PhraseDetector,
-        chat: ChatModel,
+        chat: ChatModel | None,
         *,
         prompts: AgentPrompts | None = None,
         max_generations: int = 100,
@@ -91,17 +91,15 @@ class AgentSegmenter(Segmenter):
 
     @property
     def num_parameters(self) -> int | None:
-        chat = self.chat.num_parameters
+        chat = None if self.chat is None else self.chat.num_parameters
         return None if chat is None else self.detector.num_parameters + chat
 
     def identity(self) -> dict[str, Any]:
-        chat = f"{self.chat.name} (temperature {self.chat.temperature}, seed {self.chat.seed})"
-        return {
-            **self.detector.identity(),
-            "chat": chat,
-            "chat_tokens": [self.max_tokens, self.chat.max_tokens],
-            "prompts": self.prompts.versions,
-        }
+        chat, tokens = "oracle", self.max_tokens
+        if self.chat is not None:
+            chat = f"{self.chat.name} (temperature {self.chat.temperature}, seed {self.chat.seed})"
+            tokens = [self.max_tokens, self.chat.max_tokens]
+        return {**self.detector.identity(), "chat": chat, "chat_tokens": tokens, "prompts": self.prompts.versions}
 
     def segment_images(
         self,
@@ -119,6 +117,11 @@ class AgentSegmenter(Segmenter):
                 runs.append([pool.submit(self.run, image, text, encoded, share) for text in group])
             return [[run.result()[0] for run in group] for group in runs]
 
+    def reply(self, episode: AgentEpisode, messages: list[Message]) -> ChatReply:
+        """What the chat model answers in an episode."""
+        assert self.chat is not None
+        return self.chat.complete(messages)
+
     def run(
         self, image: Image, instruction: str, encoded: EncodedImages | None = None, share: float = 1.0
     ) -> tuple[SegmentationResult, list[AgentStep]]:
@@ -135,7 +138,7 @@ class AgentSegmenter(Segmenter):
         if encoded is None:
             with self.detector_lock:
                 encoded = self.detector.encode([image])
-        episode = _Episode(self, image.convert("RGB"), instruction, encoded)
+        episode = AgentEpisode(self, image.convert("RGB"), instruction, encoded)
         started, error = time.monotonic(), None
         try:
             answer = episode.play()
@@ -154,7 +157,7 @@ class AgentSegmenter(Segmenter):
         return SegmentationResult(answer.masks, answer.scores, answer.boxes, cost=cost), episode.steps
 
 
-class _Episode:
+class AgentEpisode:
     """The state of one instruction: conversation, available masks, what was used."""
 
     def __init__(self, agent: AgentSegmenter, image: Image, instruction: str, encoded: EncodedImages):
@@ -221,7 +224,7 @@ class _Episode:
         if agent.max_tokens is not None and self.usage.tokens >= agent.max_tokens:
             raise AgentFailureError(f"the budget of {agent.max_tokens} tokens is used up ({self.usage.tokens}).")
         try:
-            reply = agent.chat.complete(messages)
+            reply = agent.reply(self, messages)
         except ChatModelError as error:
             self.usage += error.usage
             raise
@@ -267,4 +270,4 @@ class _Episode:
         return self.candidates.draw(self.image) if len(self.candidates) else None
 
 
-__all__ = ["AgentFailureError", "AgentSegmenter", "AgentStep"]
+__all__ = ["AgentEpisode", "AgentFailureError", "AgentSegmenter", "AgentStep"]

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
-import colorsys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
+from ....processing.drawing.instances import draw_masks
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 MAX_OVERLAP = 0.3  # intersection over the smaller area, as in the published agent
-MIN_DRAWING_SIDE = 448  # pixels; smaller images are enlarged, so that numbers fit on their masks
-PAINT = 0.35
+MIN_DRAWING_SIDE = 448  # pixels of the shorter side
 CLOSE_UP_MARGIN = 0.5
 
 
@@ -51,69 +54,26 @@ class MaskCandidates:
                 kept.append(rank)
         return self.take([order[rank] for rank in kept])
 
-    def draw(self, image: Image.Image) -> Image.Image:
-        """The image with every mask painted in its color, outlined and numbered."""
-        drawing = paint_masks(image, self.masks)
-        scale = drawing.width / image.width
-        font = ImageFont.load_default(size=max(14, drawing.height // 28))
-        pen = ImageDraw.Draw(drawing)
-        for index, mask in enumerate(self.masks):
-            x, y = innermost_point(mask)
-            at, text = (round((x + 0.5) * scale), round((y + 0.5) * scale)), str(index + 1)
-            left, top, right, bottom = pen.textbbox(at, text, font=font, anchor="mm")
-            pen.rectangle((left - 5, top - 5, right + 5, bottom + 5), fill="black", outline=mask_color(index), width=2)
-            pen.text(at, text, font=font, anchor="mm", fill="white")
-        return drawing
+    def draw(self, image: Image) -> Image:
+        """The image with every mask outlined and numbered."""
+        numbers = [str(number) for number in range(1, len(self) + 1)]
+        return draw_masks(image, self.masks, tags=numbers, tags_inside=True, dim=False, side=_side(image))
 
-    def draw_alone(self, image: Image.Image, index: int) -> tuple[Image.Image, Image.Image]:
-        """One mask painted on the whole image, and a close-up of it with half its size around it."""
+    def draw_alone(self, image: Image, index: int) -> tuple[Image, Image]:
+        """One mask outlined on the whole image, and a close-up of it with half its size around it."""
         mask = self.masks[index]
-        rows, columns = bounding_slices(mask)
+        rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
         margin = max(8, round(CLOSE_UP_MARGIN * max(rows.stop - rows.start, columns.stop - columns.start)))
-        box = (
-            max(0, columns.start - margin),
-            max(0, rows.start - margin),
-            min(image.width, columns.stop + margin),
-            min(image.height, rows.stop + margin),
-        )
-        crop = mask[box[1] : box[3], box[0] : box[2]]
-        return paint_masks(image, mask[None]), paint_masks(image.crop(box), crop[None])
+        left, top = max(0, columns.start - margin), max(0, rows.start - margin)
+        right, bottom = min(image.width, columns.stop + margin), min(image.height, rows.stop + margin)
+        close, crop = image.crop((left, top, right, bottom)), mask[top:bottom, left:right]
+        whole = draw_masks(image, [mask], dim=False, side=_side(image))
+        return whole, draw_masks(close, [crop], dim=False, side=_side(close))
 
 
-def mask_color(index: int) -> tuple[int, int, int]:
-    """A vivid color, far from those of neighbouring numbers (hues a golden angle apart)."""
-    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.9 if index % 2 else 0.65, 1.0)
-    return round(red * 255), round(green * 255), round(blue * 255)
+def _side(image: Image) -> int:
+    """Longest side of a drawing: small images are enlarged, so that numbers fit on their masks."""
+    return round(max(image.size) * max(1.0, MIN_DRAWING_SIDE / min(image.size)))
 
 
-def paint_masks(image: Image.Image, masks: np.ndarray) -> Image.Image:
-    """Paints masks [K, H, W] on an image of H x W pixels, enlarged to at least 448 pixels on its shorter side."""
-    image = image.convert("RGB")
-    scale = max(1.0, MIN_DRAWING_SIDE / min(image.size))
-    size = (round(image.width * scale), round(image.height * scale))
-    canvas = np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float32).copy()
-    outline = max(1, min(size) // 150)
-    for index, mask in enumerate(masks):
-        large = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
-        color = np.asarray(mask_color(index), dtype=np.float32)
-        region = bounding_slices(large)
-        inside, view = large[region], canvas[region]
-        view[inside] += PAINT * (color - view[inside])
-        view[inside & ~ndimage.binary_erosion(inside, iterations=outline)] = color
-    return Image.fromarray(canvas.round().astype(np.uint8))
-
-
-def innermost_point(mask: np.ndarray) -> tuple[int, int]:
-    """The pixel (x, y) of a mask that is farthest from its border."""
-    rows, columns = bounding_slices(mask)
-    depth = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(x) + columns.start, int(y) + rows.start
-
-
-def bounding_slices(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the tight box of a mask that is not empty."""
-    return ndimage.find_objects(mask.astype(np.uint8))[0]
-
-
-__all__ = ["MaskCandidates", "bounding_slices", "innermost_point", "mask_color", "paint_masks"]
+__all__ = ["MaskCandidates"]

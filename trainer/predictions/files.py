@@ -244,24 +244,14 @@ def _load_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_bytes())
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise PredictionFileError(
-            [RecordFault(str(path), where, "(syntax)", error.msg, "JSON", "mend the syntax")]
-        ) from None
+        fault = f"line {error.lineno}, column {error.colno}", "(syntax)", error.msg, "JSON"
     except UnicodeDecodeError as error:
-        fault = RecordFault(
-            str(path), f"byte {error.start}", "(encoding)", error.reason, "UTF-8", "write the file as UTF-8"
-        )
-        raise PredictionFileError([fault]) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise PredictionFileError(
-            [RecordFault(str(path), "(file)", "(file)", reason, "a readable file", "check the path")]
-        ) from None
+        fault = f"byte {error.start}", "(encoding)", error.reason, "UTF-8"
     except RecursionError:
-        raise PredictionFileError(
-            [RecordFault(str(path), "(file)", "(syntax)", "brackets nested too deeply", "JSON", "mend the syntax")]
-        ) from None
+        fault = "(file)", "(syntax)", "brackets nested too deeply", "JSON"
+    except OSError as error:
+        fault = "(file)", "(file)", error.strerror or str(error), "a readable file"
+    raise PredictionFileError([RecordFault(str(path), *fault, "mend the file or its path")])
 
 
 def pair_files(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sam3i convert`: the authors' checkpoints on the command line."""
+"""`sam3i convert`: checkpoints of the authors and of Meta on the command line."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors' code (.pt).")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors or of Meta (.pt, .safetensors).")],
     output_dir: Annotated[Path, typer.Argument(help="Folder to create.")],
     config: Annotated[
         str | None,
@@ -19,7 +19,7 @@ def convert(
         int | None, typer.Option(min=1, help="Attention heads of the text adapters, if not the released 4.")
     ] = None,
 ) -> None:
-    """Convert an official SAM3-I checkpoint into a repository for from_pretrained, and report on every tensor."""
+    """Convert a checkpoint of SAM3-I, SAM 3 or SAM 3.1 into a repository, and report on every tensor."""
     from .official import convert_official_checkpoint
 
     report = convert_official_checkpoint(checkpoint, output_dir, config=config, base=base, adapter_heads=adapter_heads)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The authors' SAM3-I checkpoints (`.pt`) into repositories that `from_pretrained` loads.
+"""Checkpoints of the SAM3-I authors and of Meta (SAM 3, SAM 3.1) into repositories that `from_pretrained` loads.
 
-The converted model computes what the authors' code computes: its configuration keeps their conventions where they
-differ from stock SAM3 or from newly trained models.
+The converted model computes what their code computes: its configuration keeps their conventions where they differ
+from stock SAM3 or from newly trained models. A checkpoint without adapters becomes a stock repository, which
+`Sam3Model` loads as well.
 """
 
 import functools
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, Sam3Config
+from transformers import PreTrainedConfig, Sam3Config, Sam3Model, Sam3Processor
 from transformers.utils import logging
 
 from ...modeling_sam3i.configuration_sam3i import Sam3IConfig
@@ -29,6 +30,7 @@ from .official_keys import (
     TRAINER_ENTRIES,
     find_drop_reason,
     find_target,
+    last_level_of,
     strip_prefix,
 )
 from .report import ConversionReport, Setting
@@ -37,6 +39,7 @@ logger = logging.get_logger(__name__)
 
 ADAPTER_MARK = ".sam3i_adapter."
 PAD_TOKEN_ID = 0
+UNREAD_LEVEL = "written as zeros: SAM 3.1 has no fourth image scale, and stock computes one that nothing reads"
 FRESH_ADAPTER = "the checkpoint has no adapters: a fresh one, which starts as the identity"
 
 
@@ -80,7 +83,7 @@ def _account(weights: dict[str, Any], beside: dict[str, Any], report: Conversion
     if problems:
         raise CheckpointConversionError(
             f"{report.checkpoint} holds entries that SAM3-I does not explain, so it was not converted. Expected a "
-            "checkpoint of the authors' SAM3-I code or of the SAM3 image model.",
+            "checkpoint of the authors' SAM3-I code, of SAM 3 or of SAM 3.1.",
             problems,
         )
     return native
@@ -150,11 +153,15 @@ def _check_complete(native: dict[str, torch.Tensor], config: Sam3IConfig, report
     """Compare the mapped tensors with what the model holds; only adapters may be missing, and only all of them."""
     with torch.device("meta"):
         skeleton = Sam3IForInstructionSegmentation(config)
+    stored = next(iter(native.values())).dtype
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    for name in last_level_of(set(expected), set(native)):
+        native[name] = torch.zeros(expected[name], dtype=stored)
+        report.missing[name] = UNREAD_LEVEL
     has_adapters = any(ADAPTER_MARK in name for name in native)
     missing = [name for name in expected if name not in native]
     by_design = [] if has_adapters else [name for name in missing if ADAPTER_MARK in name]
-    report.missing = dict.fromkeys(by_design, FRESH_ADAPTER)
+    report.missing |= dict.fromkeys(by_design, FRESH_ADAPTER)
     problems = {
         "missing": [name for name in missing if name not in report.missing],
         "not in a model of this configuration": [name for name in native if name not in expected],
@@ -199,6 +206,24 @@ def _converted_processor(base: str | os.PathLike, config: Sam3IConfig) -> Sam3IP
     return processor
 
 
+def _converted_model(
+    native: dict[str, torch.Tensor], converted: Sam3IConfig, report: ConversionReport, has_adapters: bool
+) -> Sam3Model:
+    """A SAM3-I model; without adapters a stock one, whose configuration also holds what only SAM3-I follows."""
+    dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in native.values()})
+    if has_adapters:
+        return Sam3IForInstructionSegmentation.from_pretrained(None, config=converted, state_dict=native, dtype=dtype)
+    ours = set(converted.settings()) | {"loss_config"}
+    values = {name: value for name, value in converted.to_dict().items() if name not in ours - set(report.settings)}
+    config = Sam3Config.from_dict(values | {"model_type": Sam3Config.model_type})
+    model, info = Sam3Model.from_pretrained(
+        None, config=config, state_dict=native, dtype=dtype, output_loading_info=True
+    )
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise CheckpointConversionError(f"{report.checkpoint} is not that of a stock model.", info)
+    return model
+
+
 def convert_official_checkpoint(
     checkpoint: str | os.PathLike,
     output_dir: str | os.PathLike,
@@ -207,14 +232,15 @@ def convert_official_checkpoint(
     base: str | os.PathLike | None = None,
     adapter_heads: int | None = None,
 ) -> ConversionReport:
-    """Convert a checkpoint of the authors' code into a repository for `from_pretrained`.
+    """Convert a checkpoint of the authors' code or of Meta's into a repository for `from_pretrained`.
 
     Plain names, names with the prefix `detector.` (with or without adapters) and what their trainer saves are all
-    read. Nothing is written unless every tensor of the checkpoint is explained and every weight of the model is
-    provided; without any adapters in the checkpoint the model gets fresh ones.
+    read, as are SAM 3 and SAM 3.1 as Meta releases them. Nothing is written unless every tensor of the checkpoint is
+    explained and every weight of the model is provided. Without any adapters in the checkpoint the repository is a
+    stock one, for `Sam3Model` and for SAM3-I, which puts fresh adapters on it.
 
     Args:
-        checkpoint: Path of the `.pt` file.
+        checkpoint: Path of the `.pt` or `.safetensors` file.
         output_dir: Folder to create; it may exist if it is empty.
         config: Stock configuration (object, dictionary, file or repository) of a model of other than the released
             size. That of `base` by default, then the released size.
@@ -235,7 +261,11 @@ def convert_official_checkpoint(
         raise FileExistsError(f"Expected a new or empty folder to write to, found {str(output_dir)!r} in use.")
     weights, beside = read_official_checkpoint(checkpoint)
     prefixed = any(str(name).startswith(DETECTOR_PREFIX) for name in weights)
-    layout = "trainer" if beside else f"prefix {DETECTOR_PREFIX!r}" if prefixed else "plain names"
+    layout = f"prefix {DETECTOR_PREFIX!r}" if prefixed else "plain names"
+    if any(".propagation_convs." in str(name) for name in weights):
+        layout = "SAM 3.1"
+    elif beside:
+        layout = "trainer"
     report = ConversionReport(checkpoint=Path(checkpoint).name, layout=layout)
     native = _account(weights, beside, report)
 
@@ -254,8 +284,9 @@ def convert_official_checkpoint(
         processor = _converted_processor(base, converted)
         report.processor = f"from the base repository, padding with id {PAD_TOKEN_ID} as in the authors' code"
 
-    dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in native.values()})
-    model = Sam3IForInstructionSegmentation.from_pretrained(None, config=converted, state_dict=native, dtype=dtype)
+        if not has_adapters:
+            processor = Sam3Processor(processor.image_processor, processor.tokenizer)
+    model = _converted_model(native, converted, report, has_adapters)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     workspace = Path(tempfile.mkdtemp(dir=output_dir.parent, prefix=f".{output_dir.name}-"))
     try:

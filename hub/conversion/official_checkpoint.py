@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the authors' checkpoint files without running code from them."""
+"""Reading checkpoint files of the authors and of Meta without running code from them."""
 
 import os
 import zipfile
@@ -9,6 +9,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from .official_keys import NESTED_STATE
 
@@ -46,7 +48,9 @@ def read_official_checkpoint(checkpoint: str | os.PathLike) -> tuple[dict[str, A
     """
     path = Path(checkpoint)
     if not path.is_file():
-        raise FileNotFoundError(f"Expected a checkpoint file of the authors (.pt), found no file at {str(path)!r}.")
+        raise FileNotFoundError(f"Expected a checkpoint file (.pt or .safetensors), found no file at {str(path)!r}.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path), {}
     if not zipfile.is_zipfile(path):
         raise CheckpointConversionError(
             f"{path.name} is not a complete PyTorch checkpoint: truncated, or another kind of file. Download it again."
@@ -69,3 +73,17 @@ def read_official_checkpoint(checkpoint: str | os.PathLike) -> tuple[dict[str, A
     if not content:
         raise CheckpointConversionError(f"Expected weights in {path.name}, found none.")
     return dict(content), beside
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Weights by official name; the file is flat, so a nested state shows in the names."""
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointConversionError(f"{path.name} is damaged or cut off ({error}). Download it again.") from error
+    if not weights:
+        raise CheckpointConversionError(f"Expected weights in {path.name}, found none.")
+    nested = f"{NESTED_STATE}."
+    if all(name.startswith(nested) for name in weights):
+        return {name.removeprefix(nested): tensor for name, tensor in weights.items()}
+    return weights

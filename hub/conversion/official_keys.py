@@ -225,7 +225,10 @@ TRANSFORMS = {
 DROPPED: dict[str, str] = {
     r"tracker\..+": "belongs to the video tracker, which is not part of the detector",
     r"backbone\.vision_backbone\.sam2_convs\..+": "second image neck, used by the video tracker only",
-    r"backbone\.vision_backbone\.trunk\.blocks\.\d+\.attn\.freqs_cis": "table of rotary positions, computed anew",
+    r"backbone\.vision_backbone\.interactive_convs\..+": "second image neck of SAM 3.1, used by clicks only",
+    r"backbone\.vision_backbone\.propagation_convs\..+": "third image neck of SAM 3.1, used by the tracker only",
+    r"backbone\.vision_backbone\.trunk\.blocks\.\d+\.attn\.freqs_cis(_real|_imag)?": "table of rotary positions, "
+    "computed anew",
     r"geometry_encoder\.points_(direct|pool|pos_enc)_project\.(weight|bias)": "point prompts, which stock Sam3Model "
     "does not have",
     r"backbone\.text\..+": "second text encoder that the authors' trainer registers and never uses",
@@ -245,12 +248,27 @@ def _compile(rules: list[tuple[str, str]]) -> list[tuple[re.Pattern, str, Transf
 
 
 _RULES = _compile(STOCK_RULES + ADAPTER_RULES)
+_FPN_LEVEL = re.compile(r"vision_encoder\.neck\.fpn_layers\.(\d+)\.")
 _DROPPED = [(re.compile(pattern), reason) for pattern, reason in DROPPED.items()]
 
 
 def strip_prefix(name: str) -> str:
     """The official name without the prefix of the release layout."""
     return name.removeprefix(DETECTOR_PREFIX)
+
+
+def last_level_of(expected: set[str], found: set[str]) -> set[str]:
+    """The weights of the coarsest FPN level where they are all that a file lacks of the image neck, as in SAM 3.1.
+
+    Stock drops the last level of those that it computes, so a model of the three scales 4, 2 and 1 would read the
+    wrong maps: it needs a fourth that nothing reads.
+    """
+    levels: dict[int, set[str]] = {}
+    for name in expected:
+        if match := _FPN_LEVEL.match(name):
+            levels.setdefault(int(match[1]), set()).add(name)
+    last = levels[max(levels)] if levels else set()
+    return last if levels and not last & found else set()
 
 
 def find_target(name: str) -> Target | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPTokenizer, PreTrainedModel, Sam3Config, Sam3ImageProcessor, Sam3Processor
+from safetensors.torch import save_file
+from transformers import CLIPTokenizer, PreTrainedModel, Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -187,6 +188,67 @@ def test_without_adapters_fresh_ones_are_the_identity(official, stock_config, sa
             model(**inputs, instruction_levels=[level]).pred_masks for level in ("concept", "simple", "complex")
         )
     assert all(torch.equal(masks, concept) for masks in levels)
+
+
+def metas(official: dict[str, torch.Tensor], release: str) -> dict[str, torch.Tensor]:
+    """A release of Meta's: no adapters, the tracker beside the detector, and in 3.1 other necks."""
+    neck = "backbone.vision_backbone"
+    weights = {name: tensor for name, tensor in official.items() if "adapter" not in name}
+    if release == "3.1":
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{neck}.convs.3.")}
+        for other in ("interactive_convs", "propagation_convs"):
+            weights[f"{neck}.{other}.0.conv_1x1.weight"] = torch.ones(16, 16, 1, 1)
+    weights = {f"detector.{name}": tensor for name, tensor in weights.items()}
+    return weights | {"tracker.maskmem_tpos_enc": torch.zeros(2)}
+
+
+def save_as(weights: dict[str, torch.Tensor], kind: str, folder: Path) -> Path:
+    if kind.startswith("fp16"):
+        weights = {name: tensor if tensor.is_complex() else tensor.half() for name, tensor in weights.items()}
+    path = folder / f"checkpoint.{kind.split()[1]}"
+    if kind.endswith("pt"):
+        torch.save(weights, path)
+    elif kind.endswith("pt wrapped"):
+        torch.save({"model": weights}, path)
+    else:
+        nested = "model." if kind.endswith("wrapped") else ""
+        save_file({f"{nested}{name}": tensor.contiguous() for name, tensor in weights.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("release", ["3", "3.1"])
+@pytest.mark.parametrize(
+    "kind", ["fp32 pt", "fp32 pt wrapped", "fp32 safetensors", "fp16 safetensors", "fp16 safetensors wrapped"]
+)
+def test_metas_releases_become_stock_repositories(official, native, stock_config, tmp_path, release, kind):
+    weights = metas(official, release)
+    report = convert_official_checkpoint(save_as(weights, kind, tmp_path), tmp_path / "out", config=stock_config)
+    assert set(report.mapped) | set(report.dropped) == set(weights) and all(report.dropped.values())
+    written = [name for name, reason in report.missing.items() if "no fourth image scale" in reason]
+    assert bool(written) == (release == "3.1")
+    assert ("SAM 3.1" in report.summary()) == (release == "3.1")
+
+    torch.manual_seed(0)
+    inputs = {"pixel_values": torch.randn(1, 3, 56, 56), "input_ids": torch.randint(1, 40, (1, 8))}
+    original = Sam3Model(Sam3Config.from_dict(stock_config)).eval()
+    original.vision_encoder.config.backbone_config.layer_norm_eps = 1e-5
+    stock = {name: tensor for name, tensor in native.items() if "sam3i_" not in name}
+    original.load_state_dict(stock)
+    for module in original.vision_encoder.backbone.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-5
+    converted, info = Sam3Model.from_pretrained(tmp_path / "out", output_loading_info=True, dtype=torch.float32)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with torch.no_grad():
+        expected, found = original(**inputs), converted.eval()(**inputs)
+    if "fp16" in kind:
+        original.half().float()
+        with torch.no_grad():
+            expected = original(**inputs)
+    for name in ("pred_masks", "pred_boxes", "pred_logits", "presence_logits"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
+    ours = Sam3IForInstructionSegmentation.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert ours.config.always_encode_geometry and set(ours.adapter_parameters()) <= set(report.missing)
 
 
 def test_zero_adapter_weights_are_reported(official, stock_config, save, tmp_path):

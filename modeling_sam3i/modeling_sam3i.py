@@ -142,8 +142,8 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             image_ids=image_ids,
             row_chunk_size=row_chunk_size,
         )
-        for name in PASSED_OVER:
-            kwargs.pop(name, None)
+        # PEFT's task models pass on arguments of text models that nobody gave.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None and name not in PASSED_OVER}
         inputs = self.read_inputs(given, kwargs)
         if inputs.images is not None and labels is None and self._may_share_images(kwargs):
             return predict_rows(self, inputs, row_chunk_size)

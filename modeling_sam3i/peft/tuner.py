@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from peft import PeftConfig, PeftModel, mapping
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import constants
 from torch import nn
 from transformers import Sam3Model
 
@@ -18,7 +19,7 @@ from ...compat import CLIPTextEmbeddings, mark_adapters_loaded
 from ..adapter_io import CONTAINER, PEFT_TYPE, AdapterFileError, AdapterMismatchError, check_weights
 from ..adapters.cascade import adapter_sites, build_adapter
 from ..adapters.sites import Sam3ITextEmbeddings
-from ..configuration_sam3i import AdapterSettings
+from ..configuration_sam3i import AdapterSettings, Sam3IConfig
 from ..pretrained import Sam3IPreTrainedModel
 from .hooks import exchange, prepare_stock, restore_stock
 from .layers import AdapterNotMergeableError, InstructionAdapterLayer, TunedTextEmbeddings
@@ -142,6 +143,17 @@ class InstructionAdapterModel(BaseTuner):
         del self.model.peft_config
         return self.model
 
+    def add_weighted_adapter(self, *args, **kwargs) -> None:
+        """Not possible.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "Instruction adapters are not linear in their weights, so a weighted sum of two follows neither: train "
+            "one on both kinds of data, or switch between them with `set_adapter`."
+        )
+
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         return key.replace(f".sam3i_adapter.{adapter_name}.", ".sam3i_adapter.", 1)
@@ -184,5 +196,12 @@ def discard_adapter(model: Sam3Model, adapter_name: str) -> None:
 mapping.PEFT_TYPE_TO_CONFIG_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterConfig
 mapping.PEFT_TYPE_TO_TUNER_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel
 mapping.PEFT_TYPE_TO_PREFIX_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel.prefix
+
+# Which layers other methods adapt in a native model when the user names none. PEFT has no function to say it.
+for name, targets in vars(constants).items():
+    if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_TARGET_MODULES_MAPPING"):
+        targets.setdefault(Sam3IConfig.model_type, ["q_proj", "v_proj"])
+constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING[Sam3IConfig.model_type] = ["k_proj", "v_proj", "fc2"]
+constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[Sam3IConfig.model_type] = ["fc2"]
 
 __all__ = ["InstructionAdapterConfig", "InstructionAdapterModel", "Sam3IPeftType"]

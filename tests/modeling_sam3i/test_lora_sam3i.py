@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import Sam3Model
 
@@ -240,3 +240,11 @@ class TestBesideInstructionAdaptersOnStock:
     def test_peft_mixed_models_do_not_know_the_method(self, stock):
         with pytest.raises(ValueError, match="not compatible with the `PeftMixedModel`"):
             get_peft_model(stock, InstructionAdapterConfig(adapter_dim=8), mixed=True)
+
+
+@pytest.mark.parametrize("kind", [LoraConfig, IA3Config, LoHaConfig])
+def test_other_methods_know_their_targets_in_a_native_model(tiny_model, inputs, kind):
+    tuned = get_peft_model(tiny_model, kind(task_type="FEATURE_EXTRACTION"))
+    trainable = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
+    assert trainable and any("v_proj" in name for name in trainable)
+    assert tuned(**inputs).pred_logits.isfinite().all()  # the task's own arguments (`inputs_embeds=None`) are no error

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Sam3Model, Sam3VideoModel
 
@@ -678,3 +679,13 @@ class TestPrecisionAndPlace:
         injected = inject_adapter_in_model(InstructionAdapterConfig(**SMALL), stock, "instruction").eval()
         assert injected is stock
         assert_close(run(stock, inputs, MIXED), before, tolerance=1e-5)
+
+
+def test_what_peft_can_do_for_lora_alone_is_refused_in_a_sentence(stock, tmp_path):
+    model = get_peft_model(stock, InstructionAdapterConfig(**SMALL), adapter_name="a")
+    model.add_adapter("b", InstructionAdapterConfig(**SMALL))
+    with pytest.raises(NotImplementedError, match="not linear in their weights"):
+        model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "both")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="only supports LORA"):
+        hotswap_adapter(model, str(tmp_path / "b"), adapter_name="a")

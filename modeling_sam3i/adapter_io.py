@@ -22,6 +22,7 @@ from transformers import Sam3Model
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, cached_file, logging
 
 from ..compat import attention_of, find_adapter_config_file, resolve_revision
+from .adapters.calibration import ScoreCalibration
 from .configuration_sam3i import AdapterSettings, Sam3IConfig
 
 logger = logging.get_logger(__name__)
@@ -209,7 +210,9 @@ def read_adapter_config(repo: str | os.PathLike, **download) -> AdapterDescripti
             "Update sam3i."
         )
     try:
-        return AdapterDescription(**{name: value for name, value in values.items() if name in known})
+        description = AdapterDescription(**{name: value for name, value in values.items() if name in known})
+        ScoreCalibration.of(description)
+        return description
     except (ValueError, StrictDataclassError) as error:
         raise AdapterFileError(f"{path}: {' '.join(str(error).split())}") from error
 

@@ -296,6 +296,11 @@ FAULTS = {
         AdapterFileError,
         "found 1 others .*bool",
     ),
+    "a calibration that turns scores round": (
+        lambda repo: edit_config(repo, score_calibration={"simple": [-1.0, 0.0]}),
+        AdapterFileError,
+        "positive scale and a bias",
+    ),
     "unknown setting": (lambda repo: edit_config(repo, gate="on"), AdapterFileError, r"\(gate\).*Update sam3i"),
 }
 

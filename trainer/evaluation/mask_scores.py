@@ -192,7 +192,7 @@ class MaskScores:
     def take(self, keep: np.ndarray) -> MaskScores:
         """The samples where `keep` (bool [S]) is true."""
         places = np.flatnonzero(keep)
-        columns = {}
+        columns: dict[str, Any] = {}
         for name, column in vars(self).items():
             columns[name] = column[places] if isinstance(column, np.ndarray) else [column[i] for i in places]
         return MaskScores(**columns)
@@ -354,7 +354,9 @@ def average_precision(scores: MaskScores, *, merged: bool) -> dict[str, Any]:
     Returns:
         {"AP", "AP50"} in [0, 1] (None without a single true instance) and "recall", "precision", float [101].
     """
-    images, annotations, detections = {}, [], []
+    images: dict[Any, dict[str, Any]] = {}
+    annotations: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
     for index, (prediction, reference) in enumerate(zip(scores.predictions, scores.references, strict=True)):
         height, width = reference["height"], reference["width"]
         key = reference["group"] if merged else index
@@ -378,7 +380,7 @@ def average_precision(scores: MaskScores, *, merged: bool) -> dict[str, Any]:
     return _coco_precision(list(images.values()), annotations, detections)
 
 
-def _coco_entry(number: int, image_id: int, rle: dict[str, Any]) -> dict[str, Any]:
+def _coco_entry(number: int, image_id: int, rle: Any) -> dict[str, Any]:
     box = [float(side) for side in coco_mask.toBbox(rle)]
     return {
         "id": number,

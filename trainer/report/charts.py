@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from ...processing.drawing.style import PALETTE
 
 COLORS = tuple("#{:02x}{:02x}{:02x}".format(*color) for color in (PALETTE[6], PALETTE[5], PALETTE[2], *PALETTE[:2]))
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

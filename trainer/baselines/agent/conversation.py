@@ -75,7 +75,7 @@ class AgentConversation:
         self.instruction = instruction
         self.phrases: list[str] = []
         self._turns: list[Message] = []
-        self._superseded: str | None = None
+        self._superseded = ""
         self._unusable: list[Message] = []
 
     def messages(self) -> list[Message]:

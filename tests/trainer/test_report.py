@@ -123,7 +123,7 @@ def test_charts_cope_with_extremes():
         ([(16, 16, 24, 24)], [(0, 0, 8, 8)], "another thing found"),
         ([(0, 0, 8, 8), (0, 0, 8, 8)], [(0, 0, 8, 8)], "more found than asked for, or one thing twice"),
         ([(0, 0, 8, 8)], [(0, 0, 8, 8), (16, 16, 24, 24)], "instances missing"),
-        ([(0, 0, 8, 5)], [(0, 0, 8, 8)], "outline poor"),
+        ([(0, 0, 8, 5)], [(0, 0, 8, 8)], "as many found as asked for, but other pixels"),
         ([(0, 0, 8, 8)], [(0, 0, 8, 8)], None),
         ([], [], None),
     ],

@@ -233,8 +233,8 @@ class PhraseDetector:
         settings = self.settings
         results = segment_rows(outputs, settings.threshold, settings.mask_threshold, sizes, settings.max_overlap)
         found = [[result[key].cpu().numpy() for key in ("masks", "scores", "boxes")] for result in results]
-        seconds = (time.monotonic() - started) / len(results)
-        return [Detections(*item, seconds, result["level"]) for item, result in zip(found, results, strict=True)]
+        seconds, levels = (time.monotonic() - started) / len(results), [result["level"] for result in results]
+        return [Detections(m, s, b, seconds, level) for (m, s, b), level in zip(found, levels, strict=True)]
 
     def _tokenize(self, phrases: list[str]) -> Any:
         tokenizer = self.processor.tokenizer

@@ -189,7 +189,7 @@ def _systems(models: ModelOptions, dataset: Any, options: Mapping[str, Any]) -> 
     detector = PhraseDetector(loaded, processor, **swept)
     for name in models.baselines:
         if name == "agent":
-            budget = {"max_tokens": models.chat.instruction_tokens, "workers": models.chat.workers}
+            budget: dict[str, Any] = {"max_tokens": models.chat.instruction_tokens, "workers": models.chat.workers}
             used = PhraseDetector(loaded, processor, **asked)
             if oracle:  # it bounds from above what a chat model can do
                 systems.append(OracleAgent.from_rows(used, dataset, **budget))

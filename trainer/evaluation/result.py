@@ -109,7 +109,9 @@ def score_run(
         answered = [record["answered_level"] == record["level"] for record in records if record["answered_level"]]
         accuracy = float(np.mean(answered) * 100) if answered else None
     errors = [record["error"] for record in records if record["error"] is not None]
-    swept = kept is not None and lowest is not None and lowest < kept
+    swept: dict[str, dict[str, Any]] = {}
+    if kept is not None and lowest is not None and lowest < kept:
+        swept = sweep_levels(records, protocol, lowest)
     return EvaluationResult(
         system=settings.get("system", Path(predictions).parent.name),
         protocol=protocol.name,
@@ -127,7 +129,7 @@ def score_run(
         first_error=errors[0] if errors else None,
         predictions=str(predictions),
         threshold=threshold,
-        thresholds=sweep_levels(records, protocol, lowest) if swept else {},
+        thresholds=swept,
         left_out=settings.get("left_out") or {},
         changed=settings.get("changed") or [],
     )

@@ -52,12 +52,18 @@ def evaluate_levels(
     if state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)  # of an evaluation that was cut off
     state.wait_for_everyone()
-    options = {"batch_size": batch_size, "threshold": threshold, "output_dir": folder, "fingerprint": False}
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "threshold": threshold,
+        "output_dir": folder,
+        "fingerprint": False,
+    }
     result = evaluate_model(model, processor, dataset, progress=False, **options)
     protocol = get_protocol("default")
     records = list(run_records(str(result.predictions), protocol))
-    for record in records if keep_records is not None else ():
-        keep_records(record)
+    if keep_records is not None:
+        for record in records:
+            keep_records(record)
     scores, _ = score_records(records, protocol, threshold)
     levels, kinds = np.array(scores.levels, dtype=object), np.array(scores.kinds, dtype=object)
     figures: dict[str, float] = {}
@@ -65,7 +71,8 @@ def evaluate_levels(
     def add(prefix: str, chosen: np.ndarray, names: Sequence[str]) -> None:
         if chosen.any():
             computed = protocol.compute(scores.take(chosen))
-            figures.update({f"{prefix}_{name}": computed[name] for name in names if computed[name] is not None})
+            known = {f"{prefix}_{name}": computed[name] for name in names}
+            figures.update({name: value for name, value in known.items() if value is not None})
 
     for level in (each.value for each in InstructionLevel):
         add(level, levels == level, FIGURES)

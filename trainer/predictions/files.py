@@ -150,7 +150,7 @@ def _prediction_record(reader: RecordReader) -> PredictionRecord:
             continue
         fault = rle_fault(rle, *own)
         if fault is None and size not in (None, tuple(own)):
-            fault = f"size {own} differs from the {list(size)} of the masks before it"
+            fault = f"size {own} differs from the {list(size or own)} of the masks before it"
         if fault:
             reader.fault(f"{name}.rle", fault, "a compressed RLE of the image's size", "encode the mask anew")
             continue
@@ -306,7 +306,8 @@ def _check_against(predictions: list[PredictionRecord], annotations: AnnotationF
                     file, record.label, "predictions.rle.size", found, expected, "resize the masks to the image"
                 )
             )
-        annotation = annotations.annotations.get(record.annotation_id)
+        number = record.annotation_id
+        annotation = None if number is None else annotations.annotations.get(number)
         if annotation is not None and annotation.image_id != record.image_id:
             expected = f"{annotation.image_id}, the image of annotation {record.annotation_id}"
             faults.append(

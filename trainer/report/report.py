@@ -184,7 +184,7 @@ def failure_reason(scores: MaskScores, sample: int, iou: float) -> str | None:
         return "more found than asked for, or one thing twice"
     if found < instances:
         return "instances missing"
-    return "outline poor" if iou < 0.75 else None
+    return "as many found as asked for, but other pixels" if iou < 0.75 else None
 
 
 def _sections(entries: Sequence[ReportEntry], dataset: Any, seed: int) -> list[Section]:

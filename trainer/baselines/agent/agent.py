@@ -95,10 +95,10 @@ class AgentSegmenter(Segmenter):
         return None if chat is None else self.detector.num_parameters + chat
 
     def identity(self) -> dict[str, Any]:
-        chat, tokens = "oracle", self.max_tokens
+        chat, tokens = "oracle", [self.max_tokens]
         if self.chat is not None:
             chat = f"{self.chat.name} (temperature {self.chat.temperature}, seed {self.chat.seed})"
-            tokens = [self.max_tokens, self.chat.max_tokens]
+            tokens.append(self.chat.max_tokens)
         return {**self.detector.identity(), "chat": chat, "chat_tokens": tokens, "prompts": self.prompts.versions}
 
     def segment_images(
@@ -165,7 +165,8 @@ class AgentEpisode:
         self.image = image
         self.encoded = encoded
         self.conversation = AgentConversation(agent.prompts, image, instruction)
-        self.candidates: MaskCandidates | None = None  # None until the first search
+        self.candidates = MaskCandidates.none(image.height, image.width)
+        self.searched = False
         self.steps: list[AgentStep] = []
         self.usage = ChatUsage()
         self.passes = 0
@@ -186,7 +187,7 @@ class AgentEpisode:
             reply = self.ask(self.conversation.messages())
             try:
                 call = parse_tool_call(reply)
-                check_call(call, self.num_masks, self.candidates is not None)
+                check_call(call, self.num_masks, self.searched)
             except UnusableReplyError as fault:
                 unusable_in_a_row += 1
                 self.unusable += 1
@@ -211,7 +212,7 @@ class AgentEpisode:
 
     @property
     def num_masks(self) -> int:
-        return 0 if self.candidates is None else len(self.candidates)
+        return len(self.candidates)
 
     def record(self, call: ToolCall, fault: str | None = None) -> None:
         self.steps.append(AgentStep(call.tool.value, call.parameters, self.num_masks, fault, call.dropped))
@@ -240,7 +241,7 @@ class AgentEpisode:
             return
         with self.agent.detector_lock:
             (found,) = self.agent.detector.detect(self.encoded, [phrase], [0])
-        self.passes += 1
+        self.passes, self.searched = self.passes + 1, True
         self.candidates = MaskCandidates(found.masks, found.scores, found.boxes).without_overlaps()
         self.record(call)
         self.conversation.segmented(call.text, phrase, len(self.candidates), self.drawing())

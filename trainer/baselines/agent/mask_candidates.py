@@ -31,6 +31,11 @@ class MaskCandidates:
     scores: np.ndarray
     boxes: np.ndarray
 
+    @classmethod
+    def none(cls, height: int, width: int) -> MaskCandidates:
+        """No mask of an image."""
+        return cls(np.zeros((0, height, width), dtype=bool), np.zeros(0), np.zeros((0, 4)))
+
     def __len__(self) -> int:
         return len(self.masks)
 

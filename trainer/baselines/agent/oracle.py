@@ -78,7 +78,7 @@ class OracleAgent(AgentSegmenter):
         truth = self.truths.get((image_key(episode.image), episode.conversation.instruction))
         if truth is None:
             raise ChatRequestError("the oracle knows no answer to this image and request", 400)
-        chosen = truth.numbers(episode.candidates.masks) if episode.candidates is not None else []
+        chosen = truth.numbers(episode.candidates.masks)
         phrases = [] if truth.masks is not None and not len(truth.masks) else [truth.concept, ANY_OBJECT]
         unused = [phrase for phrase in phrases if not episode.conversation.is_used(phrase)]
         if chosen:

@@ -139,7 +139,8 @@ def _prediction_record(reader: RecordReader) -> PredictionRecord:
             continue
         rle = entry.get("rle")
         own = rle.get("size") if isinstance(rle, dict) else None
-        if not isinstance(own, list) or len(own) != 2 or not all(type(side) is int and side > 0 for side in own):
+        sized = isinstance(own, list) and len(own) == 2 and all(type(side) is int and side > 0 for side in own)
+        if not isinstance(rle, dict) or not sized:
             found = shown(rle) if "rle" in entry else "missing"
             reader.fault(
                 f"{name}.rle",
@@ -148,7 +149,7 @@ def _prediction_record(reader: RecordReader) -> PredictionRecord:
                 "encode the mask as compressed RLE",
             )
             continue
-        fault = rle_fault(rle, *own)
+        fault = rle_fault(rle, own[0], own[1])
         if fault is None and size not in (None, tuple(own)):
             fault = f"size {own} differs from the {list(size or own)} of the masks before it"
         if fault:

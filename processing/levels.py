@@ -42,7 +42,7 @@ FUNCTION_WORDS = _lexicon(
     "used needed required designed intended meant suitable suited appropriate ideal useful handy able unable "
     "capable responsible likely unlikely probably supposed allowed necessary helpful helps enables"
 )
-JUDGEMENTS = _lexicon(
+JUDGMENTS = _lexicon(
     "dangerous expensive healthy nutritious useful suitable appropriate comfortable important likely relevant "
     "valuable unusual dominant powerful popular efficient famous interesting healthier healthiest safest cheapest "
     "priciest safer cheaper deadliest strangest easiest best worst"
@@ -181,13 +181,13 @@ def _states_function(words: list[str]) -> bool:
             return True
         if first == "for" and len(second) > 4 and second.endswith("ing") and second not in ING_NOUNS:
             return True
-        if first in {"most", "least", "more"} and second in JUDGEMENTS:
+        if first in {"most", "least", "more"} and second in JUDGMENTS:
             return True
         if (first, second) in {("order", "to"), ("so", "that")}:
             return True
         if second == "can" and first in HYPERNYMS | {"that", "which", "who", "it", "they", "people", "person"}:
             return True
-    return words[0] in DEFINITE and bool(set(words[1:]) & JUDGEMENTS) and len(words) > 2
+    return words[0] in DEFINITE and bool(set(words[1:]) & JUDGMENTS) and len(words) > 2
 
 
 def _leaves_noun_open(words: list[str]) -> bool:

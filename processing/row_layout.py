@@ -155,7 +155,7 @@ def _by_row(value: Any, name: str, form: str, rows: int, counts: list[int] | Non
 def read_boxes(
     boxes: Any, labels: Any, counts: list[int] | None, row_sizes: list[tuple[int, int]], pad_value: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Box exemplars of every row, normalised and padded.
+    """Box exemplars of every row, normalized and padded.
 
     Args:
         boxes: (x1, y1, x2, y2) in pixels of the original image, nested `[row, box, 4]`, `[image, box, 4]` (the same

@@ -36,7 +36,7 @@ class ModelCardError(ValueError):
 
 
 def is_hub_id(name: object) -> bool:
-    """Whether a name is "organisation/name", as others can load it from the Hub."""
+    """Whether a name is "organization/name", as others can load it from the Hub."""
     if not isinstance(name, str) or "/" not in name:
         return False
     try:

@@ -26,7 +26,7 @@ class DemoExample:
 
 _SCENES: tuple[tuple[int, str, Sequence[str]], ...] = (
     (33, "three levels", ("moon", "find all the moons here", "the objects that could move the tide")),
-    (27, "by colour", ("the hearts that have the color of the square", "find all the yellow hearts")),
+    (27, "by color", ("the hearts that have the color of the square", "find all the yellow hearts")),
     (4, "by position", ("find all the squares above the heart", "the blue star")),
     (53, "never named", ("the objects that would light up the night", "the orange crosses")),
     (41, "by size", ("the large heart in red", "the little stars that are red")),

@@ -16,8 +16,8 @@ def _pill(level: str) -> str:
     return f'<span class="level level-{level}">{level}</span>'
 
 
-def _colour(view: View, row: int) -> str:
-    """The colour of an instruction in the overlay; none where it found nothing."""
+def _color(view: View, row: int) -> str:
+    """The color of an instruction in the overlay; none where it found nothing."""
     return f"rgb{PALETTE[row % len(PALETTE)]}" if view.rows[row] else "var(--body-text-color-subdued)"
 
 
@@ -70,7 +70,7 @@ def summary(view: View, who_chooses: str) -> str:
         found = f"{count} found" if count else "nothing found"
         bars = _bars(segmentation.probabilities[row]) if segmentation.probabilities else ""
         cards.append(
-            f'<div class="card"><i class="dot" style="background:{_colour(view, row)}"></i>'
+            f'<div class="card"><i class="dot" style="background:{_color(view, row)}"></i>'
             f'<div class="grow"><div class="line"><span class="text">{escape(text)}</span>'
             f'<span class="facts">{chosen}{_pill(level)}<b>{found}</b></span></div>{bars}</div></div>'
         )
@@ -104,8 +104,8 @@ def comparison(views: Sequence[View]) -> str:
                 if instances
                 else '<td class="faint">nothing</td>'
             )
-        colour = f"rgb{PALETTE[row % len(PALETTE)]}"
-        name = f'<i class="dot" style="background:{colour}"></i>{escape(text)}'
+        color = f"rgb{PALETTE[row % len(PALETTE)]}"
+        name = f'<i class="dot" style="background:{color}"></i>{escape(text)}'
         lines.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
     table = f'<table class="levels"><tr><th>instruction</th>{head}</tr>{"".join(lines)}</table>'
     time = f"{timing(views[0].segmentation)}, at three levels"

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...processing.drawing.style import LEVEL_COLORS
 
-_LEVELS = "".join(f".level-{name} {{ background: rgb{colour}; }}\n" for name, colour in LEVEL_COLORS.items())
+_LEVELS = "".join(f".level-{name} {{ background: rgb{color}; }}\n" for name, color in LEVEL_COLORS.items())
 
 CSS = (
     _LEVELS

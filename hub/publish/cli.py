@@ -27,7 +27,7 @@ def push(
         str | None, typer.Option("--as", help=f"{', '.join(FORMS)}; what the folder holds if not given.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Repository of SAM3 that the adapters work on.")] = None,
-    license: Annotated[str | None, typer.Option(help="Licence for the card, such as apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="License for the card, such as apache-2.0.")] = None,
     results: Annotated[
         list[Path] | None, typer.Option(help="Output of `sam3i evaluate --json` for the card; again for more.")
     ] = None,
@@ -57,7 +57,7 @@ def push(
 def card(
     folder: Annotated[Path, typer.Argument(help="Saved model, adapters, or the output folder of a training.")],
     base: Annotated[str | None, typer.Option(help="Repository of SAM3 that the model was made from.")] = None,
-    license: Annotated[str | None, typer.Option(help="Licence, such as apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="License, such as apache-2.0.")] = None,
     name: Annotated[str | None, typer.Option(help="Title; the folder's name if not given.")] = None,
     results: Annotated[
         list[Path] | None, typer.Option(help="Output of `sam3i evaluate --json`, kept as evaluation.json.")

@@ -61,7 +61,7 @@ def push_folder(
 
     Args:
         folder: What `save_pretrained`, `save_adapter` or `sam3i train` wrote.
-        repo_id (`str`): "organisation/name", or a name for the own namespace.
+        repo_id (`str`): "organization/name", or a name for the own namespace.
         form: What to push; what the folder holds if not given. Adapters become a whole model with their base, a whole
             model gives its adapters.
         base_model (`str`, *optional*): Repository of SAM3 to name as the base, instead of what the adapters say.

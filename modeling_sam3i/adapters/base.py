@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every design of instruction adapters has in common: settings, interface and initialisation."""
+"""What every design of instruction adapters has in common: settings, interface and initialization."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ class LevelModules(nn.Module):
 
 
 def init_linear(linear: nn.Linear, zero: bool = False) -> None:
-    """PyTorch's default initialisation, or zero for an output projection (which makes the adapter the identity)."""
+    """PyTorch's default initialization, or zero for an output projection (which makes the adapter the identity)."""
     bound = 0.0 if zero else linear.in_features**-0.5
     for parameter in (linear.weight, linear.bias):
         if parameter is not None:

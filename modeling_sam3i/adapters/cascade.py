@@ -94,7 +94,7 @@ class TextAdapter(nn.Module):
 
 
 class BottleneckAdapter(nn.Module):
-    """A bottleneck with a normalised middle: `Up(GELU(LN(Down(x))))`, plus `x` when `skip` is set.
+    """A bottleneck with a normalized middle: `Up(GELU(LN(Down(x))))`, plus `x` when `skip` is set.
 
     Source: SAM3-I (arXiv 2512.04585), adapters of the DETR encoder and decoder.
 

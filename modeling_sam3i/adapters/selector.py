@@ -143,7 +143,7 @@ class PairwiseSelector(nn.Module):
         message = message + (attention @ self._split(self.attention_value(gated))).transpose(-2, -3).flatten(-2)
 
         summary = self.output_norm(torch.cat([g, gated, message, c.expand_as(g)], dim=-1))
-        reference_content = (rho[..., None] * content).sum(-2, keepdim=True)  # "of the colour of the star": the star
+        reference_content = (rho[..., None] * content).sum(-2, keepdim=True)  # "of the color of the star": the star
         likeness = self.likeness_query_proj(content) * self.likeness_reference_proj(reference_content)
         matches = self.word_matches(content, text, text_mask)
         hidden = self.hidden_proj(summary) + self.likeness_proj(likeness) + self.match_proj(matches)
@@ -153,8 +153,8 @@ class PairwiseSelector(nn.Module):
         """How well queries match single words, in several kinds: a weighted mean over the words, and the best.
 
         Args:
-            content (`torch.Tensor` of shape `(rows, layers, compared, width)`): Normalised queries.
-            text (`torch.Tensor` of shape `(rows, tokens, text_width)`): Normalised token embeddings.
+            content (`torch.Tensor` of shape `(rows, layers, compared, width)`): Normalized queries.
+            text (`torch.Tensor` of shape `(rows, tokens, text_width)`): Normalized token embeddings.
             text_mask (`torch.BoolTensor` of shape `(rows, tokens)`, *optional*): `True` where a token is not padding.
 
         Returns:
@@ -189,8 +189,8 @@ class PairwiseSelector(nn.Module):
             `torch.Tensor` of shape `(..., queries, queries, 12)`: offset, its size per axis, ratio of extents, the
             two logits and distances to the reference object, and the offset of `q` from it.
         """
-        centre, extent = b[..., :2], b[..., 2:].clamp(min=1e-3).log()
-        offset = centre[..., :, None, :] - centre[..., None, :, :]  # (..., q, k, 2)
+        center, extent = b[..., :2], b[..., 2:].clamp(min=1e-3).log()
+        offset = center[..., :, None, :] - center[..., None, :, :]  # (..., q, k, 2)
         weight = rho.to(b.dtype)[..., None, :, None]
         away = (weight * offset).sum(-2)  # v_q (..., q, 2)
         distance = (weight[..., 0] * offset.norm(dim=-1)).sum(-1)  # D_q (..., q)

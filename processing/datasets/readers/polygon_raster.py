@@ -12,7 +12,7 @@ import numpy as np
 def fill_polygon(points: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
     """Bool mask [height, width] of a polygon [[x, y], ...] in pixels; the outline belongs to it.
 
-    Coordinates are cut to whole numbers as an integer cast does. Inside is decided even-odd, at pixel centres.
+    Coordinates are cut to whole numbers as an integer cast does. Inside is decided even-odd, at pixel centers.
     Pixel-equal to OpenCV inside the picture; a side that leaves the picture may differ by a pixel along its edge.
     """
     corners = [(int(x), int(y)) for x, y in points]

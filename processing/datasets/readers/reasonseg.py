@@ -3,7 +3,7 @@
 
 Source: the section "Dataset" of the README and `utils/data_processing.py` of github.com/dvlab-research/LISA:
 `train/x.jpg` + `train/x.json` with `text` (instructions), `is_sentence` (long ones) and `shapes` [{label, points}].
-Shapes whose label contains "ignore" are regions that scoring leaves out, shapes labelled "flag" are obsolete, all
+Shapes whose label contains "ignore" are regions that scoring leaves out, shapes labeled "flag" are obsolete, all
 others are targets. Shapes are painted from large to small, so a smaller one hides what lies under it; files that are
 not UTF-8 are cp1252. Both short phrases and sentences need reasoning here, so all are complex instructions.
 """

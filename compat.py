@@ -60,7 +60,9 @@ try:
     from transformers.utils import resolve_revision
 except ImportError:  # Transformers before 5.14
 
-    def resolve_revision(path_or_repo_id: str | os.PathLike | None, revision: str | None = None, **kwargs) -> Any:
+    def resolve_revision(  # type: ignore[misc]  # the arguments that it would ask the Hub with
+        path_or_repo_id: str | os.PathLike | None, revision: str | None = None, **kwargs
+    ) -> str | None:
         """The revision as it was named."""
         return revision
 

@@ -112,7 +112,7 @@ def _hub_files(name: str) -> tuple[dict[str, dict], dict[str, dict[str, dict[str
 
     api = HfApi()
     files = api.list_repo_files(name)
-    configs = {
+    configs: dict[str, dict] = {
         file: json.loads(Path(hf_hub_download(name, file)).read_text(encoding="utf-8"))
         for file in ("config.json", "adapter_config.json", "processor_config.json")
         if file in files
@@ -178,7 +178,7 @@ def repo_info(model: str | Path) -> RepoInfo:
         only = adapter_parameters * 2 > dtypes.total() and not any("vision_encoder" in key for key in tensors)
         kind = "SAM3-I adapters" if only else "SAM3-I"
     else:
-        kind = {"sam3": "stock SAM3", "sam3_video": "stock SAM3 video"}.get(model_type, "no instruction adapters")
+        kind = {"sam3": "stock SAM3", "sam3_video": "stock SAM3 video"}.get(str(model_type), "no instruction adapters")
     return RepoInfo(
         name=str(model),
         kind=kind,

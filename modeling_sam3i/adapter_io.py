@@ -224,8 +224,8 @@ def read_adapter_tensors(repo: str | os.PathLike, **download) -> dict[str, torch
         AdapterFileError: when it is absent or damaged, or holds other than finite floating point numbers.
     """
     if os.path.isdir(repo):
-        path = Path(repo, download.get("subfolder") or "", ADAPTER_SAFE_WEIGHTS_NAME)
-        path = path if path.is_file() else None
+        file = Path(repo, download.get("subfolder") or "", ADAPTER_SAFE_WEIGHTS_NAME)
+        path = str(file) if file.is_file() else None
     else:
         path = cached_file(
             str(repo), ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **download

@@ -219,8 +219,9 @@ def _converted_model(
     model, info = Sam3Model.from_pretrained(
         None, config=config, state_dict=native, dtype=dtype, output_loading_info=True
     )
-    if info["missing_keys"] or info["unexpected_keys"]:
-        raise CheckpointConversionError(f"{report.checkpoint} is not that of a stock model.", info)
+    problems = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
+    if problems:
+        raise CheckpointConversionError(f"{report.checkpoint} is not that of a stock model.", problems)
     return model
 
 
@@ -278,7 +279,7 @@ def convert_official_checkpoint(
     converted = _converted_config(stock, report.settings, has_adapters)
     _check_complete(native, converted, report)
     _count_zeros(native, report)
-    processor = None
+    processor: Sam3Processor | None = None
     report.processor = "none written; give `base`, a SAM3 repository, or load the processor from one and pad with id 0"
     if base is not None:
         processor = _converted_processor(base, converted)

@@ -250,7 +250,7 @@ def gather_with_gradients(features: Sequence[Tensor], names: Sequence[str]) -> t
 
 
 def union_targets(
-    labels: Sequence[Mapping[str, Tensor]], logits_size: tuple[int, int], device: torch.device
+    labels: Sequence[Mapping[str, Tensor]], logits_size: tuple[int, ...], device: torch.device
 ) -> list[tuple[list[int], Tensor]]:
     """
     Per mask size: the rows of that size and the union of their masks, Bool[R_g,H,W]; every row is in one group.
@@ -259,7 +259,7 @@ def union_targets(
     where no row denotes anything all unions are one pixel: the authors compare the map resized to 1 x 1 with it.
     """
     nothing = not any(len(label["masks"]) for label in labels)
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
     for row, label in enumerate(labels):
         size = (1, 1) if nothing else tuple(label["masks"].shape[-2:])
         groups.setdefault(size if 0 not in size else logits_size, []).append(row)

@@ -2,7 +2,7 @@
 """Weights and constants of every training loss, the paper's numbers as defaults."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, Literal
@@ -111,7 +111,7 @@ class Sam3ILossConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any] | None) -> "Sam3ILossConfig":
+    def from_dict(cls, values: Mapping[str, Any] | None) -> "Sam3ILossConfig":
         """
         The config with the given fields replaced; None or {} gives the defaults.
 

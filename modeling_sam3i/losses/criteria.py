@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervised losses one by one: boxes, IoU-aware classification, presence, masks, semantic map."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +79,9 @@ def _mask_losses_chunk(logits: Tensor, targets: Tensor, index: Tensor, alpha: fl
     return focal, dice, iou
 
 
-def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of [K,h,w] logits to [K,H,W], in float32."""
-    return F.interpolate(logits[:, None].float(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(logits[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
 class BoxCriterion(nn.Module):

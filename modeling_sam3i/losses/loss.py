@@ -139,7 +139,7 @@ class Sam3ICriterion(nn.Module):
         """The presence token belongs to the one-to-one queries, and earlier layers are matched one to one here too."""
         layers = [outputs, *(outputs.get("auxiliary_outputs") or ())]
         matches = [self.one_to_many_matcher(outputs, targets), *self.one_to_one_matcher(layers[1:], targets)]
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for number, (layer, match) in enumerate(zip(layers, matches, strict=True)):
             layer = {key: value for key, value in layer.items() if key != "presence_logits"}
             suffix = "_o2m" if number == 0 else f"_aux_{number - 1}_o2m"
@@ -147,18 +147,20 @@ class Sam3ICriterion(nn.Module):
         return parts
 
     def _weighted_sum(self, parts: Mapping[str, Tensor]) -> Tensor:
-        total = None
+        terms = []
         for name, value in parts.items():
             weight = self.weights.get(name.removesuffix("_o2m").split("_aux_")[0])
             if weight is None:  # a figure to watch, not a loss
                 continue
             term = value * (weight * (self.config.one_to_many_weight if name.endswith("_o2m") else 1.0))
-            total = term if total is None else total + term
-        return total
+            terms.append(term)
+        return sum(terms[1:], start=terms[0])
 
     @staticmethod
     def _check_outputs(outputs: Mapping[str, Any], auxiliary: list, one_to_many: Mapping[str, Any] | None) -> None:
-        wanted = [("outputs", outputs, (*LAYER_KEYS, "presence_logits", "pred_masks", "semantic_seg"))]
+        wanted: list[tuple[str, Mapping[str, Any], tuple[str, ...]]] = [
+            ("outputs", outputs, (*LAYER_KEYS, "presence_logits", "pred_masks", "semantic_seg"))
+        ]
         for number, layer in enumerate(auxiliary):
             wanted.append((f"outputs['auxiliary_outputs'][{number}]", layer, (*LAYER_KEYS, "presence_logits")))
         if one_to_many is not None:

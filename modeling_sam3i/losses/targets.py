@@ -143,7 +143,7 @@ def pack_targets(labels: Sequence[Mapping[str, Tensor]], device: torch.device) -
     padded_boxes[row_index, slot_index] = boxes
     padded_valid[row_index, slot_index] = True
 
-    rows_of_size: dict[tuple[int, int], list[int]] = {}
+    rows_of_size: dict[tuple[int, ...], list[int]] = {}
     for row, label in enumerate(labels):
         if counts[row]:
             rows_of_size.setdefault(tuple(label["masks"].shape[-2:]), []).append(row)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -23,7 +22,7 @@ from sam3i import (
 )
 from sam3i.processing.datasets import row_features
 from sam3i.processing.shapes import OUTDOORS, shapes_rows
-from sam3i.trainer import encode_vision
+from sam3i.trainer import encode_vision, imitation_loss
 
 # One-to-many queries double the cost of a step and matter in long trainings; with 16 queries instead of 200 the mean
 # over queries must not drown the few that are right.
@@ -166,21 +165,6 @@ def tune(
         optimizer.zero_grad()
         schedule.step()
     model.eval()
-
-
-def imitation_loss(found, wanted, score_weight: float) -> torch.Tensor:
-    """How far answers are from those wanted: scores of all queries; boxes and masks by the wanted scores."""
-    scores = wanted.pred_logits.sigmoid() * wanted.presence_logits.sigmoid()  # (rows, queries)
-    weights = scores / scores.sum().clamp(min=1e-6)
-
-    def apart(name: str, reduction: str = "mean") -> torch.Tensor:
-        targets = getattr(wanted, name).sigmoid()
-        return F.binary_cross_entropy_with_logits(getattr(found, name), targets, reduction=reduction)
-
-    masks = (weights * apart("pred_masks", "none").mean((-1, -2))).sum()
-    boxes = (weights * (found.pred_boxes - wanted.pred_boxes).abs().sum(-1)).sum()
-    others = apart("presence_logits") + apart("semantic_seg") + 2 * masks + 5 * boxes
-    return score_weight * apart("pred_logits") + others
 
 
 def without_adapter(model) -> Callable:

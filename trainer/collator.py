@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-from ..processing.datasets.schema import LEVEL_FIELDS, InstructionRow
+from ..processing.datasets.schema import LEVEL_FIELDS
 from ..processing.images import read_image
 from ..processing.masks import box_of_rle, decode_mask
 from .transforms import InstructionTransform, Placement, keyed_random
@@ -89,14 +89,14 @@ class InstructionCollator:
         """Choose the epoch, before its first batch."""
         self._epoch.fill_(int(epoch))
 
-    def __call__(self, rows: Sequence[InstructionRow]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if not rows:
             raise ValueError("an empty batch: expected at least one row")
         for row in rows:
             problem = row_problem(row, self.sampling, self.labels)
             if problem:
                 raise ValueError(f"row {row['row_id']!r} of {row['dataset']!r}: {problem}; use select_rows() first")
-        groups: dict[str, list[InstructionRow]] = {}
+        groups: dict[str, list[Mapping[str, Any]]] = {}
         for row in rows:
             groups.setdefault(image_key(row), []).append(row)
         texts, levels, labels, names, images, concepts = [], [], [], [], [], []
@@ -138,7 +138,7 @@ class InstructionCollator:
         names = ("pixel_values", "input_ids", "attention_mask", "instruction_levels", "image_ids")
         return {name: encoded[name] for name in names if name in encoded}
 
-    def _draw(self, row: InstructionRow) -> list[tuple[str, str]]:
+    def _draw(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
         """(level, text) of the rows to train, in order."""
         generator = keyed_random(self.seed, self.epoch, "text", row["dataset"], row["split"] or "", row["row_id"])
         if self.sampling == JOINT:
@@ -150,13 +150,13 @@ class InstructionCollator:
         level = generator.choices(present, [self.sampling[name] for name in present])[0]
         return [(level, text) for text in generator.sample(row[level], min(self.texts_per_row, len(row[level])))]
 
-    def _placement(self, key: str, rows: Sequence[InstructionRow]) -> Placement:
+    def _placement(self, key: str, rows: Sequence[Mapping[str, Any]]) -> Placement:
         if self.transform is None:
             return Placement(self.canvas, self.canvas)
         texts = (text for row in rows for level in LEVEL_FIELDS for text in row[level])
         return self.transform(self.canvas, texts, keyed_random(self.seed, self.epoch, "image", key))
 
-    def _image(self, row: InstructionRow, placement: Placement) -> Image.Image:
+    def _image(self, row: Mapping[str, Any], placement: Placement) -> Image.Image:
         if row["image"] is None:
             raise ValueError(f"row {row['row_id']!r} has no image; load the data with image_root=")
         image = read_image(row["image"])
@@ -167,7 +167,7 @@ class InstructionCollator:
             )
         return image if self.transform is None else placement.place_image(image)
 
-    def _label(self, row: InstructionRow, placement: Placement) -> dict[str, torch.Tensor]:
+    def _label(self, row: Mapping[str, Any], placement: Placement) -> dict[str, torch.Tensor]:
         kept = [row["masks"][index] for index in range(len(row["masks"])) if _is_target(row, index)]
         masks = [decode_mask(mask) for mask in kept]
         boxes = [box_of_rle(mask) for mask in kept]  # the mask decides, whatever box the source gives
@@ -196,7 +196,7 @@ class WithReplay:
         self.collator.set_epoch(epoch)
         self.replay_collator.set_epoch(epoch)
 
-    def __call__(self, rows: Sequence[InstructionRow]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
         key = (self.collator.seed, self.collator.epoch, "replay", *(row["row_id"] for row in rows))
         chosen = keyed_random(*key).sample(range(len(self.rows)), min(len(rows), len(self.rows)))

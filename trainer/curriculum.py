@@ -28,7 +28,7 @@ class TrainingStage(str, Enum):
     JOINT = "joint"
 
     @property
-    def index(self) -> int:
+    def index(self) -> int:  # type: ignore[override]
         """Place in the curriculum: 0, 1, 2."""
         return list(TrainingStage).index(self)
 
@@ -85,7 +85,7 @@ def is_trained(name: str, stage: TrainingStage) -> bool:
     return any(part in name for part in TRAINED_NAMES[stage])
 
 
-def complex_is_fresh(model: nn.Module) -> bool:
+def complex_is_fresh(model: Any) -> bool:
     """Whether the complex adapters were never trained: all their output projections are zero."""
     outputs = [
         parameter
@@ -95,7 +95,7 @@ def complex_is_fresh(model: nn.Module) -> bool:
     return not any(bool(parameter.any()) for parameter in outputs)
 
 
-def freeze_for_stage(model: nn.Module, stage: TrainingStage) -> list[str]:
+def freeze_for_stage(model: Any, stage: TrainingStage) -> list[str]:
     """Let exactly the parameters of a stage train.
 
     Returns:
@@ -167,7 +167,8 @@ def stage_values(name: str, value: Any) -> tuple[Any, Any, Any]:
         return (value,) * len(TrainingStage)
     if len(value) != len(TrainingStage):
         raise ValueError(f"Expected `{name}` as one value or one for each of 3 stages, found {value!r}.")
-    return tuple(value)
+    first, second, third = value
+    return first, second, third
 
 
 class StageSampler(torch.utils.data.Sampler[int]):

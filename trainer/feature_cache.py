@@ -38,13 +38,13 @@ class FeatureCacheFullError(OSError):
 
 
 def content_hash(image: Any) -> str:
-    """A hash of what a image shows: of the bytes of its file, or of its pixels.
+    """A hash of what an image shows: of the bytes of its file, or of its pixels.
 
     Args:
         image: A PIL image, or `{"bytes": ..., "path": ...}` as `datasets` stores images.
 
     Raises:
-        ValueError: for a row without a image.
+        ValueError: for a row without an image.
     """
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(image, Image.Image):
@@ -136,7 +136,7 @@ class VisionFeatureCache:
         """The kept features of images, `(I, h, w, C)`, on the model's device.
 
         Raises:
-            KeyError: for a image of no dataset that the cache was filled with.
+            KeyError: for an image of no dataset that the cache was filled with.
             OSError: for a file that is gone or damaged.
         """
         features = []

@@ -10,13 +10,19 @@ from __future__ import annotations
 import json
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd
+from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import ADAPTER_CONFIG_NAME, logging
 
 from ..compat import PushInProgress, hf_api
+
+if TYPE_CHECKING:
+    from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+    from .arguments import Sam3ITrainingArguments
+    from .curriculum import TrainingStage
 
 logger = logging.get_logger(__name__)
 
@@ -50,8 +56,12 @@ def repository_files(folder: str | Path) -> dict[str, Path]:
     return files
 
 
-class HubUploads:
-    """Mixin for `Sam3ITrainer`, before `Trainer`: where its pushing assumes a run of one stage."""
+class HubUploads(Trainer):
+    """A Trainer that pushes a run of several stages; `Sam3ITrainer` is one."""
+
+    curriculum_args: Sam3ITrainingArguments
+    instruction_model: Sam3IForInstructionSegmentation
+    stage: TrainingStage
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository `args.hub_model_id`; the name of the run's folder if not given."""

@@ -11,7 +11,12 @@ from accelerate import PartialState
 @functools.cache
 def _leave_at_exit() -> None:
     """Leave the process group before the interpreter ends; its threads would abort the process otherwise."""
-    atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
+
+    def leave() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def process_state() -> PartialState:

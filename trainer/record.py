@@ -8,14 +8,15 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
-
-from transformers import Trainer
+from typing import TYPE_CHECKING, Any
 
 from ..processing.atomic import write_whole
 from ..processing.fingerprint import fingerprint_files, fingerprint_json, fingerprint_tensors
 from .curriculum import TrainingStage
 from .evaluation.protocols import get_protocol
+
+if TYPE_CHECKING:
+    from .trainer_sam3i import Sam3ITrainer
 
 RECORD_NAME = "training.json"
 STATE_NAME = "trainer_state.json"
@@ -66,7 +67,7 @@ class TrainingRecordError(ValueError):
     """A `training.json` that cannot be read."""
 
 
-def shared_identity(trainer: Trainer) -> dict[str, str]:
+def shared_identity(trainer: Sam3ITrainer) -> dict[str, str]:
     """Fingerprints, by content, of what all stages share: weights of SAM3, data, processor."""
     model, processor = trainer.instruction_model, trainer.processing_class
     adapters = model.adapter_parameters()
@@ -86,7 +87,7 @@ def shared_identity(trainer: Trainer) -> dict[str, str]:
     return identity
 
 
-def stage_identity(trainer: Trainer, args: Any, shared: dict[str, str]) -> dict[str, Any]:
+def stage_identity(trainer: Sam3ITrainer, args: Any, shared: dict[str, str]) -> dict[str, Any]:
     """What decides the result of a stage, by name: fingerprints and settings."""
     settings = {name: getattr(args, name) for name in IDENTITY_SETTINGS}
     settings = {name: getattr(value, "value", value) for name, value in settings.items()}
@@ -105,7 +106,7 @@ def fingerprint_rows(rows: Any) -> str:
     from datasets import Image
 
     columns = [name for name in rows.column_names if name != "image"]
-    parts = [fingerprint_json(batch) for batch in rows.select_columns(columns).iter(1000)]
+    parts: list[str | None] = [fingerprint_json(batch) for batch in rows.select_columns(columns).iter(1000)]
     if "image" in rows.column_names:
         undecoded = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
         for batch in undecoded.iter(100):
@@ -121,7 +122,7 @@ def _image_fingerprint(image: dict[str, Any] | None) -> str | None:
     return fingerprint_files([image["path"]]) if Path(image["path"]).is_file() else image["path"]
 
 
-def record_stage(trainer: Trainer) -> None:
+def record_stage(trainer: Sam3ITrainer) -> None:
     """Write what the stage that has just ended was, in place of what an earlier run left of it and later stages.
 
     Args:
@@ -172,7 +173,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     return record
 
 
-def _stage_entry(trainer: Trainer) -> dict[str, Any]:
+def _stage_entry(trainer: Sam3ITrainer) -> dict[str, Any]:
     args, log = trainer.args, trainer.state.log_history
     logged = {name for entry in log if "loss" in entry for name in entry}
     weights = trainer.instruction_model.criterion.config

@@ -41,7 +41,7 @@ def keyed_random(*key: Any) -> random.Random:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a image comes to lie on the model's canvas; the same object moves pixels, masks and boxes.
+    """Where an image comes to lie on the model's canvas; the same object moves pixels, masks and boxes.
 
     Attributes:
         canvas: (height, width) of the canvas in pixels.
@@ -111,7 +111,7 @@ class InstructionTransform:
 
     Args:
         min_scale: smallest side of the resized image, as a part of the canvas; 1.0 switches the jitter off.
-        flip_probability: how often a image is mirrored when its instructions allow it.
+        flip_probability: how often an image is mirrored when its instructions allow it.
 
     Raises:
         ValueError: a scale outside (0, 1] or a probability outside [0, 1].
@@ -126,9 +126,9 @@ class InstructionTransform:
         self.flip_probability = flip_probability
 
     def __call__(self, canvas: tuple[int, int], texts: Iterable[str], generator: random.Random) -> Placement:
-        """A placement on a canvas of (height, width) pixels for a image with these instructions."""
+        """A placement on a canvas of (height, width) pixels for an image with these instructions."""
         scale = generator.uniform(self.min_scale, 1.0)
-        size = tuple(max(1, round(side * scale)) for side in canvas)
-        offset = tuple(generator.randint(0, side - used) for side, used in zip(canvas, size, strict=True))
+        size = (max(1, round(canvas[0] * scale)), max(1, round(canvas[1] * scale)))
+        offset = (generator.randint(0, canvas[0] - size[0]), generator.randint(0, canvas[1] - size[1]))
         flip = generator.random() < self.flip_probability and not any(names_sides(text) for text in texts)
-        return Placement(tuple(canvas), size, offset, flip)
+        return Placement((canvas[0], canvas[1]), size, offset, flip)

@@ -38,7 +38,7 @@ def texts_by_level(rows: Any) -> dict[InstructionLevel, list[str]]:
 
 
 def train_router(
-    model: nn.Module, processor: Sam3IProcessor, rows: Any, steps: int, seed: int, progress: bool = True
+    model: Any, processor: Sam3IProcessor, rows: Any, steps: int, seed: int, progress: bool = True
 ) -> float:
     """Train the router, and nothing else; no random state but its own is touched.
 

@@ -15,13 +15,13 @@ goes on from the stage's last checkpoint).
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import Trainer, get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup
 from transformers.utils import logging
 
 from ...compat import box_cxcywh_to_xyxy
@@ -29,6 +29,9 @@ from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...modeling_sam3i.losses.matcher import box_overlap
 from ..processes import process_state
 from ..stage_module import encode_vision
+
+if TYPE_CHECKING:
+    from ..trainer_sam3i import Sam3ITrainer
 
 logger = logging.get_logger(__name__)
 
@@ -100,7 +103,7 @@ def correct_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def keep_queries(model: nn.Module, batch: dict[str, Any]) -> KeptQueries:
+def keep_queries(model: Any, batch: dict[str, Any]) -> KeptQueries:
     """What the selector would read of the rows of a batch of `InstructionCollator`, on the CPU.
 
     Args:
@@ -156,7 +159,7 @@ class SelectorTraining:
     progress: bool = True
 
 
-def train_selector(model: nn.Module, level: InstructionLevel, kept: KeptQueries, training: SelectorTraining) -> float:
+def train_selector(model: Any, level: InstructionLevel, kept: KeptQueries, training: SelectorTraining) -> float:
     """Train the selector of one level, and nothing else, on kept queries; no random state but its own is touched.
 
     Returns:
@@ -204,7 +207,7 @@ def _orders(rows: int, seed: int) -> Iterator[torch.Tensor]:
 
 
 def warm_up_selector(
-    model: nn.Module,
+    model: Any,
     level: InstructionLevel,
     rows: Any,
     prepare: Callable[[list], dict[str, Any]],
@@ -248,7 +251,7 @@ def warm_up_selector(
     return share
 
 
-def begin_stage(trainer: Trainer) -> dict[str, float]:
+def begin_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
     """The head start: train the selector of the level that the stage is about to learn.
 
     Args:
@@ -261,7 +264,7 @@ def begin_stage(trainer: Trainer) -> dict[str, float]:
     return {} if share is None else {"selector_accuracy": share}
 
 
-def end_joint_stage(trainer: Trainer) -> dict[str, float]:
+def end_joint_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
     """Train the selector of each level once more, on what the model finds after the joint stage.
 
     The queries have changed since the selector had its head start, and choosing still takes many examples.
@@ -288,12 +291,12 @@ def end_joint_stage(trainer: Trainer) -> dict[str, float]:
     return found
 
 
-def trains_selectors(trainer: Trainer) -> bool:
+def trains_selectors(trainer: "Sam3ITrainer") -> bool:
     """Whether there are selectors, and steps for them."""
     return bool(trainer.args.selector_steps) and trainer.instruction_model.selects_instances
 
 
-def most_head_steps(trainer: Trainer) -> int:
+def most_head_steps(trainer: "Sam3ITrainer") -> int:
     """Steps that a head may take by itself, from those planned for the stage."""
     args, planned = trainer.args, trainer.args.max_steps
     if planned <= 0:
@@ -302,7 +305,7 @@ def most_head_steps(trainer: Trainer) -> int:
     return HEAD_STEPS_PER_STAGE_STEP * planned
 
 
-def _train_for_stage(trainer: Trainer, level: InstructionLevel) -> float | None:
+def _train_for_stage(trainer: "Sam3ITrainer", level: InstructionLevel) -> float | None:
     if not trains_selectors(trainer):
         return None
     args = trainer.args

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+import torch
+from training_fixtures import tiny_dataset, tiny_model, tiny_trainer
+
+from sam3i import InstructionLevel, Sam3IForInstructionSegmentation
+from sam3i.trainer.heads.calibration import choose_calibration, read_candidates, set_calibration
+
+SIMPLE = InstructionLevel.SIMPLE
+
+
+def mask(*cells):
+    found = torch.zeros(len(cells), 2, 2, dtype=torch.bool)
+    for index, places in enumerate(cells):
+        for row, column in places:
+            found[index, row, column] = True
+    return found
+
+
+def test_candidates_by_hand():
+    masks = mask([(0, 0), (0, 1)], [(1, 1)], [(0, 0)])
+    targets = mask([(0, 0), (0, 1)])
+    found = read_candidates(torch.tensor([0.0, 2.0, -1.0]), 0.9, masks, targets)
+    assert found.logits.tolist() == [2.0, 0.0, -1.0]
+    assert found.correct.tolist() == [False, True, False]  # the last holds what another holds already
+    torch.testing.assert_close(found.iou, torch.tensor([0.0, 0.0, 2 / 3, 2 / 3]))
+    nothing = read_candidates(torch.tensor([1.0]), 0.9, mask([(0, 0)]), mask())
+    assert nothing.iou.tolist() == [1.0, 0.0]
+    missed = read_candidates(torch.zeros(0), 0.1, mask(), targets)
+    assert missed.iou.tolist() == [0.0]
+
+
+def test_half_becomes_the_best_threshold():
+    """The true instance of each row has a score about .3, the others about .1: at .5 nothing is found."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(40):
+        logits = torch.tensor([-0.85, -2.2]) + 0.2 * torch.randn(2, generator=generator)
+        rows.append(read_candidates(logits, 0.95, mask([(0, 0)], [(1, 1)]), mask([(0, 0)])))
+    scale, bias, before, after = choose_calibration(rows)
+    assert before == 0.0 and after > 0.97
+    scores = [(torch.sigmoid(scale * row.logits + bias) * row.presence).tolist() for row in rows]
+    assert sum(first > 0.5 > second for first, second in scores) >= 38
+
+
+def test_levels_are_set_one_by_one_and_saved(tmp_path):
+    model = tiny_model()
+    set_calibration(model, SIMPLE, (2.0, 0.5))
+    set_calibration(model, InstructionLevel.COMPLEX, (1.0, -0.5))
+    set_calibration(model, SIMPLE, None)
+    assert model.config.score_calibration == {"complex": [1.0, -0.5]}
+    model.save_pretrained(tmp_path)
+    loaded = Sam3IForInstructionSegmentation.from_pretrained(tmp_path)
+    assert loaded.config.score_calibration == {"complex": [1.0, -0.5]}
+
+
+def test_a_stage_calibrates_its_levels_and_its_result_keeps_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sam3i.trainer.heads.calibration.LEAST_ROWS", 4)
+    model = tiny_model()
+    trainer = tiny_trainer(tmp_path, model, tiny_dataset(4, "validation"), stages="simple", max_steps=1)
+    metrics = trainer.train().metrics["simple"]
+    assert metrics["calibration_simple_gIoU_after"] >= metrics["calibration_simple_gIoU_before"]
+    pair = [metrics["calibration_simple_scale"], metrics["calibration_simple_bias"]]
+    assert model.config.score_calibration == {"simple": pair}
+    again = tiny_model()
+    tiny_trainer(tmp_path, again, tiny_dataset(4, "validation"), stages="simple", max_steps=1).train(True)
+    assert again.config.score_calibration == {"simple": pair}

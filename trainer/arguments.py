@@ -95,6 +95,9 @@ class Sam3ITrainingArguments(TrainingArguments):
         "The evaluation figure that decides; if not given 'stage_best_gIoU': gIoU over the stage's levels, each at "
         "its best threshold, so that scores that move in training are no progress.",
     )
+    enable_jit_checkpoint: bool = _argument(
+        False, "Whether SIGTERM ends the run after its step, with a checkpoint to go on from exactly."
+    )
     allow_changed: list[str] = _argument(
         [], "What may differ from the training that is resumed, by name: 'data', 'learning_rate' and their like."
     )

@@ -206,6 +206,12 @@ def checkpoint_to_resume(
                 f"{output_dir} holds another training, up to {found[-1].folder}, which would be overwritten. Go on "
                 "with it (`--resume`, `resume_from_checkpoint=True`), or name another folder."
             )
+        finished = [item for item in list_checkpoints(output_dir, TrainingStage) if item.finished]
+        if finished:
+            logger.warning(
+                f"{finished[-1].folder} is not used: stage {stages[0].value!r} starts from the model as it was given "
+                "(`--resume` starts from the folder)."
+            )
         return None
     if resume is True:
         checkpoint = find_checkpoint(output_dir, stages)

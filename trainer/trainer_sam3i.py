@@ -128,7 +128,7 @@ class Sam3ITrainer(HubUploads):
         if model is not None:
             model = self.instruction_model = read_model(model)
         stage_args = args.for_stage(self.stage)
-        self.stop = StopOnSignal(bool(getattr(args, "enable_jit_checkpoint", False)))
+        self.stop = StopOnSignal(args.enable_jit_checkpoint)
         stage_args.enable_jit_checkpoint = False  # that of Transformers saves within a step; `self.stop` after it
         super().__init__(
             model=model,
@@ -455,14 +455,22 @@ class Sam3ITrainer(HubUploads):
         self.concept_check = self.vision_cache = self.before = None
         return self.instruction_model
 
-    def hyperparameter_search(self, *args: Any, compute_objective: Callable | None = None, **kwargs: Any) -> Any:
-        """As in Transformers; by default the figure of `metric_for_best_model` is maximized. Every trial has a folder
-        `run-N` in `output_dir`; trials are not pruned."""
+    def hyperparameter_search(
+        self,
+        hp_space: Callable | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in Transformers; by default the figure of `metric_for_best_model` is made as good as can be.
+
+        Every trial has a folder `run-N` in `output_dir`; trials are not pruned.
+        """
         metric = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
-        if compute_objective is None and len(args) < 2:
-            compute_objective = lambda metrics: metrics[metric]  # noqa: E731
-            kwargs.setdefault("direction", "maximize" if self.args.greater_is_better else "minimize")
-        return super().hyperparameter_search(*args, compute_objective=compute_objective, **kwargs)
+        direction = direction or ("maximize" if self.args.greater_is_better else "minimize")
+        objective = compute_objective or (lambda metrics: metrics[metric])
+        return super().hyperparameter_search(hp_space, objective, n_trials, direction, **kwargs)
 
     def _use_trial(self, trial: Any) -> None:
         values = self.hp_space(trial) if hasattr(trial, "number") else dict(trial)

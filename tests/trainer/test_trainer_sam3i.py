@@ -1,17 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import training_fixtures
 from safetensors.torch import load_file
 from training_fixtures import (
     assert_equal,
@@ -445,50 +437,6 @@ def test_checkpoints_of_an_earlier_run_in_the_folder_do_not_count(tmp_path):
     assert read_checkpoint(tmp_path / "stage-3-joint" / "final.replaced").finished
     with pytest.raises(OtherTrainingError, match="holds another training, up to .*checkpoint-2"):
         tiny_trainer(tmp_path, **settings).train()
-
-
-@pytest.mark.slow
-def test_killed_ten_times_and_resumed_the_weights_are_the_same(tmp_path):
-    options = {"max_steps": [30, 30, 30], "save_strategy": "steps", "save_steps": 1, "dropout": 0.2}
-
-    def start(folder):
-        command = [sys.executable, training_fixtures.__file__, str(folder), json.dumps(options)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, **quiet)
-
-    whole = start(tmp_path / "whole")
-    _, errors = whole.communicate(timeout=300)
-    assert whole.returncode == 0, errors.decode()
-    moments, kills = random.Random(3), 0
-    for _ in range(40):
-        process = start(tmp_path / "killed")
-        if kills < 10:
-            begin = progress_mark(tmp_path / "killed")
-            while process.poll() is None and progress_mark(tmp_path / "killed") == begin:
-                time.sleep(0.01)  # until it trains again
-            time.sleep(moments.uniform(0, 0.6))
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                kills += 1
-                continue
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()
-        break
-    assert kills == 10
-    found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
-    assert_equal(found, expected)
-
-
-def progress_mark(folder: Path) -> list[tuple[str, int]]:
-    """What the newest files of a run are."""
-    marks = []
-    for path in folder.glob("stage-*/*/adapter_model.safetensors"):
-        try:
-            marks.append((str(path), path.stat().st_mtime_ns))
-        except FileNotFoundError:
-            continue
-    return sorted(marks)
 
 
 # Refusals

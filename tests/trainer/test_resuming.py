@@ -132,7 +132,7 @@ def test_sigterm_ends_the_run_after_its_step_and_it_goes_on_exactly(tmp_path):
     whole, model = tiny_model(0.2), tiny_model(0.2)
     tiny_trainer(tmp_path / "whole", whole, **settings).train()
     before = signal.getsignal(signal.SIGTERM)
-    output = tiny_trainer(tmp_path / "cut", callbacks=[Terminate()], **settings).train()
+    output = tiny_trainer(tmp_path / "cut", tiny_model(0.2), callbacks=[Terminate()], **settings).train()
     assert output.global_step == 2 and signal.getsignal(signal.SIGTERM) is before
     assert not (tmp_path / "cut" / SIMPLE.folder / "final").exists()
     tiny_trainer(tmp_path / "cut", model, **settings).train(resume_from_checkpoint=True)

@@ -138,7 +138,7 @@ def _prediction_record(reader: RecordReader) -> PredictionRecord:
             reader.fault(f"{name}.score", found, "a finite number", "write the score of the mask")
             continue
         rle = entry.get("rle")
-        own = rle.get("size") if isinstance(rle, dict) else None
+        own: Any = rle.get("size") if isinstance(rle, dict) else None
         sized = isinstance(own, list) and len(own) == 2 and all(type(side) is int and side > 0 for side in own)
         if not isinstance(rle, dict) or not sized:
             found = shown(rle) if "rle" in entry else "missing"

@@ -11,15 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 # One number of `counts`: continued characters ("P" to "o") and a last one ("0" to "O"), at most 8: 2 ** 39 pixels.
-COUNTS = re.compile(r"(?:[P-o]{0,7}[0-O])*")
+NUMBER = re.compile(r"[P-o]{0,7}[0-O]")
+MAX_KNOWN_NUMBERS = 100_000
 POLYGON_MARGIN = 0.25  # of a side: how far a polygon may leave the image; the C code takes memory by its extent
-SHORT = 300  # characters up to which a loop is faster than a dozen array operations
 MAX_OUTLINE = 2_000_000  # pixels of one polygon's outline: the C code takes about 100 bytes for each
 
 
@@ -71,49 +72,37 @@ def rle_area(rle: dict[str, Any]) -> int:
     return int(coco_mask.area({"size": list(rle["size"]), "counts": _as_bytes(rle["counts"])}))
 
 
-def run_lengths(counts: str) -> np.ndarray:
+class _Numbers(dict[str, int]):
+    """Numbers by their characters; most of a mask's are small and come again and again."""
+
+    def __missing__(self, characters: str) -> int:
+        value = 0
+        for place, code in enumerate(characters.encode("ascii")):
+            value |= (code - 48 & 31) << 5 * place
+        value -= (code - 48 >> 4 & 1) << 5 * (place + 1)  # the sign
+        if len(self) < MAX_KNOWN_NUMBERS:
+            self[characters] = value
+        return value
+
+
+_numbers = _Numbers()
+
+
+def run_lengths(counts: str) -> list[int]:
     """Run lengths of a compressed RLE string, read without the C library (which trusts its input).
 
     Raises:
         ValueError: a character outside the alphabet, a value cut off at the end or too long, or a negative run.
     """
-    if not COUNTS.fullmatch(counts):
-        place = COUNTS.match(counts).end()  # type: ignore[union-attr]
-        raise ValueError(f"counts are no run lengths from place {place} on: {counts[place : place + 12]!r}")
-    if len(counts) < SHORT:
-        return _short_run_lengths(counts)
-    bits = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(bits < 32)
-    lengths = np.diff(ends, prepend=-1)
-    starts = ends - lengths + 1
-    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((bits & 31) << shifts, starts)
-    runs -= (bits[ends] >> 4) << (5 * lengths)  # the sign
+    parts = NUMBER.findall(counts)
+    if sum(map(len, parts)) != len(counts):
+        raise ValueError(f"counts are no run lengths: {counts[:40]!r} has other characters, or ends in a number")
+    runs = [_numbers[part] for part in parts]
     # From the third place on a number is the difference to the one two places before.
-    np.cumsum(runs[1::2], out=runs[1::2])
-    np.cumsum(runs[2::2], out=runs[2::2])
-    if runs.min() < 0:
-        place = int((runs < 0).argmax())
-        raise ValueError(f"run {place} has the negative length {runs[place]}")
+    runs[1::2], runs[2::2] = accumulate(runs[1::2]), accumulate(runs[2::2])
+    if runs and min(runs) < 0:
+        raise ValueError(f"run {runs.index(min(runs))} has the negative length {min(runs)}")
     return runs
-
-
-def _short_run_lengths(counts: str) -> np.ndarray:
-    runs: list[int] = []
-    value = shift = 0
-    for code in counts.encode("ascii"):
-        code -= 48
-        value |= (code & 31) << shift
-        shift += 5
-        if code < 32:
-            value -= (code >> 4) << shift
-            if len(runs) > 2:
-                value += runs[-2]
-            if value < 0:
-                raise ValueError(f"run {len(runs)} has the negative length {value}")
-            runs.append(value)
-            value = shift = 0
-    return np.array(runs, dtype=np.int64)
 
 
 def rle_fault(rle: Any, height: int, width: int) -> str | None:
@@ -131,7 +120,7 @@ def rle_fault(rle: Any, height: int, width: int) -> str | None:
 @lru_cache(maxsize=1024)  # a mask is checked when it is read and again when its row is
 def _counts_fault(counts: str, pixels: int) -> str | None:
     try:
-        total = int(run_lengths(counts).sum())
+        total = sum(run_lengths(counts))
     except ValueError as error:
         return str(error)
     return None if total == pixels else f"the runs cover {total} pixels, the image has {pixels}"

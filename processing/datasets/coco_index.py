@@ -43,13 +43,13 @@ class CocoIndex:
         used = self._scan(progress)
         empty = {n for n, name in self.categories.items() if n not in used and self._above.get(name, set()) - {n}}
         self.nouns = {n: s for n, s in self.categories.items() if n not in empty and s.lower() not in BACKGROUND}
-        self._file: BinaryIO | None = None
+        self._files: dict[str, BinaryIO] = {}
 
     def __len__(self) -> int:
         return len(self._tables["images"].order)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_files": {}}
 
     def number(self, value: Any) -> int | None:
         """The number an id of the file goes by (itself, where it is one); None for what is no id of this file."""
@@ -172,10 +172,10 @@ class CocoIndex:
         return self._read(key, table.order[place])
 
     def _read(self, key: str, row: int) -> dict[str, Any]:
-        if self._file is None:
-            self._file = open(self.path, "rb")
+        if key not in self._files:  # one for each table: both are read in the order they are written, mostly
+            self._files[key] = open(self.path, "rb", buffering=1 << 18)
         table = self._tables[key]
-        return read_element(self._file, table.starts[row], table.ends[row])
+        return read_element(self._files[key], table.starts[row], table.ends[row])
 
 
 EXPECTED_CATEGORY = "an object with an id and a name in UTF-8 that is not empty"

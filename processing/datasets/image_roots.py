@@ -56,6 +56,7 @@ class ImageRoots:
         else:
             self.homes = [os.path.realpath(folder) for folder in self.folders]
         self.notes: Counter[str] = Counter() if notes is None else notes
+        self._listings: dict[str, dict[str, bool]] = {}
 
     def path(self, file_name: str, dataset: str = "") -> str | None:
         """Path of an image, or None where there is no such file; the file is not opened.
@@ -74,8 +75,8 @@ class ImageRoots:
             if self.roots is not None:
                 return self._inside([self._place(relative, dataset)], file_name)
             return self._inside([f"{folder}/{relative}" for folder in self.folders], file_name)
-        if name.startswith("/") and self._is_home(os.path.dirname(name)) and os.path.isfile(name):
-            return self._checked(name, file_name)
+        if name.startswith("/") and self._is_home(os.path.dirname(name)):
+            return self._inside([name], file_name)
         for start in range(len(parts)):
             end = "/".join(parts[start:])
             found = self._inside([f"{folder}/{end}" for folder in self.folders], file_name)
@@ -86,14 +87,15 @@ class ImageRoots:
 
     def _inside(self, places: Sequence[str], file_name: str) -> str | None:
         for place in places:
-            if os.path.isfile(place):
-                return self._checked(place, file_name)
+            folder, _, last = place.rpartition("/")
+            if folder not in self._listings:
+                self._listings[folder] = _list_files(folder)
+            if last in self._listings[folder]:
+                return self._checked(place, self._listings[folder][last], file_name)
         return None
 
-    def _checked(self, place: str, file_name: str) -> str:
-        folder, _, last = place.rpartition("/")
-        inside = self._is_home(os.path.dirname(os.path.realpath(place)) if os.path.islink(place) else folder)
-        if not inside:
+    def _checked(self, place: str, is_link: bool, file_name: str) -> str:
+        if not self._is_home(os.path.dirname(os.path.realpath(place) if is_link else place)):
             raise OutsideRootsError(f"{file_name!r} is a link out of {' or '.join(self.homes)}")
         return place
 
@@ -114,6 +116,15 @@ class ImageRoots:
             f"no image root for {name!r} of dataset {dataset!r}: have {', '.join(map(repr, sorted(self.roots)))}; "
             "add the dataset's name, the leading folder or '' (--image-root NAME=FOLDER)"
         )
+
+
+def _list_files(folder: str) -> dict[str, bool]:
+    """Names of what is no folder in a folder, and whether each is a link; one listing is cheaper than asking each."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_symlink() for entry in entries if not entry.is_dir()}
+    except (OSError, ValueError):
+        return {}
 
 
 @lru_cache(maxsize=4096)

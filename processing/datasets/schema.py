@@ -161,10 +161,13 @@ def make_row(
     )
 
 
-def validate_row(row: Any) -> Iterator[FieldFault]:
+def validate_row(row: Any, instances: bool = True) -> Iterator[FieldFault]:
     """Every fault of a row, field by field; nothing is yielded for a good row and nothing is raised for a bad one.
 
     Masks are checked run by run (size, alphabet, number of pixels), not decoded to pixels; images are not opened.
+
+    Args:
+        instances: check masks and boxes; a reader that made them from checked annotations need not again.
     """
     if not isinstance(row, dict):
         yield FieldFault("(row)", shown(row), "an object", "write one object per row")
@@ -174,7 +177,7 @@ def validate_row(row: Any) -> Iterator[FieldFault]:
             yield FieldFault(name, "missing", "present", f"add {name!r} (see InstructionRow)")
     yield from _size_faults(row)
     yield from _text_faults(row)
-    yield from _target_faults(row)
+    yield from _target_faults(row, instances)
     yield from _id_faults(row)
 
 
@@ -207,7 +210,7 @@ def _text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
         yield FieldFault("/".join(LEVEL_FIELDS), "no instruction at any level", "at least one", fix)
 
 
-def _target_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+def _target_faults(row: dict[str, Any], instances: bool) -> Iterator[FieldFault]:
     lists = {}
     for name in ("masks", "boxes", "is_crowd", "ignore_masks", "annotation_ids"):
         if name not in row:
@@ -217,7 +220,8 @@ def _target_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
         else:
             yield FieldFault(name, shown(row[name]), "a list", "write [] where there is none")
     if _is_sized(row) and row["width"] * row["height"] <= MAX_PIXELS:
-        yield from _geometry_faults(lists, row["height"], row["width"])
+        checked = lists if instances else {"ignore_masks": lists.get("ignore_masks", [])}
+        yield from _geometry_faults(checked, row["height"], row["width"])
     if "masks" in lists:
         count = len(lists["masks"])
         for name in ("boxes", "is_crowd", "annotation_ids"):

@@ -62,7 +62,7 @@ def rows_of_records(
 
 def iterate_lines(path: Path, progress: bool = False) -> Iterator[RecordReader]:
     """One reader per non-empty line; a line that is no JSON comes with that fault."""
-    total = path.stat().st_size
+    total = path.stat().st_size if path.suffix != ".gz" else None
     bar = tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=not progress, leave=False)
     with open(path, "rb") as source, bar:
         lines = gzip.open(source) if path.suffix == ".gz" else source
@@ -76,7 +76,7 @@ def iterate_lines(path: Path, progress: bool = False) -> Iterator[RecordReader]:
                 record.fault("(file)", str(error), "a whole gzip file", "compress it again")
                 yield record
                 return
-            bar.update(source.tell() - bar.n)
+            bar.update(len(raw))
             if not raw:
                 return
             if len(raw) == MAX_LINE:
@@ -143,8 +143,10 @@ def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: st
     row["boxes"] = [fit_box(box, height, width) for box in row["boxes"]]
     notes = options.account.notes
     for mask, box, fitted in zip(masks, boxes or row["boxes"], row["boxes"], strict=True):
-        notes["box cut to its image"] += fitted != box
-        notes["box without a mask"] += mask is None
+        if fitted != box:
+            notes["box cut to its image"] += 1
+        if mask is None:
+            notes["box without a mask"] += 1
     return row
 
 

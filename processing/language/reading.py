@@ -186,7 +186,7 @@ def _with_after(
         if kind in ("near", "far", "ordinal"):
             if meaning.selector is not None or (kind == "ordinal") != (ordinal is not None):
                 return None, "", False
-            if kind == "ordinal":
+            if ordinal is not None:
                 return replace(meaning, selector=Selector("ordinal", groups[0], ordinal)), left, True
             return replace(meaning, selector=Selector("distance", kind, reference=table[int(groups[0])])), left, False
         return _filtered(meaning, _after_filter(kind, groups, table)), left, False

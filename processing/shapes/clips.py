@@ -57,7 +57,8 @@ def moving_clips(
         level: of the instructions, simple or complex.
     """
     level = InstructionLevel.from_any(level)
-    world, clips, index = ShapesWorld(seed, split), [], 0
+    world, index = ShapesWorld(seed, split), 0
+    clips: list[ShapesClip] = []
     writer = InstructionWriter(split, families_of(level), (level,))
     while len(clips) < count:
         rng = world.rng(index, stream=11)

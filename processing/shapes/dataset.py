@@ -206,10 +206,10 @@ def shapes_rows(
     """
     world = ShapesWorld(seed, split)
     numbers = range(scenes) if isinstance(scenes, int) else scenes
-    number, scene = None, None
+    scene = None
     for index, target in write_targets(world, numbers, targets_per_scene, concepts_per_scene=0):
-        if index != number:
-            number, scene = index, world.scene(index)
+        if scene is None or scene.index != index:
+            scene = world.scene(index)
         texts = {level.value: [phrasing.text] for level, phrasing in target.phrasings.items()}
         yield make_row(
             **world_fields(scene, _image_id(world, index), target.asked, target.targets),

@@ -8,7 +8,7 @@ put into words.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,7 @@ RADIUS_MARGIN = 1.5  # pixels between the largest and the second largest
 class Family:
     """A family of questions: the grammatical numbers and target kinds it can have, and what it draws."""
 
-    kinds: dict[str, tuple[str, ...]]
+    kinds: Mapping[str, tuple[str, ...]]
     values: tuple[str, ...] = ()
     relational: bool = False
     any_noun: bool = False
@@ -97,7 +97,7 @@ def families_of(level: InstructionLevel) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class ShapesFacts:
     """What the generator knows of a scene, as `language.meaning.SceneFacts`; places in pixels."""
 

@@ -60,4 +60,4 @@ def build_tokenizer(words: Sequence[str] | None = None) -> CLIPTokenizer:
     tokens = [*_LETTERS, *(letter + _WORD_END for letter in _LETTERS), *(first + second for first, second in merges)]
     tokens += [BEGIN, END]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ TOUCHING = 2  # pixels between two masks below which one may hide part of the ot
 INSIDE_SHARE = 0.95  # of an instance's box that must lie within another's for it to be inside
 
 
-@dataclass(frozen=True)
+@dataclass
 class Facts:
     """Measurements of one scene, as `language.meaning.SceneFacts`; instances go by their place in `scene.instances`.
 

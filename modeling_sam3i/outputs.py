@@ -8,6 +8,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from ..compat import Sam3MaskDecoderOutput, box_cxcywh_to_xyxy
+from .losses.matcher import Match
 
 
 @dataclass
@@ -129,6 +130,8 @@ def predictions_for_loss(
     Returns:
         `dict`: the final layer, `"auxiliary_outputs"` (earlier layers) and `"one_to_many"` where there is one.
     """
+    # Boxes in half precision may lose their area when corners are taken; float32 costs nothing here.
+    logits, boxes_cxcywh, presence_logits = logits.float(), boxes_cxcywh.float(), presence_logits.float()
     boxes_xyxy = box_cxcywh_to_xyxy(boxes_cxcywh)
 
     def layers(queries: slice) -> list[dict[str, torch.Tensor]]:
@@ -147,12 +150,11 @@ def predictions_for_loss(
             return mask_outputs.pred_masks[:, offset : offset + num_queries]
         embeddings, pixels = mask_outputs.pred_masks
 
-        def predict(row_index: torch.Tensor, query_index: torch.Tensor) -> torch.Tensor:
-            """Mask logits `(chosen, height, width)` of the chosen queries, given in the order of their rows."""
-            chosen = embeddings[row_index, query_index + offset]  # (chosen, width)
-            counts = torch.bincount(row_index, minlength=len(pixels)).tolist()
-            # Row by row: indexing the pixels by `row_index` would copy a whole feature map for every query.
-            by_row = zip(chosen.split(counts), pixels, strict=True)
+        def predict(match: Match) -> torch.Tensor:
+            """Mask logits `(chosen, height, width)` of the queries of a match."""
+            chosen = embeddings[match.row_index, match.query_index + offset]  # (chosen, width)
+            # Row by row: indexing the pixels by row would copy a whole feature map for every query.
+            by_row = zip(chosen.split(match.row_counts), pixels, strict=True)
             return torch.cat([torch.einsum("kc,chw->khw", queries, row_pixels) for queries, row_pixels in by_row])
 
         return predict

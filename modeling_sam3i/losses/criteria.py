@@ -14,8 +14,8 @@ from .config import Sam3ILossConfig
 from .matcher import Match, box_overlap
 from .targets import PackedTargets
 
-# A callable gives the mask logits [K,h,w] of the K queries asked for, so that no other mask is ever computed.
-MaskPredictor = Callable[[Tensor, Tensor], Tensor]
+# A callable gives the mask logits [K,h,w] of the K queries of a match, so that no other mask is ever computed.
+MaskPredictor = Callable[[Match], Tensor]
 
 # Mask logits are upsampled to the size of their target in pieces of this many pixels (16 MiB in float32); the pieces
 # are recomputed in the backward pass, so that only one of them is in memory at a time.
@@ -170,12 +170,12 @@ class MaskCriterion(nn.Module):
         """
         Mask logits -> loss_mask, loss_dice.
 
-        pred_masks: [R,Q,h,w], or a callable (row_index [K], query_index [K]) -> [K,h,w]. The callable is asked even
+        pred_masks: [R,Q,h,w], or a callable Match -> [K,h,w]. The callable is asked even
         when K = 0, so that the parameters behind it always get a gradient.
         """
         focal_alpha, focal_gamma = self.config.mask_focal_alpha, self.config.mask_focal_gamma
         if callable(pred_masks):
-            logits = pred_masks(match.row_index, match.query_index)  # [K,h,w]
+            logits = pred_masks(match)  # [K,h,w]
         else:
             logits = pred_masks[match.row_index, match.query_index]  # [K,h,w]
         loss_mask = loss_dice = logits[:0].float().sum()
@@ -196,10 +196,10 @@ class MaskCriterion(nn.Module):
         if len(targets.mask_groups) == 1:
             yield targets.mask_groups[0], None, index
             return
-        group = targets.group_index[match.target_index]
         for number, masks in enumerate(targets.mask_groups):
-            chosen = (group == number).nonzero()[:, 0]
-            if len(chosen):
+            members = [pair for pair, target in enumerate(match.targets) if targets.group_of[target] == number]
+            if members:
+                chosen = torch.tensor(members, device=index.device)
                 yield masks, chosen, index[chosen]
 
 

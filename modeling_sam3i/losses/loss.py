@@ -81,7 +81,7 @@ class Sam3ICriterion(nn.Module):
         Loss of R rows and its named parts.
 
         outputs: pred_logits [R,Q], pred_boxes [R,Q,4] xyxy and pred_boxes_cxcywh [R,Q,4] in [0,1], presence_logits
-            [R,1], pred_masks [R,Q,h,w] or a callable (row_index [K], query_index [K]) -> [K,h,w], semantic_seg
+            [R,1], pred_masks [R,Q,h,w] or a callable Match -> [K,h,w], semantic_seg
             [R,1,h,w], auxiliary_outputs: list of dicts (logits, both boxes, presence) of the earlier decoder layers;
             optionally one_to_many: the same for the duplicated queries, without presence and semantic_seg
         labels: per row {"masks": Bool[N,H,W], "boxes": Float[N,4] cxcywh in [0,1]}, N >= 0, H and W any size
@@ -95,20 +95,45 @@ class Sam3ICriterion(nn.Module):
         one_to_many = outputs.get("one_to_many")
         self._check_outputs(outputs, auxiliary, one_to_many)
         validate_labels(labels, num_rows=len(outputs["pred_logits"]))
-        device = outputs["pred_logits"].device
-        targets = pack_targets(labels, device)
+        targets = pack_targets(labels, outputs["pred_logits"].device)
         norm = self.normalizer(targets)
-        matches = self.one_to_one_matcher([outputs, *auxiliary], targets)
+        matches, one_to_many_matches = self._match([outputs, *auxiliary], one_to_many, targets)
         parts = self._layer_losses(outputs, matches[0], targets, norm)
         for number, (layer, match) in enumerate(zip(auxiliary, matches[1:], strict=True)):
             parts |= _suffixed(self._layer_losses(layer, match, targets, norm), f"_aux_{number}")
         if one_to_many is not None:
-            parts |= self._one_to_many_losses(one_to_many, targets, norm)
+            layers = [one_to_many, *(one_to_many.get("auxiliary_outputs") or ())]
+            for number, (layer, match) in enumerate(zip(layers, one_to_many_matches, strict=True)):
+                layer = {key: value for key, value in layer.items() if key != "presence_logits"}  # one-to-one's
+                suffix = "_o2m" if number == 0 else f"_aux_{number - 1}_o2m"
+                parts |= _suffixed(self._layer_losses(layer, match, targets, norm), suffix)
         parts |= self.semantic(outputs["semantic_seg"], targets, norm)
         loss = self._weighted_sum(parts)
         if self.config.scale_by_rows:
             loss = loss * norm.total_rows.sqrt()
         return loss, {name: value.detach() for name, value in parts.items()}
+
+    @torch.no_grad()
+    def _match(
+        self, layers: list[Mapping[str, Any]], one_to_many: Mapping[str, Any] | None, targets: PackedTargets
+    ) -> tuple[list[Match], list[Match]]:
+        """Matches of all layers, and of the one-to-many queries, from one copy to the host.
+
+        Earlier layers of the one-to-many queries are matched one to one, as the others are.
+        """
+        repeated = [] if one_to_many is None else list(one_to_many.get("auxiliary_outputs") or ())
+        if not sum(targets.counts):
+            empty = Match.of([], [], [], targets)
+            return [empty] * len(layers), [] if one_to_many is None else [empty] * (1 + len(repeated))
+        tables = [self.one_to_one_matcher.cost(layer, targets) for layer in (*layers, *repeated)]
+        if one_to_many is not None:
+            tables.append(self.one_to_many_matcher.candidates(one_to_many, targets).float())
+        on_host = torch.stack(tables).cpu()  # [layers,R,Q,M]
+        matches = self.one_to_one_matcher.assign(on_host[: len(layers) + len(repeated)], targets)
+        first, rest = matches[: len(layers)], matches[len(layers) :]
+        if one_to_many is None:
+            return first, []
+        return first, [self.one_to_many_matcher.assign(on_host[-1] > 0, targets), *rest]
 
     def normalizer(self, targets: PackedTargets) -> Normalizer:
         """Counts of objects and rows, averaged over processes in one exchange."""
@@ -131,19 +156,6 @@ class Sam3ICriterion(nn.Module):
             parts |= self.presence(layer["presence_logits"], targets, norm)
         if layer.get("pred_masks") is not None:
             parts |= self.masks(layer["pred_masks"], match, targets, norm)
-        return parts
-
-    def _one_to_many_losses(
-        self, outputs: Mapping[str, Any], targets: PackedTargets, norm: Normalizer
-    ) -> dict[str, Tensor]:
-        """The presence token belongs to the one-to-one queries, and earlier layers are matched one to one here too."""
-        layers = [outputs, *(outputs.get("auxiliary_outputs") or ())]
-        matches = [self.one_to_many_matcher(outputs, targets), *self.one_to_one_matcher(layers[1:], targets)]
-        parts: dict[str, Tensor] = {}
-        for number, (layer, match) in enumerate(zip(layers, matches, strict=True)):
-            layer = {key: value for key, value in layer.items() if key != "presence_logits"}
-            suffix = "_o2m" if number == 0 else f"_aux_{number - 1}_o2m"
-            parts |= _suffixed(self._layer_losses(layer, match, targets, norm), suffix)
         return parts
 
     def _weighted_sum(self, parts: Mapping[str, Tensor]) -> Tensor:

@@ -16,11 +16,27 @@ from .targets import PackedTargets
 
 @dataclass
 class Match:
-    """K pairs of a query and an object: row_index, query_index and target_index (into packed targets), each [K]."""
+    """
+    K pairs of a query and an object, ordered by row.
+
+    row_index, query_index, target_index (into packed targets): each [K]
+    row_counts: pairs of each row, targets: the objects again (host integers)
+    """
 
     row_index: Tensor
     query_index: Tensor
     target_index: Tensor
+    row_counts: list[int]
+    targets: list[int]
+
+    @classmethod
+    def of(cls, rows: list[int], queries: list[int], objects: list[int], targets: PackedTargets) -> "Match":
+        """A match from host integers, on the device of the targets."""
+        index = torch.tensor([rows, queries, objects], dtype=torch.long).to(targets.boxes.device)  # [3,K]
+        counts = [0] * targets.num_rows
+        for row in rows:
+            counts[row] += 1
+        return cls(*index, counts, objects)
 
     def __len__(self) -> int:
         return len(self.query_index)
@@ -69,17 +85,9 @@ class HungarianMatcher(nn.Module):
         """
         if not layers:
             return []
-        device = targets.boxes.device
         if len(targets.boxes) == 0:
-            empty = torch.empty(0, dtype=torch.long, device=device)
-            return [Match(empty, empty, empty) for _ in layers]
-        costs = torch.stack([self.cost(layer, targets) for layer in layers]).cpu()  # [layers,R,Q,M]
-        if not bool(torch.isfinite(costs).all()):
-            raise ValueError(
-                "The matching cost is not finite: pred_logits or pred_boxes contain NaN or Inf. "
-                "Lower the learning rate, or use bf16 or fp32 instead of fp16."
-            )
-        return [self._assign(cost, targets, device) for cost in costs]
+            return [Match.of([], [], [], targets) for _ in layers]
+        return self.assign(torch.stack([self.cost(layer, targets) for layer in layers]).cpu(), targets)
 
     def cost(self, layer: Mapping[str, Tensor], targets: PackedTargets) -> Tensor:
         """Cost of every query for every object of its row: [R,Q,M] float32; padded objects cost something too."""
@@ -95,16 +103,27 @@ class HungarianMatcher(nn.Module):
         _, giou = box_overlap(layer["pred_boxes"].float()[:, :, None], box_cxcywh_to_xyxy(wanted))  # [R,Q,M]
         return config.match_class_cost * class_cost + config.match_l1_cost * l1_cost - config.match_giou_cost * giou
 
-    @staticmethod
-    def _assign(cost: Tensor, targets: PackedTargets, device: torch.device) -> Match:
-        rows, queries, objects = [], [], []
-        for row, (count, offset) in enumerate(zip(targets.counts, targets.offsets, strict=True)):
-            slots, chosen = linear_sum_assignment(cost[row, :, :count].T.numpy())
-            rows += [row] * len(slots)
-            queries += chosen.tolist()
-            objects += (slots + offset).tolist()
-        index = torch.tensor([rows, queries, objects], dtype=torch.long).to(device)  # [3,K]
-        return Match(*index)
+    def assign(self, costs: Tensor, targets: PackedTargets) -> list[Match]:
+        """One `Match` per layer from their costs [layers,R,Q,M] on the host.
+
+        Raises:
+            ValueError: a cost is NaN or infinite.
+        """
+        if not bool(torch.isfinite(costs).all()):
+            raise ValueError(
+                "The matching cost is not finite: pred_logits or pred_boxes contain NaN or Inf. "
+                "Lower the learning rate, or use bf16 or fp32 instead of fp16."
+            )
+        matches = []
+        for cost in costs:
+            rows, queries, objects = [], [], []
+            for row, (count, offset) in enumerate(zip(targets.counts, targets.offsets, strict=True)):
+                slots, chosen = linear_sum_assignment(cost[row, :, :count].T.numpy())
+                rows += [row] * len(slots)
+                queries += chosen.tolist()
+                objects += (slots + offset).tolist()
+            matches.append(Match.of(rows, queries, objects, targets))
+        return matches
 
 
 class OneToManyMatcher(nn.Module):
@@ -123,8 +142,11 @@ class OneToManyMatcher(nn.Module):
     def forward(self, layer: Mapping[str, Tensor], targets: PackedTargets) -> Match:
         """Match pred_logits [R,Q] and pred_boxes [R,Q,4] xyxy; the pairs are ordered by row, query, object."""
         if len(targets.boxes) == 0:
-            empty = torch.empty(0, dtype=torch.long, device=targets.boxes.device)
-            return Match(empty, empty, empty)
+            return Match.of([], [], [], targets)
+        return self.assign(self.candidates(layer, targets).cpu(), targets)
+
+    def candidates(self, layer: Mapping[str, Tensor], targets: PackedTargets) -> Tensor:
+        """Which query answers for which object of its row: Bool[R,Q,M]."""
         config = self.config
         probability = layer["pred_logits"].float().sigmoid()[..., None]  # [R,Q,1]
         wanted = box_cxcywh_to_xyxy(targets.padded_boxes)[:, None]  # [R,1,M,4]
@@ -133,10 +155,14 @@ class OneToManyMatcher(nn.Module):
         quality = a * probability + (1 - a) * iou  # [R,Q,M]
         rank = max(0.0, 1.0 - config.one_to_many_top_k / quality.shape[1])
         best = quality > torch.quantile(quality, rank, dim=1, keepdim=True)
-        matched = best & (quality > config.one_to_many_threshold) & targets.padded_valid[:, None]
-        row_index, query_index, slot_index = matched.nonzero(as_tuple=True)
-        offsets = torch.tensor(targets.offsets, dtype=torch.long, device=row_index.device)
-        return Match(row_index, query_index, offsets[row_index] + slot_index)
+        return best & (quality > config.one_to_many_threshold) & targets.padded_valid[:, None]
+
+    @staticmethod
+    def assign(candidates: Tensor, targets: PackedTargets) -> Match:
+        """The pairs from Bool[R,Q,M] on the host."""
+        rows, queries, slots = (index.tolist() for index in candidates.nonzero(as_tuple=True))
+        offsets = targets.offsets
+        return Match.of(rows, queries, [offsets[row] + slot for row, slot in zip(rows, slots, strict=True)], targets)
 
 
 __all__ = ["HungarianMatcher", "Match", "OneToManyMatcher", "box_overlap"]

@@ -36,16 +36,15 @@ def validate_labels(labels: Any, num_rows: int) -> None:
         )
     for row, label in enumerate(labels):
         _validate_row(label, f"labels[{row}]")
-    boxes = torch.cat([label["boxes"].detach().reshape(-1).float().cpu() for label in labels])
-    # One comparison for the whole batch; the row is looked up only when it fails. NaN fails the comparison too.
-    if not bool(((boxes >= -BOX_TOLERANCE) & (boxes <= 1 + BOX_TOLERANCE)).all()):
-        for row, label in enumerate(labels):
-            wrong = ~((label["boxes"] >= -BOX_TOLERANCE) & (label["boxes"] <= 1 + BOX_TOLERANCE)).all(-1)
-            if bool(wrong.any()):
-                raise ValueError(
-                    f"labels[{row}]['boxes'] must be (cx, cy, w, h) as fractions of the image, in [0, 1]; divide "
-                    f"pixel boxes by (width, height, width, height). Got {label['boxes'][wrong][0].tolist()}."
-                )
+        boxes = label["boxes"]
+        if boxes.device.type != "cpu":  # values are looked at where that stops no accelerator
+            continue
+        wrong = ~((boxes >= -BOX_TOLERANCE) & (boxes <= 1 + BOX_TOLERANCE)).all(-1)  # NaN is wrong too
+        if bool(wrong.any()):
+            raise ValueError(
+                f"labels[{row}]['boxes'] must be (cx, cy, w, h) as fractions of the image, in [0, 1]; divide "
+                f"pixel boxes by (width, height, width, height). Got {boxes[wrong][0].tolist()}."
+            )
 
 
 def labels_of_rows(labels: Any, images: Sequence[int] | None) -> Any:
@@ -104,7 +103,8 @@ class PackedTargets:
     boxes [T,4] cxcywh in [0,1]; row_index [T]; slot_index [T] (which object of its row)
     padded_boxes [R,M,4] cxcywh; padded_valid [R,M] bool
     has_target [R] float, 1 where the row denotes something
-    mask_groups: masks of equal size, Bool[T_g,H_g,W_g]; group_index [T] and index_in_group [T] say where an object is
+    mask_groups: masks of equal size, Bool[T_g,H_g,W_g]; group_of (host integers) and index_in_group [T] say where
+        an object is
     union_groups: per mask size, the rows with a target (host integers) and the union of their masks, Bool[R_g,H_g,W_g]
     """
 
@@ -116,7 +116,7 @@ class PackedTargets:
     padded_valid: Tensor
     has_target: Tensor
     mask_groups: list[Tensor]
-    group_index: Tensor
+    group_of: list[int]
     index_in_group: Tensor
     union_groups: list[tuple[list[int], Tensor]]
 
@@ -167,7 +167,7 @@ def pack_targets(labels: Sequence[Mapping[str, Tensor]], device: torch.device) -
         padded_valid=padded_valid,
         has_target=torch.tensor([float(count > 0) for count in counts], device=device),
         mask_groups=mask_groups,
-        group_index=torch.tensor([group for group, _ in where], dtype=torch.long, device=device),
+        group_of=[group for group, _ in where],
         index_in_group=torch.tensor([index for _, index in where], dtype=torch.long, device=device),
         union_groups=union_groups,
     )

@@ -167,9 +167,9 @@ def test_mask_callable_equals_mask_tensor(reference, case):
     asked = []
 
     def predictor(masks):
-        def predict_masks(row_index, query_index):
-            asked.append(len(row_index))
-            return masks[row_index, query_index]
+        def predict_masks(match):
+            asked.append(len(match))
+            return masks[match.row_index, match.query_index]
 
         return predict_masks
 
@@ -291,7 +291,7 @@ def test_mask_callable_runs_in_the_precision_of_its_caller():
     outputs, _ = random_outputs(one_to_many=False)
     head = torch.nn.Linear(6, 6)
     states = outputs["pred_masks"].detach().bfloat16()
-    outputs["pred_masks"] = lambda row_index, query_index: head(states[row_index, query_index])
+    outputs["pred_masks"] = lambda match: head(states[match.row_index, match.query_index])
     for counts in ([2, 1], [0, 0]):
         head.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -439,7 +439,7 @@ def test_packed_targets():
     assert packed.padded_valid.tolist() == [[True, True], [False, False], [True, False], [True, False]]
     flat = [mask for label in labels for mask in label["masks"]]
     for target, mask in enumerate(flat):
-        found = packed.mask_groups[packed.group_index[target]][packed.index_in_group[target]]
+        found = packed.mask_groups[packed.group_of[target]][packed.index_in_group[target]]
         assert torch.equal(found, mask)
     rows, union = packed.union_groups[0]
     assert rows == [0, 3] and torch.equal(union[0], labels[0]["masks"].any(0))

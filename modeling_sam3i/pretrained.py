@@ -174,9 +174,10 @@ class Sam3IPreTrainedModel(Sam3Model):
         }
 
     def freeze_stock(self) -> None:
-        """Let only the instruction adapters train.
+        """Let only the instruction adapters train, in float32, whatever the precision of the frozen rest.
 
-        The level router stays frozen: the loss of the model says nothing about it. `Sam3ITrainer` trains it.
+        Steps of an optimizer are lost to rounding in half precision. The level router stays frozen: the loss of the
+        model says nothing about it. `Sam3ITrainer` trains it.
         """
         adapters = {
             id(parameter)
@@ -184,7 +185,10 @@ class Sam3IPreTrainedModel(Sam3Model):
             if not name.startswith("text_encoder.sam3i_adapter.")
         }
         for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in adapters)
+            trains = id(parameter) in adapters
+            parameter.requires_grad_(trains)
+            if trains and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
 
     def start_complex_from_simple(self) -> None:
         """Hand-over between the first two stages: the complex path computes what the simple path has learned.

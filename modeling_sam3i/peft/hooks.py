@@ -84,7 +84,8 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
     encoded, text = text, getattr(text, "pooler_output", text)  # (text rows, tokens, width)
     vision = inputs.get("vision_embeds")
     if vision is None:
-        others = {name: value for name, value in inputs.items() if name not in FORWARD_ARGUMENTS}
+        passed = (*FORWARD_ARGUMENTS, "return_dict")
+        others = {name: value for name, value in inputs.items() if name not in passed}
         vision = model.get_vision_features(pixel_values=inputs.pop("pixel_values"), **others)
     count = vision.fpn_hidden_states[0].shape[0]
     rows, images = row_images(image_ids, images, text.shape[0], count, boxes)

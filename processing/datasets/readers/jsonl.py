@@ -95,7 +95,7 @@ def iterate_lines(path: Path, progress: bool = False) -> Iterator[RecordReader]:
 def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: str) -> InstructionRow | None:
     data = record.data
     record.check_names(ROW_FIELDS)
-    dataset = data.get("dataset") or name
+    dataset = data.get("dataset", name)
     image: Any = data.get("image")
     if isinstance(image, dict) and not image.get("bytes"):
         image = image.get("path")

@@ -21,6 +21,7 @@ from ..compat import PushInProgress, hf_api
 
 if TYPE_CHECKING:
     from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+    from ..processing.processing_sam3i import Sam3IProcessor
     from .arguments import Sam3ITrainingArguments
     from .curriculum import TrainingStage
 
@@ -59,7 +60,9 @@ def repository_files(folder: str | Path) -> dict[str, Path]:
 class HubUploads(Trainer):
     """A Trainer that pushes a run of several stages; `Sam3ITrainer` is one."""
 
+    args: Sam3ITrainingArguments
     curriculum_args: Sam3ITrainingArguments
+    processing_class: Sam3IProcessor
     instruction_model: Sam3IForInstructionSegmentation
     stage: TrainingStage
 

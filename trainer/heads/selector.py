@@ -121,9 +121,9 @@ def keep_queries(model: Any, batch: dict[str, Any]) -> KeptQueries:
     correct = [
         correct_queries(of_row, label["boxes"].to(boxes)) for of_row, label in zip(boxes, batch["labels"], strict=True)
     ]
-    kept = (found.pred_logits[rows, best].float(), found.queries[rows, best].half(), boxes)
-    kept += (batch["input_ids"], batch["attention_mask"].bool(), torch.stack(correct))
-    return KeptQueries(*(tensor.cpu() for tensor in kept))
+    states = (found.pred_logits[rows, best].float(), found.queries[rows, best].half(), boxes)
+    asked = (batch["input_ids"], batch["attention_mask"].bool(), torch.stack(correct))
+    return KeptQueries(*(tensor.cpu() for tensor in (*states, *asked)))
 
 
 def selection_loss(logits: torch.Tensor, correct: torch.Tensor) -> torch.Tensor:

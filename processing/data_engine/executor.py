@@ -106,7 +106,8 @@ def main() -> None:
     """Build one shard as standard input says; end when the task that started this is gone."""
     from .cli import PATHS, build
 
-    arguments = json.loads(sys.stdin.readline())
+    arguments: dict[str, Any] = json.loads(sys.stdin.readline())
+    arguments |= {name: Path(arguments[name]) for name in PATHS if arguments.get(name) is not None}
 
     def wait_for_the_end() -> None:
         sys.stdin.read()
@@ -114,9 +115,7 @@ def main() -> None:
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     try:
-        build(
-            **{key: Path(value) if key in PATHS and value is not None else value for key, value in arguments.items()}
-        )
+        build(**arguments)
     except Exception as error:
         sys.stderr.write(f"Error: {error}\n")
         os._exit(1)

@@ -108,15 +108,17 @@ class CocoSource:
         partial_nouns = self._named(record.get("not_exhaustive_category_ids"))
         instances: list[SceneInstance] = []
         for place, annotation in annotations:
-            noun, granularity = self._names.get(self.index.number(annotation.get("category_id")), (None, "object"))
+            category = self.index.number(annotation.get("category_id"))
+            noun, granularity = (None, "object") if category is None else self._names.get(category, (None, "object"))
             found, reason, example = self._mask(annotation, place, noun, height, width)
-            if found is None or noun is None:
+            number = self.index.number(annotation["id"])
+            if found is None or noun is None or number is None:
                 left_out.add(reason, example)
                 if noun is not None:
                     partial_nouns.add(noun)  # there, but not to be told apart
                 continue
             whole = annotation.get("obj_ann_id") if granularity == "part" else None
-            instances.append(SceneInstance(self.index.number(annotation["id"]), noun, found, granularity, whole))
+            instances.append(SceneInstance(number, noun, found, granularity, whole))
         negatives = record.get("neg_category_ids")
         return AnnotatedScene(
             image_id=str(record["id"]),
@@ -151,7 +153,7 @@ class CocoSource:
             return None, "annotation of a crowd (iscrowd; --crowd instance takes those of one piece)", where
         if mask is None:
             return None, "annotation with a box and no mask", where
-        if rle_area(mask) < MIN_AREA:
+        if rle_area(dict(mask)) < MIN_AREA:
             return None, f"annotation with a mask of under {MIN_AREA} pixels", where
         return mask, "", ""
 

@@ -309,13 +309,14 @@ def test_calls_before_an_outage_stay_on_the_bill():
 def test_threads_share_the_rate_limit_and_the_bill():
     with ScriptedChatServer(lambda request, index: "x") as server:
         model = connect(server, requests_per_minute=600)
+        model.complete(HELLO)  # the first call of a client loads its code, on the way to the server
         threads = [threading.Thread(target=model.complete, args=(HELLO,)) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert model.usage.calls == 6
-    assert max(server.times) - min(server.times) >= 0.45
+    assert model.usage.calls == 7
+    assert max(server.times) - min(server.times[1:]) >= 0.45
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ Rules, the same for training, evaluation, prediction and data building:
 * More than 8 bits are scaled, never cut off: integers by the smallest of 8, 12 and 16 bits that holds the largest
   value (cameras and scanners store 12 bits in 16-bit files), floats from [0, 1] or, when a value is above 1, from
   [0, 255]. Other ranges (negative values, 32-bit integers, NaN) are refused: only their owner knows what they mean.
-* Transparent pixels are laid over white, as viewers do; grey, palette and CMYK become RGB.
+* Transparent pixels are laid over white, as viewers do; gray, palette and CMYK become RGB.
 * Of several frames or pages the first is read.
 """
 

@@ -72,7 +72,7 @@ def write_jsonl(dataset: Iterable[InstructionRow], path: Path) -> int:
 
 def write_official(dataset: Iterable[InstructionRow], path: Path) -> int:
     """The authors' JSON: one record per row, one category, compressed RLE."""
-    images, numbers, instance_numbers = _ImageFolder(path.parent / "images"), _Numbers(), _Numbers()
+    images, numbers, instance_numbers = _ImageFolder(path.parent / "images"), _Numbering(), _Numbering()
     count = incomplete = 0
     with open(path, "w", encoding="utf-8") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as annotations:
         file.write('{"images": [')
@@ -159,7 +159,7 @@ def _record(row: InstructionRow, number: int, file_name: str | None) -> dict[str
     }
 
 
-def _annotations(row: InstructionRow, number: int, numbers: _Numbers) -> Iterable[dict[str, Any]]:
+def _annotations(row: InstructionRow, number: int, numbers: _Numbering) -> Iterable[dict[str, Any]]:
     ids = row["annotation_ids"] or [None] * len(row["masks"])
     for mask, box, crowd, source_id in zip(row["masks"], row["boxes"], row["is_crowd"], ids, strict=True):
         yield {
@@ -173,7 +173,7 @@ def _annotations(row: InstructionRow, number: int, numbers: _Numbers) -> Iterabl
         }
 
 
-class _Numbers:
+class _Numbering:
     """Whole-number ids: the one asked for where it is free, else the next free one."""
 
     def __init__(self) -> None:

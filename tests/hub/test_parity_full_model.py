@@ -65,7 +65,7 @@ def run(model, reference, text_type, **inputs):
         "queries": seen["decoder"][1].intermediate_hidden_states[-1],
         "encoder_hidden_states": encoded.last_hidden_state.transpose(0, 1),
         "prompt": encoder_inputs["text_features"].transpose(0, 1),
-        "prompt_padding_mask": ~encoder_inputs["text_mask"],
+        "prompt_padding_mask": ~encoder_inputs["text_mask"][:, 0, 0],  # every pixel attends to the same tokens
     }
 
 

@@ -17,6 +17,7 @@ from training_fixtures import tiny_dataset, tiny_model, tiny_processor, tiny_tra
 
 from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor
 from sam3i.hub.publish.push import push_folder
+from sam3i.trainer.checkpoints import OtherTrainingError
 from sam3i.trainer.record import TrainingRecordError, read_record
 
 ADAPTERS = {"adapter_config.json", "adapter_model.safetensors"}
@@ -121,11 +122,12 @@ def test_card_and_record_of_a_run(base, tmp_path):
     assert str(tmp_path) not in (tmp_path / "run" / "training.json").read_text()
 
 
-def test_record_of_a_new_run_forgets_later_stages(base, tmp_path):
+def test_a_new_run_does_not_start_over_a_finished_one(base, tmp_path):
     trainer_on(base, tmp_path / "run", stages=["simple", "complex"], max_steps=1).train()
-    trainer_on(base, tmp_path / "run", stages="simple", max_steps=1).train()
+    with pytest.raises(OtherTrainingError, match="holds another training"):
+        trainer_on(base, tmp_path / "run", stages="simple", max_steps=1).train()
     record = read_record(tmp_path / "run")
-    assert [(stage["stage"], stage["steps"]) for stage in record["stages"]] == [("simple", 1)]
+    assert [(stage["stage"], stage["steps"]) for stage in record["stages"]] == [("simple", 1), ("complex", 1)]
 
 
 def test_record_from_checkpoints_alone(base, tmp_path):

@@ -93,7 +93,7 @@ def test_the_instance_selector_has_a_rate_of_its_own():
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             selector, text = "dot_product_scoring" in name, "text_encoder" in name
-            expected = RATE_FACTORS["dot_product_scoring."] if selector else 0.1 if text else 1.0
+            expected = RATE_FACTORS["dot_product_scoring."][1] if selector else 0.1 if text else 1.0
             assert rates[id(parameter)] == expected != 1.0 or not (selector or text), name
 
 

@@ -265,7 +265,7 @@ def test_two_processes_give_the_figures_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"masks": ["zz"]}, r"Sample 'x', predictions.masks\[0\]: character 'z'"),
+        ({"masks": ["zz"]}, r"Sample 'x', predictions.masks\[0\]: counts are no run lengths: 'zz'"),
         ({"masks": ["04"]}, r"predictions.masks\[0\]: the runs cover 4 pixels, the image has 400"),
         ({"scores": []}, r"Sample 'x': expected one score per mask, found 1 masks and 0 scores"),
     ],

@@ -105,7 +105,7 @@ def set_calibration(model: Any, level: InstructionLevel, pair: tuple[float, floa
 
 @torch.no_grad()
 def calibrate_level(model: Any, level: InstructionLevel, batches: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Fit and set scale and bias of one level on labelled batches of it (see `InstructionCollator`).
+    """Fit and set scale and bias of one level on labeled batches of it (see `InstructionCollator`).
 
     Returns:
         `dict[str, float]`: Scale, bias, and gIoU in percent at 0.5 before and after; empty, and nothing set, with

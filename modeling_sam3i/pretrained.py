@@ -38,11 +38,15 @@ class DamagedCheckpointError(ValueError):
     """A weight file that cannot be read, or holds other than weights; nothing of it was loaded."""
 
 
-def _check_stored_types(files: list[str]) -> None:
-    """Refuse integers and truth values among weights, which Transformers would cast to numbers that mean nothing."""
+def _check_stored_types(files: list[str], names: set[str]) -> None:
+    """Refuse integers and truth values among weights, which Transformers would cast to numbers that mean nothing.
+
+    Tensors of other names are not cast: they are left over, which is refused where nobody asked for the list of them.
+    """
     for path in files:
         with safe_open(path, framework="pt") as file:
-            stored = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            ours = [name for name in file.keys() if name in names or name.removeprefix("detector_model.") in names]
+            stored = {name: file.get_slice(name).get_dtype() for name in ours}
         wrong = [f"{name} is {kind}" for name, kind in stored.items() if kind not in ("F64", "F32", "F16", "BF16")]
         if wrong:
             raise DamagedCheckpointError(
@@ -91,7 +95,7 @@ class Sam3IPreTrainedModel(Sam3Model):
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         """Called while loading, when the files are known and nothing is read."""
         if checkpoint_files and checkpoint_files[0].endswith(".safetensors") and not load_config.is_quantized:
-            _check_stored_types(checkpoint_files)
+            _check_stored_types(checkpoint_files, set(model.state_dict()))
         return Sam3Model._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
 
     @classmethod

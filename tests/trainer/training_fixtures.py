@@ -199,6 +199,7 @@ def main() -> None:
     evaluation = tiny_dataset(3, "validation") if options.pop("evaluate", False) else None
     calibration.LEAST_ROWS = 4
     trainer = tiny_trainer(folder, tiny_model(dropout, adapter_design=design), evaluation, **options)
+    os.makedirs(folder, exist_ok=True)  # this process may be here before the first one has made it
     with open(os.path.join(folder, f"started-{os.getpid()}"), "w"):
         output = trainer.train(resume_from_checkpoint=True)
     if not all(metrics["completed"] for metrics in output.metrics.values()):

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-slow examples bench docs quality types style clean
+.PHONY: help install quickstart test test-slow versions package examples bench docs quality types style clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -28,6 +28,12 @@ test: install  ## run the tests (minutes, CPU)
 test-slow: install  ## run the slow and real-size tests as well
 	$(BIN)/python tests/fetch_transformers_tests.py
 	$(BIN)/python -m pytest -m "slow or not slow" --timeout=1800
+
+versions: install  ## run the smoke tests with the oldest and a middle Transformers (minutes)
+	bash .ci/versions
+
+package: install  ## build wheel and source archive and use both in a bare environment (minutes)
+	bash .ci/package
 
 examples: install  ## run every workflow of examples/ on the shipped model and check what it prints (minutes, CPU)
 	$(BIN)/python examples/run_all.py

@@ -8,7 +8,6 @@ Messages are those of transformers' chat templates: `{"role": ..., "content": [p
 from __future__ import annotations
 
 import json
-import logging
 import re
 import threading
 import time
@@ -16,13 +15,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from jsonschema.exceptions import best_match
-from jsonschema.validators import validator_for
-
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
@@ -53,15 +47,11 @@ class ChatUsage:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """One answer: its text, why generation ended ("stop", "length", ...), and its usage.
-
-    `parsed` is the decoded value when a JSON schema was asked for, else None.
-    """
+    """One answer: its text, why generation ended ("stop", "length", ...), and its usage."""
 
     text: str
     usage: ChatUsage = field(default_factory=ChatUsage)
     finish_reason: str | None = None
-    parsed: Any = None
 
 
 class ChatModelError(OSError):
@@ -82,14 +72,6 @@ class ChatRequestError(ChatModelError):
 
 class ChatUnavailableError(ChatModelError):
     """The endpoint was overloaded, failing, silent or out of reach until the retries were used up."""
-
-
-class MalformedReplyError(ChatModelError):
-    """The model answered, but not in the form that was asked for; `text` is its last answer."""
-
-    def __init__(self, message: str, text: str, usage: ChatUsage | None = None):
-        super().__init__(message, usage)
-        self.text = text
 
 
 def chat_message(role: str, *parts: str | Image) -> Message:
@@ -120,7 +102,6 @@ class ChatModel(ABC):
         max_tokens: longest answer in tokens.
         temperature: 0 for the most probable answer.
         seed: forwarded where the model supports it.
-        max_reasks: how often an answer that breaks the JSON schema is sent back with the reason.
 
     Attributes:
         usage: everything used so far, over all threads.
@@ -133,18 +114,15 @@ class ChatModel(ABC):
         max_tokens: int = 4096,
         temperature: float = 0.0,
         seed: int | None = None,
-        max_reasks: int = 2,
     ):
-        if max_tokens < 1 or temperature < 0 or max_reasks < 0:
+        if max_tokens < 1 or temperature < 0:
             raise ValueError(
-                "A chat model needs `max_tokens` >= 1, `temperature` >= 0 and `max_reasks` >= 0; "
-                f"received {max_tokens}, {temperature} and {max_reasks}."
+                f"A chat model needs `max_tokens` >= 1, `temperature` >= 0; received {max_tokens} and {temperature}."
             )
         self.name = name
         self.max_tokens = max_tokens
         self.temperature = temperature
         self.seed = seed
-        self.max_reasks = max_reasks
         self.usage = ChatUsage()
         self._usage_lock = threading.Lock()
 
@@ -162,48 +140,12 @@ class ChatModel(ABC):
 
         Args:
             messages: the conversation, as built by [`chat_message`].
-            json_schema: a JSON schema the answer must satisfy; `reply.parsed` then holds the decoded value.
+            json_schema: the form of the answer. A model that decodes freely may still answer in another: reading the
+            answer (see [`extract_json`]), and asking again with the reason, is the caller's part.
 
         Raises:
             ChatRequestError, ChatUnavailableError: no answer was had.
-            MalformedReplyError: the answer still broke the schema after `max_reasks` corrections.
         """
-        if json_schema is None:
-            return self._metered_generate(messages, None)
-        messages, used, texts = list(messages), ChatUsage(), set()
-        attempts = 0
-        while attempts <= self.max_reasks:
-            attempts += 1
-            try:
-                reply = self._metered_generate(messages, json_schema)
-            except ChatModelError as error:
-                error.usage = used + error.usage
-                raise
-            used += reply.usage
-            try:
-                parsed = extract_json(reply.text)
-                fault = _schema_fault(parsed, json_schema)
-            except ValueError as error:
-                fault = f"it is not valid JSON: {error}"
-            if fault is None:
-                return ChatReply(reply.text, used, reply.finish_reason, parsed)
-            logger.debug("%s broke the schema: %s", self.name, fault)
-            if self.temperature == 0 and reply.text in texts:
-                break  # it repeats itself, and would be paid for it again
-            texts.add(reply.text)
-            messages += [
-                chat_message("assistant", reply.text),
-                chat_message("user", f"That answer cannot be used: {fault}. Answer again with the JSON value alone."),
-            ]
-        raise MalformedReplyError(
-            f"Expected an answer that satisfies the JSON schema, found one that does not in {attempts} "
-            f"attempts (last fault: {fault}). Use a model with structured output, or raise `max_tokens` if answers "
-            f"are cut (the last ended with {reply.finish_reason!r}).",
-            reply.text,
-            used,
-        )
-
-    def _metered_generate(self, messages: list[Message], json_schema: dict | None) -> ChatReply:
         try:
             reply = self._generate(messages, json_schema)
         except ChatModelError as error:
@@ -276,26 +218,3 @@ def state_schema(messages: list[Message], json_schema: dict) -> list[Message]:
     rule = f"Answer with one JSON value and nothing else. It must satisfy this JSON schema:\n{json.dumps(json_schema)}"
     last = messages[-1]
     return [*messages[:-1], {**last, "content": [*last["content"], {"type": "text", "text": rule}]}]
-
-
-def _schema_fault(value: Any, json_schema: dict) -> str | None:
-    try:
-        error = best_match(validator_for(json_schema)(json_schema).iter_errors(value))
-        return None if error is None else f"{error.json_path}: {error.message[:500]}"
-    except RecursionError:
-        return "it is nested too deeply"
-
-
-__all__ = [
-    "ChatModel",
-    "ChatModelError",
-    "ChatReply",
-    "ChatRequestError",
-    "ChatUnavailableError",
-    "ChatUsage",
-    "LocalChatModel",
-    "MalformedReplyError",
-    "chat_message",
-    "extract_json",
-    "state_schema",
-]

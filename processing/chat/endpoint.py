@@ -278,6 +278,3 @@ def _to_openai(message: Message) -> dict:
 def image_url_part(part: dict[str, Any]) -> dict[str, Any]:
     """An image of a message as the API takes it."""
     return {"type": "image_url", "image_url": {"url": encode_image(part["image"])}}
-
-
-__all__ = ["API_KEY_VARIABLE", "EndpointChatModel", "encode_image", "image_url_part"]

@@ -136,6 +136,3 @@ def images_of(message: dict) -> list[Image.Image]:
         return []
     urls = [part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url"]
     return [Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))) for url in urls]
-
-
-__all__ = ["Answer", "ScriptedChatServer", "images_of", "texts_of"]

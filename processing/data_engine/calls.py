@@ -29,7 +29,6 @@ from ..chat.client import (
     ChatRequestError,
     ChatUnavailableError,
     ChatUsage,
-    MalformedReplyError,
     Message,
 )
 from .store import ANSWERED, RunStore, StoreError
@@ -99,11 +98,11 @@ class EndpointSpec:
     native_json_schema: bool = True
 
     def connect(self) -> EndpointChatModel:
-        """The model; an answer in the wrong form is not asked for again behind the engine's back."""
+        """The model."""
         from ..chat.endpoint import EndpointChatModel
 
         options: dict[str, Any] = asdict(self)
-        return EndpointChatModel(options.pop("base_url"), options.pop("name"), max_reasks=0, **options)
+        return EndpointChatModel(options.pop("base_url"), options.pop("name"), **options)
 
 
 class PaidCalls:
@@ -111,7 +110,7 @@ class PaidCalls:
 
     Args:
         store: the run's.
-        models: per role; a `ChatModel` (`max_reasks=0`) is called in this process, an endpoint from one of its own.
+        models: per role; a `ChatModel` is called in this process, an endpoint from one of its own.
         budget: caps over all sessions of the run.
         concurrency: calls at a time.
     """
@@ -123,9 +122,6 @@ class PaidCalls:
         budget: Budget | None = None,
         concurrency: int = 1,
     ):
-        for model in models.values():
-            if isinstance(model, ChatModel) and model.max_reasks:
-                raise ValueError(f"The engine asks again by itself: give {model.name!r} max_reasks=0.")
         self.store, self.models = store, dict(models)
         self.budget = budget or Budget()
         self.concurrency = concurrency
@@ -286,8 +282,6 @@ def make_call(
     try:
         reply = model.complete(list(messages), json_schema=json_schema)
         store.note_outcome(key, reply.usage, reply.text, None, None)
-    except MalformedReplyError as error:
-        store.note_outcome(key, error.usage, error.text, None, None)
     except ChatModelError as error:
         store.note_outcome(key, error.usage, None, str(error), getattr(error, "status", None))
     except StoreError:

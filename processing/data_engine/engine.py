@@ -104,7 +104,7 @@ class DataEngine:
     Args:
         source: the pictures.
         run: the folder, made with the configuration.
-        writer: a chat model (`max_reasks=0`) or an endpoint; None writes by template.
+        writer: a chat model or an endpoint; None writes by template.
         checker: a second one.
         grounder: finds the masks of an instruction; see `checks.Grounder`.
         count_tokens: tokens of a text, ends included; an estimate if not given.

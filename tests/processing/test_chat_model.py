@@ -17,7 +17,6 @@ from sam3i.processing.chat.client import (
     ChatUnavailableError,
     ChatUsage,
     LocalChatModel,
-    MalformedReplyError,
     chat_message,
     extract_json,
 )
@@ -49,7 +48,7 @@ def test_text_and_images_arrive_in_order_and_pixel_equal():
         model = connect(server, temperature=0.3, seed=7, max_tokens=55, extra_body={"top_k": 3})
         reply = model.complete([chat_message("system", "be brief"), chat_message("user", "what is", image, "this?")])
     request = server.requests[0]
-    assert reply.text == "a dog" and reply.finish_reason == "stop" and reply.parsed is None
+    assert reply.text == "a dog" and reply.finish_reason == "stop"
     assert request["messages"][0] == {"role": "system", "content": "be brief"}
     kinds = [part["type"] for part in request["messages"][1]["content"]]
     assert kinds == ["text", "image_url", "text"]
@@ -223,20 +222,13 @@ def test_odd_usage_is_unmetered(usage):
 def test_half_a_surrogate_pair_and_deep_nesting_do_no_harm():
     half = b'{"choices": [{"message": {"content": "a \\ud83d cup"}}]}'
     deep = b'{"choices": ' + b"[" * 100_000
-    with ScriptedChatServer(play(Answer(body=half), Answer(body=deep), "[" * 100_000)) as server:
-        model = connect(server, max_retries=0, max_reasks=0)
+    with ScriptedChatServer(play(Answer(body=half), Answer(body=deep))) as server:
+        model = connect(server, max_retries=0)
         assert model.complete(HELLO).text == "a ? cup"
         with pytest.raises(ChatUnavailableError, match="not a chat completion"):
             model.complete(HELLO)
-        with pytest.raises(MalformedReplyError, match="nested too deeply"):
-            model.complete(HELLO, json_schema=SCHEMA)
-
-
-def test_a_model_without_randomness_that_repeats_itself_is_not_paid_again():
-    with ScriptedChatServer(lambda request, index: "no JSON") as server:
-        with pytest.raises(MalformedReplyError):
-            connect(server, max_reasks=9).complete(HELLO, json_schema=SCHEMA)
-        assert len(server.requests) == 2
+    with pytest.raises(ValueError, match="nested too deeply"):
+        extract_json("[" * 100_000)
 
 
 def test_check_says_in_seconds_what_is_wrong():
@@ -265,7 +257,7 @@ def test_without_openai_the_hint_says_how_to_install_it(monkeypatch):
 def test_schema_goes_over_the_wire_in_openai_form():
     with ScriptedChatServer(play('{"noun": "dog", "count": 2}')) as server:
         reply = connect(server).complete(HELLO, json_schema=SCHEMA)
-    assert reply.parsed == {"noun": "dog", "count": 2}
+    assert extract_json(reply.text) == {"noun": "dog", "count": 2}
     form = server.requests[0]["response_format"]
     assert form["type"] == "json_schema" and form["json_schema"]["schema"] == SCHEMA
     assert server.requests[0]["messages"] == [{"role": "user", "content": "hello"}]
@@ -274,36 +266,9 @@ def test_schema_goes_over_the_wire_in_openai_form():
 def test_schema_is_stated_in_words_where_the_server_knows_none():
     with ScriptedChatServer(play('```json\n{"noun": "dog", "count": 2}\n```')) as server:
         reply = connect(server, native_json_schema=False).complete(HELLO, json_schema=SCHEMA)
-    assert reply.parsed["count"] == 2
+    assert extract_json(reply.text)["count"] == 2
     assert "response_format" not in server.requests[0]
     assert '"additionalProperties": false' in server.requests[0]["messages"][0]["content"]
-
-
-def test_malformed_answers_are_sent_back_with_the_reason():
-    with ScriptedChatServer(play("I think a dog", '{"noun": "dog"}', '{"noun": "dog", "count": 0}')) as server:
-        model = connect(server)
-        reply = model.complete(HELLO, json_schema=SCHEMA)
-    assert reply.parsed == {"noun": "dog", "count": 0}
-    assert reply.usage.calls == 3 and reply.usage.tokens == 330 and model.usage.calls == 3
-    first, second = server.requests[1]["messages"], server.requests[2]["messages"]
-    assert first[1] == {"role": "assistant", "content": "I think a dog"} and "not valid JSON" in first[2]["content"]
-    assert "'count' is a required property" in second[4]["content"]
-
-
-def test_answers_malformed_to_the_end_raise_with_their_cost():
-    with ScriptedChatServer(lambda request, index: '{"noun": 3, "count": 1}') as server:
-        with pytest.raises(MalformedReplyError, match="in 2 attempts.*noun") as caught:
-            connect(server, max_reasks=1).complete(HELLO, json_schema=SCHEMA)
-    assert caught.value.text == '{"noun": 3, "count": 1}' and caught.value.usage.calls == 2
-
-
-def test_calls_before_an_outage_stay_on_the_bill():
-    with ScriptedChatServer(lambda request, index: "junk" if index == 0 else Answer(status=500, body=b"")) as server:
-        model = connect(server, max_retries=1)
-        with pytest.raises(ChatUnavailableError) as caught:
-            model.complete(HELLO, json_schema=SCHEMA)
-    assert caught.value.usage.calls == 1 and caught.value.usage.retries == 1 and caught.value.usage.tokens == 110
-    assert model.usage.calls == 1 and model.usage.retries == 1
 
 
 def test_threads_share_the_rate_limit_and_the_bill():
@@ -464,14 +429,6 @@ def test_local_model_depends_on_the_image(tiny_llava):
     assert seen[0].shape == seen[1].shape and not seen[0].equal(seen[1])
 
 
-def test_local_model_gets_the_schema_in_words_and_breaks_it(tiny_llava):
-    model, processor = tiny_llava
-    chat = LocalChatModel(model, processor, max_tokens=3, max_reasks=1)
-    with pytest.raises(MalformedReplyError, match="in 2 attempts") as caught:
-        chat.complete([chat_message("user", "what is this")], json_schema=SCHEMA)
-    assert caught.value.usage.calls == 2
-
-
 def test_local_model_round_trip_through_a_folder(tiny_llava, tmp_path):
     model, processor = tiny_llava
     model.save_pretrained(tmp_path)
@@ -521,10 +478,8 @@ def test_a_real_server_answers_and_says_what_it_refuses(tiny_llava, tmp_path):
         assert reply.usage.calls == 1 and reply.usage.prompt_tokens >= 9 and reply.usage.completion_tokens <= 5
         with pytest.raises(ChatRequestError, match="response_format"):  # this server knows no schemas, and says so
             model.complete(HELLO, json_schema=SCHEMA)
-        with pytest.raises(MalformedReplyError):
-            EndpointChatModel(model.base_url, model.name, max_tokens=3, native_json_schema=False).complete(
-                HELLO, json_schema=SCHEMA
-            )
+        free = EndpointChatModel(model.base_url, model.name, max_tokens=3, native_json_schema=False)
+        assert free.complete(HELLO, json_schema=SCHEMA).finish_reason == "length"
         with pytest.raises((ChatRequestError, ChatUnavailableError), match="HTTP [45]"):
             EndpointChatModel(model.base_url, str(tmp_path / "nothing"), max_retries=0).complete(HELLO)
     finally:

@@ -155,7 +155,7 @@ class Paid(ChatModel):
     num_parameters = None
 
     def __init__(self, answer=None):
-        super().__init__("paid", max_reasks=0, max_tokens=100)
+        super().__init__("paid", max_tokens=100)
         self.asked, self.answer = 0, answer or (lambda number: '"yes"')
 
     def _generate(self, messages, json_schema):

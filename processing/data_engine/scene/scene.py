@@ -155,31 +155,20 @@ def open_image(source: Any, label: str) -> Image:
     return read_image(source)
 
 
+_PICTURE = ("order", "image_id", "file_name", "width", "height", "dataset", "split")
+_INSTANCE = ("annotation_id", "noun", "granularity", "mask", "whole")
+
+
 def scene_to_record(scene: AnnotatedScene, image: str | None) -> dict[str, Any]:
     """What a run keeps of a picture; `image` is where it lies, relative to the run's folder or absolute."""
-    absent = None if scene.absent_nouns is None else sorted(scene.absent_nouns)
     return {
-        "order": scene.order,
-        "image_id": scene.image_id,
+        **{name: getattr(scene, name) for name in _PICTURE},
         "image": image,
-        "file_name": scene.file_name,
-        "width": scene.width,
-        "height": scene.height,
-        "dataset": scene.dataset,
-        "split": scene.split,
         "instances": [
-            {
-                "annotation_id": item.annotation_id,
-                "noun": item.noun,
-                "granularity": item.granularity,
-                "mask": item.mask,
-                "box": item.box,
-                "whole": item.whole,
-            }
-            for item in scene.instances
+            {**{name: getattr(item, name) for name in _INSTANCE}, "box": item.box} for item in scene.instances
         ],
         "known": {
-            "absent_nouns": absent,
+            "absent_nouns": None if scene.absent_nouns is None else sorted(scene.absent_nouns),
             "partial_nouns": sorted(scene.partial_nouns),
             "is_exhaustive": scene.is_exhaustive,
             "size_bounds": scene.size_bounds,
@@ -198,19 +187,10 @@ def scene_of_record(record: dict[str, Any], folder: Path) -> AnnotatedScene:
     known = record.get("known") or {"absent_nouns": [], "partial_nouns": [], "is_exhaustive": False}
     image, bounds = image_of_record(record, folder), known.get("size_bounds")
     return AnnotatedScene(
-        image_id=record["image_id"],
-        width=record["width"],
-        height=record["height"],
-        instances=tuple(
-            SceneInstance(item["annotation_id"], item["noun"], item["mask"], item["granularity"], item.get("whole"))
-            for item in record["instances"]
-        ),
+        **{name: record[name] for name in _PICTURE},
+        instances=tuple(SceneInstance(**{name: item.get(name) for name in _INSTANCE}) for item in record["instances"]),
         open_image=partial(open_image, image, f"picture {record['image_id']}"),
-        order=record["order"],
         image=image,
-        file_name=record["file_name"],
-        dataset=record["dataset"],
-        split=record["split"],
         absent_nouns=None if known["absent_nouns"] is None else frozenset(known["absent_nouns"]),
         partial_nouns=frozenset(known["partial_nouns"]),
         is_exhaustive=known["is_exhaustive"],

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..datasets.image_roots import ImageRoot
     from .calls import EndpointSpec
     from .engine import DataEngine, SessionSummary, Source
+    from .run import RunDirectory
 
 PATHS = ("run", "coco", "images", "prompts", "synonyms")  # arguments of `build` that are paths
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
@@ -169,9 +170,15 @@ def _report(engine: DataEngine, summary: SessionSummary) -> None:
         raise ValueError(f"No picture was finished: {summary.why_unavailable}")
     if engine.run.config.num_shards > 1 and not summary.pictures:
         return  # a share may be empty; the whole is judged when it is merged
-    if not summary.pairs and not any(record["targets"] for record in engine.run.records()):
-        reasons = ", ".join(f"{count} x {reason}" for reason, (count, _) in left_out.items()) or "no picture was found"
-        raise ValueError(f"No instruction could be written: {reasons}.")
+    if not summary.accepted + summary.review and not _has_instructions(engine.run):
+        reasons = [f"{count} x {reason}" for reason, (count, _) in left_out.items()]
+        reasons += [f"{summary.pairs} instructions that failed the checks"] if summary.pairs else []
+        raise ValueError(f"No instruction could be written: {', '.join(reasons) or 'no picture was found'}.")
+
+
+def _has_instructions(run: RunDirectory) -> bool:
+    pairs = (pair for record in run.records() for target in record["targets"] for pair in target["pairs"])
+    return any(pair["outcome"] != "dropped" for pair in pairs)
 
 
 def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

@@ -221,8 +221,10 @@ def test_odd_answers_of_a_writer_do_not_stop_a_paid_build(coco, tmp_path):
 def test_a_writer_without_randomness_that_repeats_itself_is_not_paid_again(coco, tmp_path):
     with ScriptedChatServer(lambda request, index: "no JSON") as server:
         arguments = ("--writer", f"{server.base_url}#tiny", "--targets", 1, "--max-pictures", 1, "--level", "simple")
-        call("build", tmp_path / "run", "--coco", coco(), *arguments)
-    assert len(server.requests) == 3  # the check, the request, and one more with the reason
+        said = call("build", tmp_path / "run", "--coco", coco(), *arguments, code=1)
+    assert (
+        "failed the checks" in said and len(server.requests) == 3
+    )  # the check, the request, and one more with the reason
 
 
 def test_status_does_not_import_torch(tmp_path):

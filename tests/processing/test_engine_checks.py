@@ -26,6 +26,8 @@ from sam3i.processing.data_engine.checks import (
 from sam3i.processing.data_engine.scene.facts import Facts
 from sam3i.processing.data_engine.scene.scene import AnnotatedScene, SceneInstance
 from sam3i.processing.data_engine.scene.sources import CocoSource, RowSource
+from sam3i.processing.data_engine.writers.chat_writer import ChatChecker
+from sam3i.processing.data_engine.writers.prompts import load_prompts
 from sam3i.processing.data_engine.writers.template_writer import TargetPlan
 from sam3i.processing.datasets.schema import make_row
 from sam3i.processing.language.meaning import Filter, Meaning, Selector, denote
@@ -259,3 +261,11 @@ def test_rows_become_scenes(cups):
     assert len(scene.instances) == 3 and scene.partial_nouns == {"cup"}
     (scene,) = RowSource([row(1, [0, 1, 2, 3], "1-to-all", "cup"), row(2, [], "none", "dog")]).scenes()
     assert not scene.partial_nouns and scene.is_absent("dog") and not scene.is_absent("cat")
+
+
+def test_what_a_checker_may_answer_is_bounded(cups):
+    _, schema = ChatChecker(load_prompts()).request(cups.scene, {1: 1, 2: 2, 3: 3}, ["the cup", "the red cup"])
+    answers = schema["properties"]["answers"]
+    matches = answers["items"]["properties"]["matches"]
+    assert answers["minItems"] == answers["maxItems"] == 2
+    assert matches["items"]["enum"] == [1, 2, 3] and matches["maxItems"] == 3

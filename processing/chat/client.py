@@ -94,6 +94,11 @@ def extract_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def one_line(text: str, most: int = 500) -> str:
+    """What a server or model said, as one line for a message: no line breaks, no control characters, a bound."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())[:most]
+
+
 class ChatModel(ABC):
     """A multimodal chat model.
 

@@ -12,10 +12,20 @@ import os
 import random
 import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from .client import ChatModel, ChatReply, ChatRequestError, ChatUnavailableError, ChatUsage, Message, state_schema
+from .client import (
+    ChatModel,
+    ChatReply,
+    ChatRequestError,
+    ChatUnavailableError,
+    ChatUsage,
+    Message,
+    one_line,
+    state_schema,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +36,6 @@ API_KEY_VARIABLE = "SAM3I_CHAT_API_KEY"
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 LOSSLESS_PIXELS = 256 * 256  # below it an image travels as PNG; photographs above it as JPEG, a tenth of the bytes
 MAX_ANSWER_BYTES = 16 << 20
-MAX_SHOWN = 500  # characters of an error body in a message
 MAX_COUNT = 1 << 40  # tokens: what is more is no count
 
 
@@ -70,8 +79,11 @@ class EndpointChatModel(ChatModel):
     ):
         super().__init__(name, **generation)
         address = urlsplit(base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError(f"`base_url` must start with http:// or https:// and name a host, found {base_url!r}.")
+        if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
+            shown = base_url.rsplit("@", 1)[-1]  # what stands before it may be a password
+            raise ValueError(
+                f"Expected `base_url` as http://HOST/PATH or https://HOST/PATH, no query, found {shown!r}."
+            )
         if timeout <= 0 or max_retries < 0 or (requests_per_minute is not None and requests_per_minute <= 0):
             raise ValueError(
                 "An endpoint needs `timeout` > 0, `max_retries` >= 0 and `requests_per_minute` > 0 or None; "
@@ -79,7 +91,7 @@ class EndpointChatModel(ChatModel):
             )
         host = address.hostname if ":" not in address.hostname else f"[{address.hostname}]"
         host += f":{address.port}" if address.port else ""
-        self.base_url = urlunsplit(address._replace(netloc=host, query="", fragment=""))
+        self.base_url = urlunsplit(address._replace(netloc=host))
         self.timeout = timeout
         self.max_retries = max_retries
         self.backoff = backoff
@@ -102,8 +114,7 @@ class EndpointChatModel(ChatModel):
         payload = [_to_openai(message) for message in messages]
         response_format: dict[str, Any] | None = None
         if json_schema is not None and self.native_json_schema:
-            schema: dict[str, Any] = {"name": "answer", "schema": json_schema, "strict": True}
-            response_format = {"type": "json_schema", "json_schema": schema}
+            response_format = _response_format(json_schema)
         started = time.monotonic()
         attempt = 0
         while True:
@@ -127,16 +138,19 @@ class EndpointChatModel(ChatModel):
                 spent = ChatUsage(retries=attempt, seconds=time.monotonic() - started)
                 return ChatReply(text, usage + spent, finish_reason)
 
-    def check(self, image: Image | None = None, timeout: float = 30.0) -> None:
-        """Ask for one word, once: does the endpoint answer, does it take the key, the model's name and an image?
+    def check(
+        self, image: Image | None = None, json_schema: dict[str, Any] | None = None, timeout: float = 30.0
+    ) -> None:
+        """Ask for one word, once: does the endpoint take the key, the model's name, an image and a schema?
 
         Raises:
             ChatRequestError, ChatUnavailableError: it does not; the message says why.
         """
         content: list[dict[str, Any]] = [{"type": "text", "text": "Answer with the word yes."}]
         content += [] if image is None else [{"type": "image_url", "image_url": {"url": encode_image(image)}}]
+        form = None if json_schema is None else _response_format(json_schema)
         try:
-            self._request([{"role": "user", "content": content}], None, max_tokens=16, timeout=timeout)
+            self._request([{"role": "user", "content": content}], form, max_tokens=16, timeout=timeout)
         except _PassingError as error:
             raise ChatUnavailableError(f"{self.base_url} cannot be used for {self.name!r}: {error}.") from error
 
@@ -145,25 +159,35 @@ class EndpointChatModel(ChatModel):
     ) -> tuple[str, str | None, ChatUsage]:
         """Sends the request once and sorts what can go wrong into "try again" and "do not"."""
         fields: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
-        fields |= {"response_format": response_format, "extra_body": self.extra_body} | options
-        fields = {name: value for name, value in fields.items() if value is not None}
+        fields |= {"response_format": response_format, "extra_body": self.extra_body, "timeout": self.timeout}
+        fields = {name: value for name, value in (fields | options).items() if value is not None}
+        answer: Future[bytes] = Future()
+        # The client's time-outs are of single reads; what drips its headers would never meet one.
+        threading.Thread(target=self._send, args=(answer, payload, fields), daemon=True).start()
         openai = self._openai
         try:
-            raw = self._client.chat.completions.with_raw_response.create(messages=payload, model=self.name, **fields)
-            return _read_completion(raw.http_response.content)
+            return _read_completion(answer.result(fields["timeout"]))
         except openai.APIStatusError as error:
-            status, body = error.response.status_code, error.response.text.strip()
-            shown = f"HTTP {status}: {body[:MAX_SHOWN] or 'an empty body'}"
+            status, body = error.response.status_code, one_line(error.response.text)
+            shown = f"HTTP {status}: {body or 'an empty body'}"
             if status not in RETRIED_STATUSES:
                 raise ChatRequestError(f"{self.base_url} refused the request with {shown}", status) from error
             raise _PassingError(shown, error.response.headers.get("retry-after")) from error
-        except openai.APITimeoutError as error:
-            raise _PassingError(f"no whole answer within {fields.get('timeout', self.timeout):g} s") from error
+        except (openai.APITimeoutError, TimeoutError) as error:
+            raise _PassingError(f"no whole answer within {fields['timeout']:g} s") from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise _PassingError(f"the connection failed ({type(cause).__name__}: {cause})") from error
+            raise _PassingError(f"the connection failed ({type(cause).__name__}: {one_line(str(cause))})") from error
         except (ValueError, RecursionError) as error:
-            raise _PassingError(f"the answer is not a chat completion ({type(error).__name__}: {error})") from error
+            said = one_line(f"{type(error).__name__}: {error}")
+            raise _PassingError(f"the answer is not a chat completion ({said})") from error
+
+    def _send(self, answer: Future[bytes], payload: list[dict], fields: dict[str, Any]) -> None:
+        create: Any = self._client.chat.completions.with_raw_response.create
+        try:
+            answer.set_result(create(messages=payload, model=self.name, **fields).http_response.content)
+        except Exception as error:
+            answer.set_exception(error)
 
     def _delay(self, attempt: int, retry_after: str | None) -> float:
         if retry_after is not None and retry_after.strip().isdigit():
@@ -197,7 +221,7 @@ def _read_completion(body: bytes) -> tuple[str, str | None, ChatUsage]:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     if not isinstance(choice.get("message"), dict):
-        raise ValueError(f"expected a message among its choices, found {body[:MAX_SHOWN].decode('utf-8', 'replace')}")
+        raise ValueError(f"expected a message among its choices, found {body.decode('utf-8', 'replace')[:2000]}")
     text, reason = choice["message"].get("content"), choice.get("finish_reason")
     text = text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else ""
     usage: dict[str, Any] = answer["usage"] if isinstance(answer.get("usage"), dict) else {}
@@ -237,10 +261,13 @@ def _connect(address: Any, base_url: str, api_key: str | None, timeout: float) -
             self.stream.close()
 
     def bound(response: Any) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise http.ReadError("a compressed answer, which was not asked for and may have no end")
         response.stream = BoundedBody(response.stream)
 
     # Given here, so that the client looks for none in the environment: organization and project of another service.
     headers: dict[str, Any] = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+    headers["Accept-Encoding"] = "identity"
     if address.username:
         pair = f"{unquote(address.username)}:{unquote(address.password or '')}"
         headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
@@ -252,6 +279,10 @@ def _connect(address: Any, base_url: str, api_key: str | None, timeout: float) -
         default_headers=headers,
         http_client=openai.DefaultHttpxClient(timeout=timeout, event_hooks={"response": [bound]}),
     )
+
+
+def _response_format(json_schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": json_schema, "strict": True}}
 
 
 def encode_image(image: Image) -> str:

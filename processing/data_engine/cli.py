@@ -83,7 +83,7 @@ def build(
         raise ValueError("--images needs at least one --concept, and --sam3 to find them.")
     limits: dict[str, Any] = {"max_tokens": answer_tokens, "timeout": timeout, "max_retries": request_retries}
     limits["requests_per_minute"] = requests_per_minute
-    specs = {}
+    specs: dict[str, EndpointSpec] = {}
     for role, value in (("writer", writer), ("checker", checker)):
         if value is not None:
             heat = temperature if role == "writer" else 0.0
@@ -112,8 +112,7 @@ def build(
         grounder=grounder,
         prompts=describe_prompts(texts) if specs else {},
     )
-    for spec in specs.values():
-        _check_endpoint(spec)
+    specs = {role: _checked_endpoint(spec) for role, spec in specs.items()}
     engine = DataEngine(
         source,
         RunDirectory(run, config),
@@ -140,8 +139,7 @@ def _run_shards(arguments: dict[str, Any]) -> None:
     if merged is None:
         typer.echo(f"Handed in {tasks} tasks. When they are done: sam3i data merge SHARDS --to RUN", err=True)
         return
-    for reason, (count, example) in merged.store.left_out().items():
-        typer.echo(f"left out: {count} x {reason}, e.g. {example[:300]}", err=True)
+    _say_left_out(merged)
     typer.echo(f"merged {len(merged.store.finished_ids())} pictures of {tasks} shards", err=True)
 
 
@@ -154,15 +152,14 @@ def _report(engine: DataEngine, summary: SessionSummary) -> None:
         f"{summary.review} to review ({rate:.0f} accepted per second)",
         err=True,
     )
-    left_out = engine.run.store.left_out()
-    for reason, (count, example) in left_out.items():
-        typer.echo(f"left out: {count} x {reason}, e.g. {example[:300]}", err=True)
+    left_out = _say_left_out(engine.run)
     if summary.unavailable:
         typer.echo(f"{summary.unavailable} pictures are left for later: {summary.why_unavailable}", err=True)
     if summary.pictures and summary.stopped is None:
         for level in engine.run.config.levels:
             if not summary.levels.get(level):
-                hint = "; templates have no words for it here, --writer has" if level == "complex" else ""
+                by_template = engine.run.config.writer == "templates"
+                hint = "; templates have no words for it here, --writer has" * (by_template and level == "complex")
                 typer.echo(f"No instruction of level {level} was accepted{hint}.", err=True)
     if summary.stopped is not None:
         raise ValueError(summary.stopped)
@@ -174,6 +171,14 @@ def _report(engine: DataEngine, summary: SessionSummary) -> None:
         reasons = [f"{count} x {reason}" for reason, (count, _) in left_out.items()]
         reasons += [f"{summary.pairs} instructions that failed the checks"] if summary.pairs else []
         raise ValueError(f"No instruction could be written: {', '.join(reasons) or 'no picture was found'}.")
+
+
+def _say_left_out(run: RunDirectory) -> dict[str, tuple[int, str]]:
+    left_out = run.store.left_out()
+    for reason, (count, example) in left_out.items():
+        shown = f", e.g. {example[:300]}" if example else ""
+        typer.echo(f"left out: {count} x {reason}{shown}", err=True)
+    return left_out
 
 
 def _has_instructions(run: RunDirectory) -> bool:
@@ -317,11 +322,28 @@ def _url_and_model(value: str) -> tuple[str, str]:
     return url, name
 
 
-def _check_endpoint(spec: EndpointSpec) -> None:
-    """One small request with an image before anything else: a wrong address, key or model is said in seconds."""
+def _checked_endpoint(spec: EndpointSpec) -> EndpointSpec:
+    """One small request with an image before anything else: a wrong address, key or model is said in seconds.
+
+    An endpoint that refuses JSON schemas is told the form in words.
+    """
+    from dataclasses import replace
+
     from PIL import Image
 
-    spec.connect().check(Image.new("RGB", (64, 64), "gray"), min(spec.timeout, 60.0))
+    from ..chat.client import ChatRequestError
+
+    model, image, timeout = spec.connect(), Image.new("RGB", (64, 64), "gray"), min(spec.timeout, 60.0)
+    form = {"type": "object", "properties": {"answer": {"type": "string", "enum": ["yes"]}}, "required": ["answer"]}
+    try:
+        model.check(image, form, timeout)
+    except ChatRequestError as error:
+        if not any(word in str(error).lower() for word in ("response_format", "schema")):
+            raise
+        model.check(image, timeout=timeout)
+        typer.echo(f"{model.base_url} takes no JSON schema; the form of an answer is asked for in words.", err=True)
+        return replace(spec, native_json_schema=False)
+    return spec
 
 
 def _token_counter(repository: str) -> Callable[[str], int]:

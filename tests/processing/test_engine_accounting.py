@@ -20,7 +20,7 @@ SIDE = 26
 
 def call(*arguments, code=0):
     found = CliRunner().invoke(app, ["data", *(str(item) for item in arguments)])
-    assert found.exit_code == code, found.output
+    assert code in (None, found.exit_code), found.output
     return found.output
 
 
@@ -155,12 +155,13 @@ def test_rows_that_templates_cannot_tell_apart_say_so_and_a_chat_writer_takes_th
         if not wanted:
             return "yes"
         noun = "cup" if "simple" in wanted else "one"
-        return json.dumps({level: [f"the {noun} that somebody wants {index}"] for level in wanted})
+        return json.dumps({level: [f"the {noun} beside card {index}"] for level in wanted})
 
     with ScriptedChatServer(script) as server:
         endpoint = f"{server.base_url}#tiny"
         options = ("--writer", endpoint, "--simple", 1, "--complex", 0, "--targets", 2)
         said = call("build", tmp_path / "chat", "--rows", path, *options, "--retries", 0)
+    assert "2 to review" in said and "templates" not in said
     records = list(RunDirectory(tmp_path / "chat").records())
     assert [record["image_id"] for record in records] == ["1"]  # and none of the test split
     assert sorted(target["targets"] for target in records[0]["targets"]) == [[0], [1]]
@@ -189,6 +190,19 @@ def test_endpoints_are_checked_before_anything_is_made(coco, tmp_path):
         assert "image input is not supported" in build(server)
     assert len(server.requests) == 1 and not (tmp_path / "run").exists()
     assert "the connection failed" in build(server)
+
+
+def test_an_endpoint_without_schemas_is_told_the_form_in_words(coco, tmp_path):
+    def script(request, index):
+        if "response_format" in request:
+            return Answer(status=422, body=b'{"detail": "Unexpected fields: response_format"}')
+        return "yes" if index == 1 else json.dumps({"simple": ["the red cup"]})
+
+    with ScriptedChatServer(script) as server:
+        options = ("--writer", f"{server.base_url}#tiny", "--level", "simple", "--simple", 1, "--targets", 1)
+        said = call("build", tmp_path / "run", "--coco", coco(), *options, "--retries", 0, code=None)
+    assert "takes no JSON schema" in said and status(tmp_path / "run")["calls"]["failed"] == 0
+    assert "JSON schema" in texts_of(server.requests[-1]["messages"][0])
 
 
 def test_a_build_in_which_no_endpoint_answers_fails(coco, tmp_path):

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run by torchrun: a joint step whole and sharded by FSDP2 on the CPU; writes what each process found."""
+"""In several processes: a joint step whole and sharded by FSDP2 on the CPU; writes what each process found."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from sam3i.trainer.stage_module import StageModule
 CONFIG = Path(__file__).resolve().parents[2] / "examples" / "accelerate" / "fsdp.yaml"
 
 
-def main() -> None:
+def compare(folder: str) -> None:
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (processes,))
@@ -57,9 +56,5 @@ def main() -> None:
         "largest_gradient": max(tensor.abs().max().item() for tensor in expected.values()) / processes,
         "largest_difference": max((found[n] - expected[n] / processes).abs().max().item() for n in expected),
     }
-    Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(result))
+    Path(folder, f"{rank}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

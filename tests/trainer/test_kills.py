@@ -2,66 +2,93 @@
 """Whenever a training is killed, it goes on and ends as one that was not."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-import training_fixtures
 from safetensors.torch import load_file
-from training_fixtures import assert_equal
+from training_fixtures import STOPPED, assert_equal, finish, run_training, start
 
-WITHOUT_HEADS = {"max_steps": [30, 30, 30], "save_strategy": "steps", "save_steps": 1, "dropout": 0.2}
 # Selectors, router, evaluations, the best weights, calibration, sealing and rotation: each may be cut off.
-WITH_ALL = WITHOUT_HEADS | {
-    "max_steps": [6, 6, 6],
+OPTIONS = {
+    "max_steps": [3, 3, 3],
+    "save_strategy": "steps",
+    "save_steps": 1,
     "save_total_limit": 1,
+    "dropout": 0.2,
     "adapter_design": "selective",
     "least_iou": 0.0,
-    "selector_steps": 20,
+    "selector_steps": 15,
     "evaluate": True,
     "eval_strategy": "steps",
-    "eval_steps": 2,
+    "eval_steps": 1,
     "load_best_model_at_end": True,
     "enable_jit_checkpoint": True,
 }
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+# Functions in the order in which a run comes to them: every signal is sent to one that goes on after the one before.
+PLACES = [
+    ("fingerprint_rows", KILL),
+    ("train_selector", KILL),
+    ("warm_up_selector", TERM),
+    ("save_trained_weights", KILL),
+    ("seal_checkpoint", KILL),
+    ("evaluate_levels", KILL),
+    ("evaluate_levels", TERM),
+    ("rotate_checkpoints", KILL),
+    ("_load_best_model", KILL),
+    ("calibrate_level", KILL),
+    ("record_stage", KILL),
+    ("_finish_stage", KILL),
+    ("train_selector", TERM),
+    ("rotate_checkpoints", TERM),
+    ("seal_checkpoint", TERM),
+    ("calibrate_level", TERM),
+    ("train_router", KILL),
+    ("rotate_checkpoints", KILL),
+    ("end_joint_stage", KILL),
+    ("_finish_stage", KILL),
+]
+ANYWHERE = 9
 
 
-def start(folder: Path, options: dict) -> subprocess.Popen:
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, training_fixtures.__file__, str(folder), json.dumps(options)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, **quiet)
+def train(folder, **more) -> int:
+    """Train, resuming what is in the folder; the exit status."""
+    return finish(start(folder, run_training, str(folder), OPTIONS | more), folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a training that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(folder) == 0
+    return folder
+
+
+def assert_as_whole(folder, whole):
+    assert_equal(*(load_file(each / "adapter_model.safetensors") for each in (folder, whole)))
+    settings = [json.loads((each / "adapter_config.json").read_text()) for each in (folder, whole)]
+    assert settings[0] == settings[1]  # the calibration among them
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "kills", "longest"), [(WITHOUT_HEADS, 10, 2.0), (WITH_ALL, 30, 4.0)])
-def test_killed_at_any_moment_and_resumed_the_weights_are_the_same(tmp_path, options, kills, longest):
-    whole = start(tmp_path / "whole", options)
-    _, errors = whole.communicate(timeout=600)
-    assert whole.returncode == 0, errors.decode()
-    moments, done = random.Random(3), 0
-    while True:
-        process = start(tmp_path / "killed", options)
-        mark = tmp_path / "killed" / f"started-{process.pid}"
-        if done < kills:
-            while process.poll() is None and not mark.exists():
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, longest))
-            if process.poll() is None:
-                os.killpg(process.pid, moments.choice([signal.SIGKILL, signal.SIGTERM]))
-                _, errors = process.communicate(timeout=300)
-                assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM, 3, 0), errors.decode()
-                done += 1
-                continue
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors.decode()
-        break
-    found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
-    assert_equal(found, expected)
-    settings = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("killed", "whole")]
-    assert settings[0] == settings[1]  # the calibration among them
+def test_signaled_in_every_part_of_a_stage_and_resumed_the_weights_are_the_same(tmp_path, whole):
+    moments = random.Random(3)
+    for name, number in PLACES:
+        status = train(tmp_path, signaled=(name, moments.randint(1, 40), number))
+        assert status == (-KILL if number == KILL else STOPPED), name
+    assert train(tmp_path) == 0
+    assert_as_whole(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_the_weights_are_the_same(tmp_path, whole):
+    moments, killed, runs = random.Random(4), 0, 0
+    while killed < ANYWHERE:
+        folder, status = tmp_path / str(runs), None
+        while status != 0:
+            call = moments.randint(1, 1_500_000)
+            status = train(folder, signaled=(None, call, moments.choice([KILL, TERM])))
+            killed += status != 0
+        assert_as_whole(folder, whole)
+        runs += 1

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model, a processor and rows that train in a second; run as a script, a whole training in a process of its own."""
+"""A model, a processor and rows that train in a second, here or in a process of their own."""
 
 import json
+import multiprocessing
 import os
+import signal
+import socket
 import sys
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +27,7 @@ from sam3i.trainer.heads import calibration, selector
 SIDE = 56
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 NOUNS = ("square", "bar")
+STOPPED = 3  # the exit status of a training that was asked to stop
 WORDS = "the a on left right red green blue square bar thing with four corners that is long and not".split()
 
 
@@ -190,20 +197,80 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
-def main() -> None:
-    """`training_fixtures.py FOLDER JSON`: train (resuming what is in FOLDER) with the arguments in JSON."""
-    folder, options = sys.argv[1], json.loads(sys.argv[2])
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def _keep_loaded_code() -> None:
+    """Start the server whose copies the processes of [`start`] are: what they need is loaded in it, once."""
+    CONTEXT.set_forkserver_preload(["training_fixtures"])
+    before = os.environ.copy()
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The place of a process among those that work together."""
+
+    rank: int = 0
+    world: int = 1
+    port: int = 0
+
+
+def start(folder, target, *args, group: Group = Group()):
+    """Run a function in a process of its own; what it says goes to `output-RANK.txt` in the folder."""
+    _keep_loaded_code()
+    os.makedirs(folder, exist_ok=True)
+    process = CONTEXT.Process(target=_run, args=(str(folder), group, target, args))
+    process.start()
+    return process
+
+
+def _run(folder: str, group: Group, target, args) -> None:
+    written = os.open(os.path.join(folder, f"output-{group.rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(written, stream)
     torch.set_num_threads(1)
+    if group.world > 1:
+        place = {"RANK": group.rank, "LOCAL_RANK": group.rank, "WORLD_SIZE": group.world}
+        place |= {"LOCAL_WORLD_SIZE": group.world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": group.port}
+        os.environ.update({name: str(value) for name, value in place.items()})
+    target(*args)
+
+
+def finish(process, folder, rank: int = 0, timeout: float = 600) -> int:
+    """Wait for a training's end, which has to be a good one, or one that a signal made."""
+    process.join(timeout)
+    said = (Path(folder) / f"output-{rank}.txt").read_text()
+    assert process.exitcode in (0, STOPPED, -signal.SIGKILL), said[-3000:]
+    return process.exitcode
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def run_training(folder: str, options: dict) -> None:
+    """Train, resuming what is in the folder."""
+    options = dict(options)
     dropout, design = options.pop("dropout", 0.0), options.pop("adapter_design", "cascade")
     selector.LEAST_IOU = options.pop("least_iou", selector.LEAST_IOU)
+    signaled = options.pop("signaled", None)
     evaluation = tiny_dataset(3, "validation") if options.pop("evaluate", False) else None
     calibration.LEAST_ROWS = 4
     trainer = tiny_trainer(folder, tiny_model(dropout, adapter_design=design), evaluation, **options)
-    os.makedirs(folder, exist_ok=True)  # this process may be here before the first one has made it
-    with open(os.path.join(folder, f"started-{os.getpid()}"), "w"):
-        output = trainer.train(resume_from_checkpoint=True)
+    if signaled is not None:
+        _signal_inside(*signaled)
+    output = trainer.train(resume_from_checkpoint=True)
     if not all(metrics["completed"] for metrics in output.metrics.values()):
-        sys.exit(3)
+        sys.exit(STOPPED)
     trainer.save_model()
     if trainer.is_world_process_zero():
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -211,5 +278,17 @@ def main() -> None:
             json.dump([[entry["stage"], entry["step"], entry["loss"]] for entry in logs], file)
 
 
-if __name__ == "__main__":
-    main()
+def _signal_inside(name: str | None, calls: int, number: int) -> None:
+    """Send this process a signal at the n-th call that a function of that name makes, or that anything makes."""
+    inside, left = [name is None], [calls]
+
+    def watch(frame, event, argument):
+        if frame.f_code.co_name == name and event in ("call", "return"):
+            inside[0] = event == "call"
+        elif inside[0] and event in ("call", "c_call"):
+            left[0] -= 1
+            if not left[0]:
+                sys.setprofile(None)
+                os.kill(os.getpid(), number)
+
+    sys.setprofile(watch)

@@ -160,13 +160,13 @@ class Sam3ITrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("The collator reads whole rows: expected `remove_unused_columns=False`, found True.")
 
-    def for_stage(self, stage: TrainingStage) -> "Sam3ITrainingArguments":
+    def for_stage(self, stage: TrainingStage) -> Any:
         """The arguments of one stage: single values, and the stage's own output folder."""
-        single = copy.copy(self)
+        single: Any = copy.copy(self)
         for name in STAGED_ARGUMENTS:
             setattr(single, name, stage_values(name, getattr(self, name))[stage.index])
         if single.text_learning_rate is None:
-            single.text_learning_rate = single.learning_rate / 16  # type: ignore[operator]
+            single.text_learning_rate = single.learning_rate / 16
         single.output_dir = str(Path(str(self.output_dir)) / stage.folder)
         single.restore_callback_states_from_checkpoint = True  # the patience of early stopping
         return single

@@ -69,6 +69,7 @@ class InstructionCollator:
             raise ValueError("a transform moves the image, cached features show it as it is: drop one of the two")
         self.processor = processor
         self.sampling = read_sampling(sampling)
+        self.weights = {} if isinstance(self.sampling, str) else self.sampling
         self.texts_per_row = texts_per_row
         self.transform = transform
         size = processor.image_processor.size
@@ -146,8 +147,8 @@ class InstructionCollator:
             simple, complex_ = (generator.sample(row[level], count) for level in ("simple", "complex"))
             pairs = zip(simple, complex_, strict=True)
             return [item for a, b in pairs for item in (("simple", a), ("complex", b))]
-        present = [level for level in self.sampling if row[level]]
-        level = generator.choices(present, [self.sampling[name] for name in present])[0]
+        present = [level for level in self.weights if row[level]]
+        level = generator.choices(present, [self.weights[name] for name in present])[0]
         return [(level, text) for text in generator.sample(row[level], min(self.texts_per_row, len(row[level])))]
 
     def _placement(self, key: str, rows: Sequence[Mapping[str, Any]]) -> Placement:

@@ -120,20 +120,25 @@ def freeze_for_stage(model: Any, stage: TrainingStage) -> list[str]:
     return trained
 
 
+def rate_group(name: str, learning_rate: float, text_learning_rate: float) -> tuple[str, float]:
+    """The group of a parameter ("adapters", "text", "selector") and its peak learning rate."""
+    for part, (group, factor) in RATE_FACTORS.items():
+        if part in name:
+            return group, learning_rate * factor
+    return ("text", text_learning_rate) if TEXT_PREFIX in name else ("adapters", learning_rate)
+
+
 def parameter_groups(
     module: nn.Module, learning_rate: float, text_learning_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The trainable parameters in groups: by learning rate (`name`: "adapters", "text", "selector") and weight decay.
+    """The trainable parameters in groups: by learning rate (see `rate_group`) and weight decay.
 
     Matrices are decayed, vectors (biases, norms) are not.
     """
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            group, rate = ("text", text_learning_rate) if TEXT_PREFIX in name else ("adapters", learning_rate)
-            for part, (factor_name, factor) in RATE_FACTORS.items():
-                if part in name:
-                    group, rate = factor_name, rate * factor
+            group, rate = rate_group(name, learning_rate, text_learning_rate)
             groups.setdefault((group, rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return [
         {"name": name, "params": parameters, "lr": rate, "weight_decay": decay}
@@ -157,7 +162,7 @@ def read_stages(stages: str | TrainingStage | Iterable[str | TrainingStage]) -> 
     return chosen
 
 
-def stage_values(name: str, value: Any) -> tuple[Any, Any, Any]:
+def stage_values(name: str, value: Any) -> tuple[Any, ...]:
     """The value of a training argument in each of the three stages, from one for all or one for each.
 
     Raises:
@@ -167,8 +172,7 @@ def stage_values(name: str, value: Any) -> tuple[Any, Any, Any]:
         return (value,) * len(TrainingStage)
     if len(value) != len(TrainingStage):
         raise ValueError(f"Expected `{name}` as one value or one for each of 3 stages, found {value!r}.")
-    first, second, third = value
-    return first, second, third
+    return tuple(value)
 
 
 class StageSampler(torch.utils.data.Sampler[int]):
@@ -198,6 +202,7 @@ __all__ = [
     "freeze_for_stage",
     "is_trained",
     "parameter_groups",
+    "rate_group",
     "read_stages",
     "stage_values",
 ]

@@ -154,7 +154,7 @@ class VisionFeatureCache:
         """ViT outputs `(I, h, w, C)` of images, computed now."""
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         pixels = pixels.to(self.model.device, self.model.dtype)
-        patch = self.model.config.vision_config.backbone_config.patch_size
+        patch = self.model.config.vision_config.backbone_config.patch_size  # type: ignore[union-attr]
         height, width = (side // patch for side in pixels.shape[-2:])
         training = self.model.vision_encoder.training
         self.model.vision_encoder.eval()
@@ -165,8 +165,8 @@ class VisionFeatureCache:
 
     def _encode(self, dataset: Any, missing: list[tuple[str, int]], batch_size: int, progress: bool) -> None:
         images = dataset.select_columns(["image"])
-        bar = tqdm(total=len(missing), desc="Encoding images once", unit="image", disable=not (progress and missing))
-        with bar:
+        hidden = not (progress and missing)
+        with tqdm(total=len(missing), desc="Encoding images once", unit="image", leave=False, disable=hidden) as bar:
             for start in range(0, len(missing), batch_size):
                 batch = missing[start : start + batch_size]
                 features = self.encode([images[place]["image"].convert("RGB") for _, place in batch])
@@ -186,7 +186,7 @@ class VisionFeatureCache:
 
     def bytes_per_image(self) -> int:
         """Disk space of one image's features."""
-        config = self.model.config.vision_config.backbone_config
+        config = self.model.config.vision_config.backbone_config  # type: ignore[union-attr]
         size = self.processor.image_processor.size
         tokens = (size["height"] // config.patch_size) * (size["width"] // config.patch_size)
         return tokens * config.hidden_size * self.model.dtype.itemsize + _FILE_OVERHEAD

@@ -60,7 +60,12 @@ def repository_files(folder: str | Path) -> dict[str, Path]:
 class HubUploads(Trainer):
     """A Trainer that pushes a run of several stages; `Sam3ITrainer` is one."""
 
-    args: Sam3ITrainingArguments
+    args: Any  # of the stage, whose values are single
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Any
+    model: Any
+    model_init: Any
     curriculum_args: Sam3ITrainingArguments
     processing_class: Sam3IProcessor
     instruction_model: Sam3IForInstructionSegmentation
@@ -111,7 +116,7 @@ class HubUploads(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        folder = self.curriculum_args.output_dir
+        folder = str(self.curriculum_args.output_dir)
         base = json.loads(Path(folder, ADAPTER_CONFIG_NAME).read_text())["base_model_name_or_path"]
         if base is None or Path(base).exists():
             logger.warning(
@@ -124,7 +129,7 @@ class HubUploads(Trainer):
 
     def _commit_files(self, files: dict[str, Path], message, token, revision, run_as_future: bool):
         return hf_api().create_commit(
-            repo_id=self.hub_model_id,
+            repo_id=str(self.hub_model_id),
             operations=[CommitOperationAdd(name, str(path)) for name, path in files.items()],
             commit_message=message,
             token=token,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..processing.datasets.faults import RowAccount
 from ..processing.datasets.schema import ROW_FIELDS
 from ..processing.images import read_image
 from .collator import usable_rows
-from .curriculum import TEXT_PREFIX, TrainingStage, is_trained
+from .curriculum import TrainingStage, is_trained, rate_group
+from .heads.selector import HEAD_STEPS_PER_STAGE_STEP
+from .heads.selector import LEARNING_RATE as SELECTOR_RATE
 
 if TYPE_CHECKING:
     from .trainer_sam3i import Sam3ITrainer
@@ -62,7 +64,8 @@ class StagePlan:
         groups = [f"{name} {count:,} at {self.rates[name]:.3g}" for name, count in self.parameters.items()]
         lines.append(f"  trains {', '.join(groups)}")
         if self.selector_steps:
-            lines.append(f"  the selector alone: {self.selector_steps:,} steps")
+            when = "both selectors alone, at the end" if len(self.stage.levels) > 1 else "the selector alone, before"
+            lines.append(f"  {when}: {self.selector_steps:,} steps at {SELECTOR_RATE:.3g}")
         return "\n".join(lines)
 
 
@@ -74,6 +77,7 @@ class TrainingPlan:
         memory_bytes: weights, gradients and optimizer, without activations.
         disk_bytes: checkpoints and results; the feature cache has a limit of its own.
         images_opened: images that were opened as a sample.
+        not_loaded: what the loader of each data set left out, as it says.
         notes: what one might not expect.
     """
 
@@ -81,6 +85,7 @@ class TrainingPlan:
     memory_bytes: int
     disk_bytes: int
     images_opened: int
+    not_loaded: dict[str, RowAccount] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def stage(self, stage: TrainingStage) -> StagePlan:
@@ -88,7 +93,10 @@ class TrainingPlan:
         return next(item for item in self.stages if item.stage is stage)
 
     def __str__(self) -> str:
-        lines = ["The plan:", *map(str, self.stages)]
+        lines = ["The plan:"]
+        for name, account in self.not_loaded.items():
+            lines += [f"{name} as it was loaded: {account.lines()[0]}", *account.lines()[1:]]
+        lines += map(str, self.stages)
         lines.append(
             f"memory {self.memory_bytes / 1e9:.2f} GB and activations, disk at most {self.disk_bytes / 1e9:.2f} GB; "
             f"{self.images_opened} images opened as a sample"
@@ -102,12 +110,12 @@ def make_plan(trainer: Sam3ITrainer) -> TrainingPlan:
     Raises:
         PlanError: naming the stage, the rows or the setting that would stop it later.
     """
-    _check_columns("train_dataset", trainer.all_rows)
     used: set[int] = set()
     stages = []
-    for stage in trainer.curriculum_args.stages:
-        stages.append(_plan_stage(trainer, TrainingStage(stage), used))
-    parts = dict(_evaluation_parts(trainer))
+    for stage in trainer.stages:
+        stages.append(_plan_stage(trainer, stage, used))
+    data = trainer.eval_dataset
+    parts = data if isinstance(data, dict) else {} if data is None else {"eval_dataset": data}
     for name, part in parts.items():
         _check_evaluation(trainer, name, part)
     _check_metric(trainer, list(parts))
@@ -118,7 +126,16 @@ def make_plan(trainer: Sam3ITrainer) -> TrainingPlan:
     most = max(sum(plan.parameters.values()) for plan in stages)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     disk = _check_disk(trainer, stages)
-    return TrainingPlan(stages, weights + most * (4 + ADAM_BYTES), disk, opened, _notes(trainer, stages, bool(parts)))
+    loaded = {"train_dataset": trainer.all_rows, "replay": trainer.replay, **parts}
+    accounts = {name: account for name, rows in loaded.items() if (account := RowAccount.of(rows)) is not None}
+    return TrainingPlan(
+        stages=stages,
+        memory_bytes=weights + most * (4 + ADAM_BYTES),
+        disk_bytes=disk,
+        images_opened=opened,
+        not_loaded={name: account for name, account in accounts.items() if account.left_out or account.notes},
+        notes=_notes(trainer, stages, parts),
+    )
 
 
 def _plan_stage(trainer: Sam3ITrainer, stage: TrainingStage, used: set[int]) -> StagePlan:
@@ -148,11 +165,14 @@ def _plan_stage(trainer: Sam3ITrainer, stage: TrainingStage, used: set[int]) -> 
             )
     batch = args.train_batch_size * args.world_size
     per_epoch = math.ceil(math.ceil(len(found.indices) / batch) / args.gradient_accumulation_steps)
-    steps = int(args.max_steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)  # type: ignore
+    steps = int(args.max_steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     parameters: Counter[str] = Counter()
+    rates: dict[str, float] = {}
     for name, parameter in trainer.instruction_model.named_parameters():
         if is_trained(name, stage):
-            parameters["text" if TEXT_PREFIX in name else "adapters"] += parameter.numel()
+            group, rate = rate_group(name, args.learning_rate, args.text_learning_rate)
+            rates[group] = rate
+            parameters[group] += parameter.numel()
     selects = trainer.instruction_model.selects_instances
     return StagePlan(
         stage=stage,
@@ -163,14 +183,26 @@ def _plan_stage(trainer: Sam3ITrainer, stage: TrainingStage, used: set[int]) -> 
         steps=steps,
         epochs=steps / per_epoch,
         batch=batch * args.gradient_accumulation_steps,
-        rates={"text": args.text_learning_rate, "adapters": args.learning_rate},  # type: ignore[dict-item]
+        rates=rates,
         parameters=dict(parameters),
-        selector_steps=min(args.selector_steps, 5 * steps) if selects else 0,  # type: ignore[type-var]
+        selector_steps=min(args.selector_steps, HEAD_STEPS_PER_STAGE_STEP * steps) if selects else 0,
         replay_rows=replay,
     )
 
 
-def _check_columns(name: str, rows: Any) -> None:
+def check_rows(name: str, rows: Any) -> None:
+    """Check that something is a `datasets.Dataset` with the columns of instruction rows.
+
+    Raises:
+        PlanError: when it is something else, or a stream.
+    """
+    if not hasattr(rows, "select_columns"):
+        raise PlanError(
+            f"Expected `{name}` as a datasets.Dataset of instruction rows, found {type(rows).__name__}: see "
+            "`load_instruction_dataset`, or `Dataset.from_list(rows, features=row_features())`."
+        )
+    if not hasattr(rows, "__len__"):
+        raise PlanError(f"Expected `{name}` of known length, found a stream: load it without streaming.")
     missing = [column for column in ROW_FIELDS if column not in (rows.column_names or [])]
     if missing:
         raise PlanError(
@@ -179,21 +211,14 @@ def _check_columns(name: str, rows: Any) -> None:
         )
 
 
-def _evaluation_parts(trainer: Sam3ITrainer) -> Iterator[tuple[str, Any]]:
-    data = trainer.eval_dataset
-    if isinstance(data, dict):
-        yield from data.items()
-    elif data is not None:
-        yield "eval_dataset", data
+def _parts(data: Any) -> list[Any]:
+    return list(data.values()) if isinstance(data, dict) else [data]
 
 
 def _check_evaluation(trainer: Sam3ITrainer, name: str, rows: Any) -> None:
-    if not hasattr(rows, "__len__") or not hasattr(rows, "select_columns"):
-        raise PlanError(f"Expected {name} as a datasets.Dataset of instruction rows, found {type(rows).__name__}.")
-    _check_columns(name, rows)
     if trainer.args.eval_strategy == IntervalStrategy.NO:
         return
-    levels = {level.value for stage in trainer.curriculum_args.stages for level in TrainingStage(stage).levels}
+    levels = {level.value for stage in trainer.stages for level in stage.levels}
     for level in sorted(levels):
         if not any(rows[level]):
             raise PlanError(f"Expected instructions of the level {level} in {name}, found none in {len(rows)} rows.")
@@ -268,12 +293,15 @@ def _check_disk(trainer: Sam3ITrainer, stages: list[StagePlan]) -> int:
     return needed
 
 
-def _notes(trainer: Sam3ITrainer, stages: list[StagePlan], evaluates: bool) -> list[str]:
+def _notes(trainer: Sam3ITrainer, stages: list[StagePlan], evaluated: dict[str, Any]) -> list[str]:
     notes = []
-    if not evaluates:
+    if not evaluated:
         notes.append("no evaluation data: nothing is scored, and scores stay as they are (no calibration)")
     elif trainer.args.eval_strategy == IntervalStrategy.NO:
         notes.append("nothing is scored while training (`eval_strategy='no'`)")
+    if trainer.calibrating_rows is not None and trainer.args.load_best_model_at_end:
+        halves = [sum(map(len, parts)) for parts in (_parts(trainer.choosing_rows), _parts(trainer.calibrating_rows))]
+        notes.append(f"{halves[0]:,} validation rows choose checkpoints, {halves[1]:,} others calibrate scores")
     if trainer.args.save_strategy == SaveStrategy.NO:
         notes.append("no checkpoints within a stage: a run that is killed begins its stage anew")
     short = [plan.stage.value for plan in stages if plan.steps < 1]
@@ -282,4 +310,4 @@ def _notes(trainer: Sam3ITrainer, stages: list[StagePlan], evaluates: bool) -> l
     return notes
 
 
-__all__ = ["PlanError", "StagePlan", "TrainingPlan", "make_plan"]
+__all__ = ["PlanError", "StagePlan", "TrainingPlan", "check_rows", "make_plan"]

@@ -69,7 +69,7 @@ class TrainingRecordError(ValueError):
 
 def shared_identity(trainer: Sam3ITrainer) -> dict[str, str]:
     """Fingerprints, by content, of what all stages share: weights of SAM3, data, processor."""
-    model, processor = trainer.instruction_model, trainer.processing_class
+    model, processor, args = trainer.instruction_model, trainer.processing_class, trainer.curriculum_args
     adapters = model.adapter_parameters()
     stock = {name: tensor for name, tensor in model.state_dict().items() if name not in adapters}
     shown = [processor.image_processor.to_dict(), sorted(processor.tokenizer.get_vocab().items())]
@@ -78,10 +78,10 @@ def shared_identity(trainer: Sam3ITrainer) -> dict[str, str]:
         "data": fingerprint_rows(trainer.all_rows),
         "processor": fingerprint_json(json.loads(json.dumps(shown, default=str))),
     }
-    if trainer.eval_dataset is not None and trainer.curriculum_args.load_best_model_at_end:
+    if trainer.eval_dataset is not None and (args.load_best_model_at_end or args.calibrate):
         parts = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
         identity["eval_data"] = fingerprint_json({name: fingerprint_rows(rows) for name, rows in parts.items()})
-    if trainer.replay is not None:
+    if trainer.before is not None:
         identity["replay"] = fingerprint_rows(trainer.replay)
         identity["replay_weights"] = fingerprint_tensors(trainer.before.state_dict())
     return identity
@@ -128,7 +128,7 @@ def record_stage(trainer: Sam3ITrainer) -> None:
     Args:
         trainer: Its `stage`, `args`, `state` and `train_dataset` are those of the stage.
     """
-    path = Path(trainer.curriculum_args.output_dir) / RECORD_NAME
+    path = Path(str(trainer.curriculum_args.output_dir)) / RECORD_NAME
     record = read_record(path.parent) or {}
     stages = [entry for entry in record.get("stages", []) if TrainingStage(entry["stage"]).index < trainer.stage.index]
     model = trainer.instruction_model
@@ -138,6 +138,9 @@ def record_stage(trainer: Sam3ITrainer) -> None:
         "base_parameters": model.num_parameters() - adapters,
         "stages": [*stages, _stage_entry(trainer)],
     }
+    if trainer.plan is not None and trainer.plan.not_loaded:
+        accounts = trainer.plan.not_loaded.items()
+        record["not_loaded"] = {name: {"left_out": dict(a.left_out), "notes": dict(a.notes)} for name, a in accounts}
     if trainer.eval_dataset is not None:
         record["evaluation"] = {
             "protocol": str(get_protocol("default")),
@@ -193,6 +196,7 @@ def _stage_entry(trainer: Sam3ITrainer) -> dict[str, Any]:
         "losses": [shown for name, (shown, weight) in LOSSES.items() if name in logged and getattr(weights, weight)],
         "rows": _rows(trainer.train_dataset),
         "rows_left_out": dict(trainer.plan.stage(trainer.stage).left_out) if trainer.plan is not None else {},
+        "calibration": trainer.calibration,
         "ended_by": trainer.ended_by,
         "identity": trainer.identity,
         "log": _plain(log),

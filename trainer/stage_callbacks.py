@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
@@ -41,13 +42,10 @@ class StageCallback(TrainerCallback):
         self.start = (0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The header of the stage, and its name on the progress bar."""
+        """The header of the stage."""
         name = f"stage {self.trainer.stage.index + 1} of {len(TrainingStage)}, {self.trainer.stage.value}"
         self.trainer.say(f"{name}: from step {state.global_step} to {state.max_steps}")
         self.start = (state.global_step, time.monotonic())
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
-                callback.training_bar.set_description(name)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """All draws of data follow from the epoch."""
@@ -67,6 +65,39 @@ class StageCallback(TrainerCallback):
             f"{per_step:.2f} s a step: about {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left in this stage, "
             f"without evaluations{memory}"
         )
+
+
+class RunProgress(ProgressCallback):
+    """One progress bar for all stages of a run, which names the one that runs."""
+
+    def __init__(self, trainer: Sam3ITrainer):
+        super().__init__()
+        self.trainer, self.before = trainer, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar at the first stage; steps of finished stages count as taken."""
+        plan, stage = self.trainer.plan, self.trainer.stage
+        if not state.is_world_process_zero or plan is None:
+            return
+        self.before = sum(each.steps for each in plan.stages if each.stage.index < stage.index)
+        if self.training_bar is None:
+            total, taken = sum(each.steps for each in plan.stages), self.before + state.global_step
+            self.training_bar = tqdm(total=total, initial=taken, unit="step", dynamic_ncols=True)
+        self.training_bar.set_description(f"stage {stage.index + 1} of {len(TrainingStage)}, {stage.value}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Steps of this stage follow those of the stages before."""
+        if self.training_bar is not None:
+            self.training_bar.update(self.before + state.global_step - self.training_bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The bar stays for the next stage; `close` ends it."""
+
+    def close(self) -> None:
+        """End the bar, with the run."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+            self.training_bar = None
 
 
 class StopOnSignal(TrainerCallback):

@@ -7,11 +7,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import TrainingArguments
+from transformers.utils import logging
 
 from ..compat import Sam3VisionEncoderOutput
 from ..modeling_sam3i.losses.alignment import Sam3IAlignmentLoss
 from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 from .curriculum import TrainingStage
+
+logger = logging.get_logger(__name__)
 
 
 class FeatureProjector(nn.Sequential):
@@ -40,6 +44,43 @@ def encode_vision(
     return Sam3VisionEncoderOutput(
         last_hidden_state=features.flatten(1, 2), fpn_hidden_states=states, fpn_position_encoding=positions
     )
+
+
+def read_model(model: Any) -> Sam3IForInstructionSegmentation:
+    """The native model to train; PEFT adapters on it (LoRA) stay as they are, which is said.
+
+    Raises:
+        TypeError: when there is no native model in it.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, Sam3IForInstructionSegmentation):
+        raise TypeError(
+            f"Expected a Sam3IForInstructionSegmentation to train, found {type(inner).__name__}: load it with "
+            "`Sam3IForInstructionSegmentation.from_pretrained`, which takes stock SAM3 and adapters alike."
+        )
+    others = getattr(model, "peft_config", None) or getattr(inner, "peft_config", None) or {}
+    if others:
+        kinds = ", ".join(f"{name!r} ({getattr(c.peft_type, 'value', c.peft_type)})" for name, c in others.items())
+        logger.warning(
+            f"The PEFT adapter {kinds} stays as it is: `Sam3ITrainer` trains instruction adapters alone. Train the "
+            "other with `transformers.Trainer` and `InstructionCollator`."
+        )
+    return inner
+
+
+def prepare_precision(model: Sam3IForInstructionSegmentation, args: TrainingArguments) -> None:
+    """Put the adapters in float32, in which steps are not lost to rounding; the frozen SAM3 stays as it was loaded.
+
+    Raises:
+        ValueError: for two half precisions on a CPU, which cannot normalize in both.
+    """
+    if model.vision_encoder.dtype is torch.float16 and args.bf16 and args.device.type == "cpu":
+        raise ValueError(
+            "Expected a model in bfloat16 or float32 beside `bf16=True` on a CPU, which normalizes in one half "
+            "precision only, found float16: load it with `from_pretrained(..., dtype=torch.bfloat16)`."
+        )
+    for parameter in model.adapter_parameters().values():
+        parameter.data = parameter.data.float()
 
 
 def copy_adapters(model: Sam3IForInstructionSegmentation) -> Sam3IForInstructionSegmentation:
@@ -174,4 +215,6 @@ __all__ = [
     "encode_vision",
     "imitation_loss",
     "pool_tokens",
+    "prepare_precision",
+    "read_model",
 ]

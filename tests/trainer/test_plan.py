@@ -12,9 +12,7 @@ SIMPLE, COMPLEX, JOINT = TrainingStage
 
 
 def planned(folder, rows=None, eval_dataset=None, **changes):
-    trainer = tiny_trainer(folder, eval_dataset=eval_dataset, **changes)
-    trainer.all_rows = tiny_dataset() if rows is None else rows
-    return trainer
+    return tiny_trainer(folder, eval_dataset=eval_dataset, rows=rows, **changes)
 
 
 def changed(**fields):

@@ -141,7 +141,7 @@ def test_sigterm_ends_the_run_after_its_step_and_it_goes_on_exactly(tmp_path):
 
 def test_patience_is_a_completion_and_recorded_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "sam3i.trainer.trainer_sam3i.evaluate_levels", lambda *args, **kwargs: {"stage_best_gIoU": 1.0}
+        "sam3i.trainer.stage_trainer.evaluate_levels", lambda *args, **kwargs: {"stage_best_gIoU": 1.0}
     )
     settings = {**SAVING, "max_steps": 8, "eval_strategy": "steps", "eval_steps": 1, "early_stopping_patience": 2}
     trainer = tiny_trainer(tmp_path, None, tiny_dataset(4, "validation"), stages="simple", calibrate=False, **settings)
@@ -228,9 +228,9 @@ def test_a_flipped_bit_is_found_and_the_fall_back_is_said(tmp_path, caplog):
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
-    from sam3i.trainer import trainer_sam3i
+    from sam3i.trainer import stage_trainer
 
-    seal = trainer_sam3i.seal_checkpoint
+    seal = stage_trainer.seal_checkpoint
 
     def kill_at_the_second(folder, *args):
         if folder.name == "checkpoint-2":
@@ -241,7 +241,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, mo
     whole, model = tiny_model(0.2), tiny_model(0.2)
     tiny_trainer(tmp_path / "whole", whole, stages="simple", **settings).train()
     with monkeypatch.context() as patched, pytest.raises(KilledError):
-        patched.setattr(trainer_sam3i, "seal_checkpoint", kill_at_the_second)
+        patched.setattr(stage_trainer, "seal_checkpoint", kill_at_the_second)
         tiny_trainer(tmp_path / "cut", tiny_model(0.2), stages="simple", **settings).train()
     assert find_checkpoint(tmp_path / "cut", [SIMPLE]).folder.name == "checkpoint-1"
     tiny_trainer(tmp_path / "cut", model, stages="simple", **settings).train(resume_from_checkpoint=True)

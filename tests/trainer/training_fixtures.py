@@ -23,6 +23,7 @@ from sam3i.processing.datasets.schema import make_row, row_features
 from sam3i.processing.masks import box_of_rle, encode_mask
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
 from sam3i.trainer.heads import calibration, selector
+from sam3i.trainer.plan import make_plan
 
 SIDE = 56
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
@@ -166,12 +167,12 @@ def tiny_arguments(folder, **changes) -> Sam3ITrainingArguments:
 
 
 def tiny_trainer(
-    folder, model=None, eval_dataset=None, callbacks=None, transform=None, options=None, **changes
+    folder, model=None, eval_dataset=None, callbacks=None, transform=None, options=None, rows=None, **changes
 ) -> Sam3ITrainer:
     return Sam3ITrainer(
         tiny_model() if model is None else model,
         tiny_arguments(folder, **changes),
-        tiny_dataset(),
+        tiny_dataset() if rows is None else rows,
         eval_dataset,
         tiny_processor(),
         transform=transform,
@@ -182,6 +183,7 @@ def tiny_trainer(
 
 def at_stage(trainer: Sam3ITrainer, stage: TrainingStage) -> Sam3ITrainer:
     """The trainer as it is when a stage has its rows and has not taken a step."""
+    trainer.plan = make_plan(trainer)
     trainer.stage, trainer.args = stage, trainer.curriculum_args.for_stage(stage)
     freeze_for_stage(trainer.instruction_model, stage)
     trainer.prepare_data(trainer.stage.sampling)

@@ -7,15 +7,23 @@ depends only on how many of its best queries exceed 0.5, so every pair can be tr
 is that of the highest mean IoU (gIoU), the scale, among those that reach it, that of the most honest scores.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from transformers import Trainer
 from transformers.utils import logging
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..collator import InstructionCollator, image_key, usable_rows
+from ..transforms import keyed_random
+
+if TYPE_CHECKING:
+    from ..arguments import Sam3ITrainingArguments
+    from ..trainer_sam3i import Sam3ITrainer
 
 logger = logging.get_logger(__name__)
 
@@ -137,4 +145,78 @@ def calibrate_level(model: Any, level: InstructionLevel, batches: Iterable[dict[
     return {"scale": scale, "bias": bias, "gIoU_before": before * 100, "gIoU_after": after * 100}
 
 
-__all__ = ["Candidates", "calibrate_level", "choose_calibration", "read_candidates", "set_calibration"]
+def split_validation(dataset: Any, args: "Sam3ITrainingArguments") -> tuple[Any, Any]:
+    """Validation rows that choose checkpoints, and those that calibrate scores; None where nothing is calibrated.
+
+    What chose the checkpoint would flatter it. So where both are asked for, each has half of the images; with
+    one of the two alone, it has all.
+    """
+    if dataset is None or not args.calibrate:
+        return dataset, None
+    if not args.load_best_model_at_end:
+        return dataset, dataset
+    if isinstance(dataset, dict):
+        halves = {name: split_by_image(rows) for name, rows in dataset.items()}
+        return {name: half[0] for name, half in halves.items()}, {name: half[1] for name, half in halves.items()}
+    return split_by_image(dataset)
+
+
+def split_by_image(dataset: Any) -> tuple[Any, Any]:
+    """The rows of one half of the images and of the other, whatever the order of the rows."""
+    keys = [image_key(row) for row in dataset.select_columns(["dataset", "split", "image_id"])]
+    images = sorted(set(keys), key=lambda key: keyed_random(key).random())
+    first = set(images[: math.ceil(len(images) / 2)])
+    halves = ([place for place, key in enumerate(keys) if (key in first) is chosen] for chosen in (True, False))
+    one, other = (dataset.select(half) for half in halves)
+    return one, other
+
+
+def calibrate_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
+    """Calibrate the scores of the stage's levels, so that 0.5 is the best threshold of each.
+
+    Rows that chose the checkpoint are used only where the others are too few, which is said and recorded.
+
+    Args:
+        trainer: Its `stage` and `args` are those of the stage; `calibration` gets what was used for each level.
+
+    Returns:
+        `dict[str, float]`: Scale, bias and gIoU at 0.5 before and after, by level; empty without validation rows.
+    """
+    trainer.calibration = {}
+    figures: dict[str, float] = {}
+    for level in trainer.stage.levels if trainer.calibrating_rows is not None else ():
+        rows = _rows_of_level(trainer.calibrating_rows, level)
+        shared = len(rows) < LEAST_ROWS and bool(trainer.args.load_best_model_at_end)
+        rows = _rows_of_level(trainer.eval_dataset, level) if shared else rows
+        rows = rows[:: max(1, math.ceil(len(rows) / MOST_ROWS))]
+        collator = InstructionCollator(trainer.processing_class, level.value, seed=trainer.args.seed)
+        size = trainer.args.per_device_eval_batch_size
+        batches = (rows[start : start + size] for start in range(0, len(rows), size))
+        inputs = (Trainer._prepare_inputs(trainer, collator([part[i] for part, i in some])) for some in batches)
+        found = calibrate_level(trainer.instruction_model, level, inputs)
+        figures |= {f"calibration_{level.value}_{name}": value for name, value in found.items()}
+        if found:
+            trainer.calibration[level.value] = {"rows": len(rows), "chose_checkpoints": shared}
+            trainer.say(
+                f"Scores of {level.value} instructions are calibrated on {len(rows)} rows"
+                f"{' that chose the checkpoint, too, as there are no more' if shared else ''}: gIoU at 0.5 "
+                f"{found['gIoU_before']:.1f} -> {found['gIoU_after']:.1f}"
+            )
+    return figures
+
+
+def _rows_of_level(dataset: Any, level: InstructionLevel) -> list[tuple[Any, int]]:
+    parts = dataset.values() if isinstance(dataset, dict) else [dataset]
+    return [(part, index) for part in parts for index in usable_rows(part, level.value).indices]
+
+
+__all__ = [
+    "Candidates",
+    "calibrate_level",
+    "calibrate_stage",
+    "choose_calibration",
+    "read_candidates",
+    "set_calibration",
+    "split_by_image",
+    "split_validation",
+]

@@ -63,7 +63,8 @@ def train_router(
     correct: deque[float] = deque(maxlen=SHOWN)
     training = model.training
     model.eval()
-    for _ in tqdm(range(steps), desc="level router", disable=not (progress and process_state().is_main_process)):
+    progress = progress and process_state().is_main_process
+    for _ in tqdm(range(steps), desc="level router", leave=False, disable=not progress):
         drawn = [draws.choice(found) for found in texts.values() for _ in range(TEXTS_PER_LEVEL)]
         tokens = processor(text=drawn, return_tensors="pt").to(device)
         logits = model.predict_levels(tokens["input_ids"], tokens["attention_mask"]).float()

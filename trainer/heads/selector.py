@@ -12,7 +12,6 @@ ends within starts the stage anew), [`end_joint_stage`] after the last step of t
 goes on from the stage's last checkpoint).
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -173,7 +172,7 @@ def train_selector(model: Any, level: InstructionLevel, kept: KeptQueries, train
     embed = model.text_encoder.text_model.embeddings.token_embedding
     device, hits = embed.weight.device, torch.zeros((), device=embed.weight.device)
     order = _orders(len(kept), training.seed)
-    progress = tqdm(range(training.steps), desc=f"{level.value}: selector", disable=not training.progress)
+    progress = tqdm(range(training.steps), desc=f"{level.value}: selector", leave=False, disable=not training.progress)
     for step in progress:
         chosen = kept.chosen(next(order))
         part = {field.name: getattr(chosen, field.name).to(device) for field in fields(chosen)}
@@ -232,7 +231,7 @@ def warm_up_selector(
     was_training, parts = model.training, []
     model.eval()
     starts = range(0, len(mine), training.batch_size)
-    for start in tqdm(starts, desc=f"{level.value}: queries", disable=not training.progress):
+    for start in tqdm(starts, desc=f"{level.value}: queries", leave=False, disable=not training.progress):
         batch = prepare([rows[index] for index in mine[start : start + training.batch_size]])
         kept = keep_queries(model, batch)
         denotes_nothing = torch.tensor([not len(label["boxes"]) for label in batch["labels"]])
@@ -298,11 +297,7 @@ def trains_selectors(trainer: "Sam3ITrainer") -> bool:
 
 def most_head_steps(trainer: "Sam3ITrainer") -> int:
     """Steps that a head may take by itself, from those planned for the stage."""
-    args, planned = trainer.args, trainer.args.max_steps
-    if planned <= 0:
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        planned = math.ceil(args.num_train_epochs * len(trainer.train_dataset) / batch)
-    return HEAD_STEPS_PER_STAGE_STEP * planned
+    return HEAD_STEPS_PER_STAGE_STEP * trainer.plan.stage(trainer.stage).steps
 
 
 def _train_for_stage(trainer: "Sam3ITrainer", level: InstructionLevel) -> float | None:

@@ -72,7 +72,8 @@ SEARCH = call("segment_phrase", text_prompt="block")
 def run(picture, *answers, instruction="the left block", chat=None, **options):
     """Plays answers, the last one for ever; returns result, steps, server, detector."""
     with ScriptedChatServer(lambda request, index: answers[min(index, len(answers) - 1)]) as server:
-        model = EndpointChatModel(server.base_url, "tiny", **({"backoff": 0.01, "max_retries": 2} | (chat or {})))
+        options_of_chat = {"backoff": 0.01, "max_retries": 2, "temperature": 0.5} | (chat or {})
+        model = EndpointChatModel(server.base_url, "tiny", **options_of_chat)
         detector = SceneDetector()
         result, steps = AgentSegmenter(detector, model, **options).run(picture, instruction)
     return result, steps, server, detector
@@ -214,6 +215,7 @@ class TestFaults:
             (call("segment_phrase", text_prompt="block", threshold=1), "takes these parameters: text_prompt"),
             (call("segment_phrase", text_prompt=["block"]), "must be a noun phrase"),
             (call("segment_phrase", text_prompt="  "), "must be a noun phrase"),
+            (call("segment_phrase", text_prompt="\ud83d\x00"), "must be a noun phrase"),
             (call("report_no_mask", why="none"), "takes these parameters: none"),
             (call("examine_each_mask"), "the first call is segment_phrase or report_no_mask"),
             (call("select_masks_and_return", final_answer_masks=[1]), "the first call is"),
@@ -286,6 +288,19 @@ class TestFaults:
         assert "That is no verdict" in texts_of(server.requests[3]["messages"][-1])
         result, _, _, _ = run(picture, SEARCH, call("examine_each_mask"), "fine")
         assert_failed(result, "3 verdicts in a row on mask 1 could not be read")
+
+    @pytest.mark.parametrize("reply", ["I cannot see it.", SEARCH], ids=["unusable", "a phrase again"])
+    def test_a_model_without_randomness_is_not_paid_for_the_same_request_twice(self, picture, reply):
+        result, _, server, _ = run(picture, SEARCH, reply, chat={"temperature": 0}, max_unusable=50)
+        assert_failed(result, "the same answer again")
+        bodies = [str(request["messages"]) for request in server.requests]
+        assert len(bodies) == len(set(bodies)) == 3
+
+    def test_nor_for_the_same_verdict(self, picture):
+        answers = (SEARCH, call("examine_each_mask"), "fine")
+        result, _, server, _ = run(picture, *answers, chat={"temperature": 0}, max_unusable=50)
+        assert_failed(result, "2 verdicts in a row on mask 1 could not be read")
+        assert len(server.requests) == 4
 
     def test_generations_run_out(self, picture):
         with ScriptedChatServer(lambda r, i: call("segment_phrase", text_prompt=f"thing {i}")) as server:

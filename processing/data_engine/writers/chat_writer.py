@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....modeling_sam3i.instruction_levels import InstructionLevel
-from ...chat.client import Message, chat_message, extract_json
+from ...chat.client import Message, chat_message, extract_json, one_line
 from ...language.meaning import ALL, NONE, ONE
 from ..scene import set_of_marks
 from ..scene.scene import AnnotatedScene
@@ -133,12 +133,18 @@ class ChatChecker:
         Raises:
             UnusableAnswerError: the answer is not of the form, or lacks an instruction.
         """
-        answers: Any = _object(text).get("answers")
-        try:
-            found = {int(item["instruction"]): {int(number) for number in item["matches"]} for item in answers}
-            return [found[index] for index in range(1, count + 1)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UnusableAnswerError(f"expected one answer per instruction ({error!r})") from error
+        answers = _object(text).get("answers")
+        found: dict[int, set[int]] = {}
+        for item in answers if isinstance(answers, list) else ():
+            matches = item.get("matches") if isinstance(item, dict) else None
+            if not isinstance(matches, list) or any(
+                type(value) is not int for value in (item.get("instruction"), *matches)
+            ):
+                raise UnusableAnswerError("expected the number of an instruction, and a list of numbers for it")
+            found[item["instruction"]] = set(matches)
+        if missing := set(range(1, count + 1)) - set(found):
+            raise UnusableAnswerError(f"expected one answer per instruction, found none for {sorted(missing)}")
+        return [found[index] for index in range(1, count + 1)]
 
 
 def _line(text: str) -> str:
@@ -150,7 +156,7 @@ def _object(text: str) -> dict[str, Any]:
     try:
         answer = extract_json(text)
     except ValueError as error:
-        raise UnusableAnswerError(f"expected JSON ({error})") from error
+        raise UnusableAnswerError(f"expected JSON ({one_line(str(error))})") from error
     if not isinstance(answer, dict):
         raise UnusableAnswerError(f"expected a JSON object, found {type(answer).__name__}")
     return answer

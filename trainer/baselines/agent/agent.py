@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from ....processing.chat.client import ChatModel, ChatModelError, ChatReply, ChatRequestError, ChatUsage, Message
+from ....processing.chat.client import (
+    ChatModel,
+    ChatModelError,
+    ChatReply,
+    ChatRequestError,
+    ChatUsage,
+    Message,
+    one_line,
+)
 from ..segmenters import EncodedImages, PhraseDetector, SegmentationCost, SegmentationResult, Segmenter
 from .conversation import AgentConversation, AgentPrompts
 from .mask_candidates import MaskCandidates
@@ -93,6 +101,11 @@ class AgentSegmenter(Segmenter):
     def num_parameters(self) -> int | None:
         chat = None if self.chat is None else self.chat.num_parameters
         return None if chat is None else self.detector.num_parameters + chat
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the same request gets the same answer: no use in paying for it again."""
+        return self.chat is not None and self.chat.temperature == 0
 
     def identity(self) -> dict[str, Any]:
         chat, tokens = "oracle", [self.max_tokens]
@@ -184,6 +197,8 @@ class AgentEpisode:
         """Takes turns until the agent answers; None stands for "no mask"."""
         unusable_in_a_row = 0
         while True:
+            if self.conversation.is_stuck and self.agent.is_greedy:
+                raise AgentFailureError("it gives the same answer again and again, and has no randomness to leave it.")
             reply = self.ask(self.conversation.messages())
             try:
                 call = parse_tool_call(reply)
@@ -233,7 +248,7 @@ class AgentEpisode:
         return reply.text
 
     def segment_phrase(self, call: ToolCall) -> None:
-        phrase = " ".join(call.parameters["text_prompt"].split())
+        phrase = one_line(call.parameters["text_prompt"])
         if self.conversation.is_used(phrase):
             self.unusable += 1
             self.record(call, fault="the phrase was searched before")
@@ -255,17 +270,18 @@ class AgentEpisode:
     def accepts(self, index: int) -> bool:
         """Has the chat model judge one mask, shown alone and close up."""
         messages = self.conversation.examination(*self.candidates.draw_alone(self.image, index))
-        for _ in range(self.agent.max_unusable):
-            reply = self.ask(messages)
+        replies: list[str] = []
+        while True:
+            replies.append(self.ask(messages))
             try:
-                return parse_verdict(reply)
-            except UnusableReplyError as error:
-                fault = error
+                return parse_verdict(replies[-1])
+            except UnusableReplyError as fault:
                 self.unusable += 1
-                messages = self.conversation.examination_again(messages, reply)
-        raise AgentFailureError(
-            f"{self.agent.max_unusable} verdicts in a row on mask {index + 1} could not be read; the last one: {fault}"
-        )
+                messages = self.conversation.examination_again(messages, replies[-1])
+                is_repeated = self.agent.is_greedy and replies[-1] in replies[:-1]
+                if is_repeated or len(replies) == self.agent.max_unusable:
+                    said = f"{len(replies)} verdicts in a row on mask {index + 1} could not be read"
+                    raise AgentFailureError(f"{said}; the last one: {fault}") from fault
 
     def drawing(self) -> Image | None:
         return self.candidates.draw(self.image) if len(self.candidates) else None

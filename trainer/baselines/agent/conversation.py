@@ -67,6 +67,9 @@ class AgentConversation:
 
     At most two images are shown: the untouched one, and the latest drawing of the available masks. Of answers that
     could not be carried out only the last one stays, until an answer can.
+
+    Attributes:
+        is_stuck: the last answer was the one before again, so that the next request is the last one again.
     """
 
     def __init__(self, prompts: AgentPrompts, image: Image, instruction: str):
@@ -77,6 +80,7 @@ class AgentConversation:
         self._turns: list[Message] = []
         self._superseded = ""
         self._unusable: list[Message] = []
+        self.is_stuck = False
 
     def messages(self) -> list[Message]:
         """The conversation as it stands."""
@@ -121,7 +125,9 @@ class AgentConversation:
 
     def _send_back(self, reply: str, text: str) -> None:
         # An empty assistant turn is refused by many chat templates.
+        before = self._unusable
         self._unusable = [chat_message("assistant", reply or "(empty)"), chat_message("user", text)]
+        self.is_stuck = self._unusable == before
 
     def _show(self, turn: str, count: int, drawing: Image | None, **values: object) -> None:
         text = self.prompts.turn(turn, instruction=self.instruction, count=count, **values)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from ....processing.chat.client import one_line
+
 
 class AgentTool(str, Enum):
     SEGMENT_PHRASE = "segment_phrase"
@@ -57,7 +59,7 @@ def parse_tool_call(text: str) -> ToolCall:
         value, end = json.JSONDecoder().raw_decode(calls[0].group(1).strip())
         if calls[0].group(1).strip()[end:].strip("} \n\t"):
             raise ValueError("more follows after the JSON object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusableReplyError(f"the call is not one JSON object ({error}).") from error
     if not isinstance(value, dict) or value.keys() - {"name", "parameters"}:
         raise UnusableReplyError('the call must be a JSON object with the keys "name" and "parameters" only.')
@@ -65,7 +67,7 @@ def parse_tool_call(text: str) -> ToolCall:
         tool = AgentTool(value.get("name"))
     except ValueError as error:
         names = ", ".join(tool.value for tool in AgentTool)
-        raise UnusableReplyError(f"there is no tool {value.get('name')!r}; the tools are {names}.") from error
+        raise UnusableReplyError(f"there is no tool {_short(value.get('name'))}; the tools are {names}.") from error
     parameters = value.get("parameters") or {}
     if not isinstance(parameters, dict) or parameters.keys() != PARAMETERS[tool]:
         wanted = ", ".join(sorted(PARAMETERS[tool])) or "none"
@@ -84,7 +86,7 @@ def blank_thoughts(text: str) -> str:
 def _check_values(tool: AgentTool, parameters: dict[str, Any]) -> None:
     if tool is AgentTool.SEGMENT_PHRASE:
         phrase = parameters["text_prompt"]
-        if not isinstance(phrase, str) or not phrase.strip():
+        if not isinstance(phrase, str) or not one_line(phrase):
             raise UnusableReplyError("text_prompt must be a noun phrase.")
     elif tool is AgentTool.SELECT_MASKS_AND_RETURN:
         numbers = parameters["final_answer_masks"]
@@ -109,7 +111,12 @@ def check_call(call: ToolCall, num_masks: int, segmented_before: bool) -> None:
     if call.tool is AgentTool.SELECT_MASKS_AND_RETURN:
         unknown = [number for number in call.parameters["final_answer_masks"] if not 1 <= number <= num_masks]
         if unknown:
-            raise UnusableReplyError(f"there is no mask {unknown}; the masks are numbered from 1 to {num_masks}.")
+            shown = _short(unknown)
+            raise UnusableReplyError(f"there is no mask {shown}; the masks are numbered from 1 to {num_masks}.")
+
+
+def _short(value: Any) -> str:
+    return one_line(repr(value), 80)
 
 
 def parse_verdict(text: str) -> bool:
@@ -120,7 +127,7 @@ def parse_verdict(text: str) -> bool:
     """
     verdicts = re.findall(r"<verdict>\s*(accept|reject)\s*</verdict>", blank_thoughts(text), re.IGNORECASE)
     if len({verdict.lower() for verdict in verdicts}) != 1:
-        raise UnusableReplyError(f"expected one verdict, found {verdicts}.")
+        raise UnusableReplyError(f"expected one verdict, found {_short(verdicts)}.")
     return verdicts[0].lower() == "accept"
 
 

@@ -34,7 +34,7 @@ _PUBLIC = {
     "trainer.evaluation.evaluate": ["evaluate_model"],
     "trainer.evaluation.metrics": ["InstructionSegmentationMetric"],
     "hub.conversion.official": ["convert_official_checkpoint"],
-    "hub.publish.onnx": ["export_onnx"],
+    "hub.publish.exported": ["export_onnx"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

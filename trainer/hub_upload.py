@@ -51,7 +51,8 @@ def repository_files(folder: str | Path) -> dict[str, Path]:
         if not path.is_symlink() and any(fnmatch(path.name, pattern) for pattern in REPOSITORY_FILES)
     }
     left_out = [path.name for path in found if path.name not in files and path.name not in FOR_TRAINING_ONLY]
-    left_out = [name for name in left_out if not name.endswith(".py")]  # code is written anew
+    # code and what it requires are written anew
+    left_out = [name for name in left_out if not name.endswith(".py") and name != "requirements.txt"]
     if left_out:
         logger.warning(f"Not pushed from {folder}, being links or no part of a repository: {', '.join(left_out)}")
     return files

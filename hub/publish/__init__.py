@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repositories for others: push, remote code, ONNX."""
+"""Repositories for others: push, remote code, graphs for ONNX, OpenVINO and torch.export."""
 
 from ...lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "onnx": ["OUTPUTS", "OnnxInstructionModel", "export_onnx"],
+        "exported": ["ExportReport", "ExportedModel", "export_graphs", "export_onnx"],
+        "graphs": ["OUTPUTS"],
     },
 )

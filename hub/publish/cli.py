@@ -6,18 +6,49 @@ from typing import Annotated
 
 import typer
 
+TARGETS = ("repository", "onnx", "openvino", "pt2")
 FORMS = ("full", "adapter", "remote-code")
 
 
 def export(
     model: Annotated[str, typer.Argument(help="SAM3-I or stock SAM3 repository or folder.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder to create.")],
+    to: Annotated[
+        str, typer.Option(help="repository (weights, processor and code), or graphs: onnx, openvino, pt2.")
+    ] = "repository",
+    levels: Annotated[str, typer.Option(help="Levels of the graphs.")] = "concept,simple,complex",
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="8-bit weights for graphs; prints what they cost on the shapes world."),
+    ] = False,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes of the shapes world, for --int8.")] = 25,
 ) -> None:
-    """Write weights, processor and code to a folder that works with trust_remote_code=True."""
-    from .remote_code import export_repository
+    """Write a folder that works with trust_remote_code=True, or graphs for other runtimes, held against the model."""
+    if to not in TARGETS:
+        raise ValueError(f"--to takes {', '.join(TARGETS)}, found {to!r}.")
+    if to == TARGETS[0]:
+        if int8:
+            raise ValueError(f"--int8 is for graphs: expected --to of {', '.join(TARGETS[1:])}, found {to}.")
+        from .remote_code import export_repository
 
-    folder = export_repository(model, output_dir)
-    typer.echo(f"Written to {folder}")
+        typer.echo(f"Written to {export_repository(model, output_dir)}")
+        return
+    import torch
+
+    from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+    from ...processing.processing_sam3i import Sam3IProcessor
+    from .exported import export_graphs
+
+    report = export_graphs(
+        Sam3IForInstructionSegmentation.from_pretrained(model, dtype=torch.float32),
+        output_dir,
+        to,
+        [level.strip() for level in levels.split(",") if level.strip()],
+        int8=int8,
+        processor=Sam3IProcessor.from_pretrained(model) if int8 else None,
+        scenes=scenes if int8 else 0,
+    )
+    typer.echo(str(report))
 
 
 def push(

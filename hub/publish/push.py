@@ -24,7 +24,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
 from ..cards.model_card import CARD_NAME, is_placeholder, keep_records, read_metadata, write_model_card
 from ..cards.text import CardBody
-from .remote_code import remote_code_files
+from .remote_code import remote_code_files, serving_files
 from .staging import RECORDS, RepositoryForm, find_form, foreign_content, stage_repository
 
 logger = logging.get_logger(__name__)
@@ -141,7 +141,7 @@ def _check_same_kind(api: HfApi, repo_id: str, revision: str | None, there: list
 
 def _stale_files(there: list[str], now: dict[str, Path]) -> list[str]:
     """Files of an earlier push: weights, configurations, code and records that do not belong to this one."""
-    ours = {CONFIG_NAME, ADAPTER_CONFIG_NAME, *remote_code_files(), *RECORDS[1:]}
+    ours = {CONFIG_NAME, ADAPTER_CONFIG_NAME, *remote_code_files(), *serving_files(), *RECORDS[1:]}
     return [
         name
         for name in there

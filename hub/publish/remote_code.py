@@ -4,10 +4,11 @@
 import ast
 import json
 import re
-import tempfile
 from pathlib import Path
 
 from transformers.utils import logging
+
+from ...processing.atomic import write_whole
 
 logger = logging.get_logger(__name__)
 
@@ -32,6 +33,12 @@ ENTRY_MODULES = (
     ("processing", "processing_sam3i"),
     ("processing", "pipeline", "pipeline_sam3i"),
 )
+
+
+HANDLER = "handler.py"
+REQUIREMENTS = "requirements.txt"
+SERVING_REQUIREMENTS = ("pillow>=10.1", "scipy", "torch>=2.6", "torchvision", "transformers>=5.12")
+"""What the code of a repository imports; an Inference Endpoint installs it before it runs `handler.py`."""
 
 
 def _source(module: tuple[str, ...]) -> Path:
@@ -94,6 +101,12 @@ def remote_code_files() -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
+def serving_files() -> dict[str, str]:
+    """The handler of an Inference Endpoint and what it requires, by file name."""
+    handler = Path(__file__).with_name(HANDLER).read_text(encoding="utf-8")
+    return {HANDLER: handler, REQUIREMENTS: "\n".join(SERVING_REQUIREMENTS) + "\n"}
+
+
 def _update_json(path: Path, values: dict) -> None:
     content = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(content | values, indent=2, sort_keys=True) + "\n")
@@ -103,7 +116,7 @@ def add_remote_code(folder: str | Path) -> list[str]:
     """Add the code to a repository saved by `save_pretrained`, and say in its configurations where it is.
 
     Afterwards `pipeline("instruction-segmentation", model=folder, trust_remote_code=True)` and the auto classes work
-    where this package is not installed.
+    where this package is not installed, and the repository can be deployed as an Inference Endpoint.
 
     Args:
         folder: Repository with `config.json`.
@@ -119,9 +132,9 @@ def add_remote_code(folder: str | Path) -> list[str]:
         raise FileNotFoundError(
             f"Expected a saved model with config.json in {folder}, found none. Save the model there."
         )
-    files = remote_code_files()
+    files = remote_code_files() | serving_files()
     for name, text in files.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     _update_json(folder / "config.json", {"auto_map": MODEL_AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES})
     if (folder / "processor_config.json").is_file():
         _update_json(folder / "processor_config.json", {"auto_map": PROCESSOR_AUTO_MAP})
@@ -130,6 +143,8 @@ def add_remote_code(folder: str | Path) -> list[str]:
 
 def export_repository(source: str | Path, output_dir: str | Path) -> Path:
     """Write a full repository with code from any repository that SAM3-I loads (full, adapter-only or stock SAM3).
+
+    A README says how to load it; that of a folder given as `source` keeps its text, as a push does.
 
     Args:
         source: Folder or Hub id.
@@ -143,21 +158,24 @@ def export_repository(source: str | Path, output_dir: str | Path) -> Path:
     """
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ...processing.processing_sam3i import Sam3IProcessor
+    from ..cards.model_card import CARD_NAME, is_hub_id, write_model_card
 
     output_dir = Path(output_dir)
+    card = Path(source) / CARD_NAME
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"Expected a new or empty folder, found files in {output_dir}. Name another folder.")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=".export-") as parent:
-        folder = Path(parent) / "repository"
+    with write_whole(output_dir) as folder:
         Sam3IForInstructionSegmentation.from_pretrained(source).save_pretrained(folder)
         Sam3IProcessor.from_pretrained(source).save_pretrained(folder)
         add_remote_code(folder)
-        if output_dir.exists():
-            output_dir.rmdir()
-        folder.rename(output_dir)
+        write_model_card(
+            folder,
+            base_model=str(source) if is_hub_id(str(source)) else None,
+            model_name=output_dir.name,
+            existing=card.read_text(encoding="utf-8") if card.is_file() else None,
+        )
     logger.info("Exported %s with code to %s", source, output_dir)
     return output_dir
 
 
-__all__ = ["add_remote_code", "export_repository", "remote_code_files"]
+__all__ = ["add_remote_code", "export_repository", "remote_code_files", "serving_files"]

@@ -15,7 +15,7 @@ from ...trainer.record import RECORD_NAME
 from ..cards.model_card import CARD_NAME, is_hub_id
 from ..cards.scores import SCORES_NAME
 from ..cards.training_curves import CURVES_NAME
-from .remote_code import add_remote_code
+from .remote_code import REQUIREMENTS, add_remote_code
 
 MODEL_TYPES = ("sam3i", "sam3", "sam3_video")
 RECORDS = (CARD_NAME, RECORD_NAME, SCORES_NAME, CURVES_NAME)
@@ -150,8 +150,8 @@ def _save_processor(folder: Path, base_model: str | None, target: Path) -> None:
 
 
 def _remove_code(folder: Path) -> None:
-    for path in folder.glob("*.py"):
-        path.unlink()
+    for path in [*folder.glob("*.py"), folder / REQUIREMENTS]:
+        path.unlink(missing_ok=True)
     for name in (CONFIG_NAME, PROCESSOR_NAME):
         if (folder / name).is_file():
             _edit_json(folder / name, {}, without=CODE_KEYS)

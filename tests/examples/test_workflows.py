@@ -117,8 +117,8 @@ def test_video_of_own_frames(run, tmp_path):
 
 
 def test_export_onnx_says_what_it_needs(run, monkeypatch):
-    monkeypatch.setattr("sam3i.hub.publish.onnx.is_onnx_available", lambda: False)
-    with pytest.raises(ImportError, match=r"sam3i\[onnx\]"):
+    monkeypatch.setattr("sam3i.hub.publish.graphs.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"sam3i\[export\]"):
         run("export_onnx", "--levels", "simple")
 
 

@@ -110,7 +110,7 @@ def test_card_of_adapters(adapters):
     data = card.data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == ("facebook/sam3", "adapter")
     assert "peft" in data["tags"] and data["license"] == "unknown"
-    assert "No licence was stated for the adapters" in card.text and "PeftModel.from_pretrained" in card.text
+    assert "No license was stated for the adapters" in card.text and "PeftModel.from_pretrained" in card.text
     assert "[facebook/sam3](https://huggingface.co/facebook/sam3)" in card.text
 
 
@@ -122,7 +122,7 @@ def test_paths_of_this_machine_stay_here(whole, tiny_model, tmp_path):
     assert "a SAM3 that is not on the Hub" in cards[0].text
 
 
-def test_weights_of_meta_keep_their_licence(whole):
+def test_weights_of_meta_keep_their_license(whole):
     data = card_of(whole, base_model="facebook/sam3").data.to_dict()
     assert (data["license"], data["license_name"]) == ("other", "sam-license") and data["license_link"]
     (whole / "README.md").write_text("---\nlicense: mit\n---\n")

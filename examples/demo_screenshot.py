@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(EXAMPLES / "shapes_tiny"))
     parser.add_argument("--example", type=int, default=3, help="which of the demo's own pictures")
     parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--width", type=int, default=1360, help="of the window; 390 is a phone")
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--output", type=Path, default=EXAMPLES / "assets" / "demo.png")
     arguments = parser.parse_args()
@@ -34,7 +35,7 @@ def main() -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         scheme = "dark" if arguments.dark else "light"
-        view = browser.new_page(viewport={"width": 1360, "height": 1100}, color_scheme=scheme)
+        view = browser.new_page(viewport={"width": arguments.width, "height": 1100}, color_scheme=scheme)
         view.set_default_timeout(120_000)
         view.goto(address)
         view.locator("#examples .thumbnail-item").nth(arguments.example).click()

@@ -2,6 +2,7 @@
 """`sam3i demo`: try a model in a browser, on the command line."""
 
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,9 @@ def demo(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
     threshold: Annotated[float, typer.Option(help="Where the slider of scores stands at first.")] = 0.5,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Also serve the tool `segment` to agents, by the Model Context Protocol.")
+    ] = False,
     export_space: Annotated[
         Path | None, typer.Option(help="Write a folder for a Hub Space instead of serving the page.")
     ] = None,
@@ -39,6 +43,8 @@ def demo(
     from .model import DemoModel
     from .page import LOOPBACK, DemoPage
 
+    if mcp and find_spec("mcp") is None:
+        raise ImportError('--mcp needs the package mcp: pip install "gradio[mcp]"')
     _check_address(host, port)
     typer.echo(f"Loading {model} ...")
     try:
@@ -47,10 +53,12 @@ def demo(
         raise ValueError(f"cannot load {model}: {error}") from error
     typer.echo(f"{loaded.parameters / 1e6:.1f} M parameters on {loaded.device}")
     page = DemoPage(loaded, threshold)
-    _, address, _ = page.launch(host, port, prevent_thread_lock=True)
+    _, address, _ = page.launch(host, port, prevent_thread_lock=True, mcp_server=mcp)
     if host not in LOOPBACK:
         typer.echo(f"Anyone who can reach this machine can use the page (host {host}).")
     typer.echo(f"Open {address} (Ctrl+C to stop)")
+    if mcp:
+        typer.echo(f"Agents: the tool `segment` at {address.rstrip('/')}/gradio_api/mcp/")
     page.blocks.block_thread()
 
 

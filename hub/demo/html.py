@@ -61,13 +61,27 @@ def _bars(probabilities: Sequence[float]) -> str:
     return f'<div class="bars">{bars}</div>'
 
 
+EXPLANATION = (
+    "Each outline is one instance, in the color of its instruction. A level is the path that an instruction takes: "
+    "concept finds every instance of a noun, simple names the thing and says which, complex does not name it. "
+    "“Score above” decides what is shown; the model does not run again."
+)
+
+
+def found_words(view: View, row: int) -> str:
+    """How many instances an instruction found, or how near it came."""
+    count, hidden, best = len(view.rows[row]), view.hidden[row], view.best[row]
+    if not count:
+        return f"nothing above {view.shown.threshold:g}, best {best:.2f}" if best else "nothing found"
+    return f"{count} found" + (f", {hidden} duplicate{'s' * (hidden > 1)} hidden" if hidden else "")
+
+
 def summary(view: View, who_chooses: str) -> str:
     """A card for each instruction: its level and who chose it, and how many instances it found."""
     segmentation, cards = view.segmentation, []
     for row, (text, level) in enumerate(zip(segmentation.captions, segmentation.levels, strict=True)):
-        count = len(view.rows[row])
         chosen = f'<span class="faint">{_WHO[who_chooses]}</span>' if segmentation.asked == "auto" else ""
-        found = f"{count} found" if count else "nothing found"
+        found = found_words(view, row)
         bars = _bars(segmentation.probabilities[row]) if segmentation.probabilities else ""
         cards.append(
             f'<div class="card"><i class="dot" style="background:{_color(view, row)}"></i>'
@@ -98,12 +112,9 @@ def comparison(views: Sequence[View]) -> str:
     for row, text in enumerate(views[0].segmentation.captions):
         cells = []
         for view in views:
-            instances = view.rows[row]
-            cells.append(
-                f"<td><b>{len(instances)}</b> found, best {instances[0]['score']:.2f}</td>"
-                if instances
-                else '<td class="faint">nothing</td>'
-            )
+            words, instances = found_words(view, row), view.rows[row]
+            words += f", best {instances[0]['score']:.2f}" if instances else ""
+            cells.append(f"<td{'' if instances else ' class=faint'}>{words}</td>")
         color = f"rgb{PALETTE[row % len(PALETTE)]}"
         name = f'<i class="dot" style="background:{color}"></i>{escape(text)}'
         lines.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
@@ -124,4 +135,4 @@ def box_list(boxes: Sequence[BoxExemplar], corner: tuple[int, int] | None) -> st
     return f'<div class="chips" role="status">{items or "<span class=faint>no boxes yet</span>"}</div>'
 
 
-__all__ = ["box_list", "comparison", "header", "lost_words", "notice", "summary", "timing"]
+__all__ = ["EXPLANATION", "box_list", "comparison", "header", "lost_words", "notice", "summary", "timing"]

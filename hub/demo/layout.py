@@ -107,6 +107,7 @@ class DemoLayout:
             self.mask_score = gr.Slider(
                 0.05, 0.95, 0.5, step=0.01, label="Mask probability above", elem_id="mask-threshold", min_width=150
             )
+            self.unique = gr.Checkbox(True, label="Hide duplicates", elem_id="unique", min_width=130, container=False)
         with gr.Tabs(elem_id="tabs") as self.tabs:
             with gr.Tab("Result", id="result"):
                 self.overlay = gr.Image(
@@ -123,6 +124,7 @@ class DemoLayout:
                     html.notice("Choose an example, or upload a picture and say what to segment in it."),
                     elem_id="summary",
                 )
+                self.lower = gr.Button("", size="sm", visible=False, elem_id="lower")
                 self.instances = gr.Dataframe(
                     headers=_HEADERS,
                     datatype=["number", "str", "str", "number", "str", "number"],
@@ -157,6 +159,22 @@ class DemoLayout:
                 self.comparison = gr.HTML(
                     html.notice("Press “Compare levels”: one call follows each instruction at every level."),
                     elem_id="comparison",
+                )
+            with gr.Tab("Several pictures", id="batch"):
+                self.batch = gr.File(
+                    label="Pictures for the instructions on the left",
+                    file_count="multiple",
+                    file_types=["image"],
+                    elem_id="batch",
+                    height=140,
+                )
+                self.batch_run = gr.Button("Segment all", variant="primary", elem_id="batch-run")
+                self.batch_notice = gr.HTML(elem_id="batch-notice")
+                self.batch_gallery = gr.Gallery(
+                    label="What was found", columns=2, object_fit="contain", interactive=False, elem_id="batch-gallery"
+                )
+                self.batch_archive = gr.DownloadButton(
+                    "Download all masks (ZIP)", visible=False, elem_id="batch-archive"
                 )
             with gr.Tab("Python", id="python"):
                 self.code = gr.Code(

@@ -6,14 +6,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ..pipelines import load_pipeline
 from .segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation
 
 MOST_INSTRUCTIONS = 12
@@ -38,15 +37,6 @@ def read_instructions(text: str | None) -> list[str]:
     return instructions
 
 
-def check_model_name(name: str) -> None:
-    """Raise `FileNotFoundError` for a name that is neither a folder nor fit for the Hub."""
-    try:
-        if not Path(name).is_dir():
-            validate_repo_id(name)
-    except HFValidationError as error:
-        raise FileNotFoundError(f"expected a folder or a name on the Hub, found no folder {name}") from error
-
-
 class DemoModel:
     """A pipeline that visitors share: one call at a time, image features kept for the most recent pictures.
 
@@ -63,28 +53,8 @@ class DemoModel:
 
     @classmethod
     def load(cls, name: str, device: str | None = None) -> "DemoModel":
-        """Load a model with its processor.
-
-        Args:
-            name (`str`): SAM3-I or stock SAM3, a folder or a Hub name.
-            device (`str`, *optional*): Where it runs; the first accelerator if not given.
-
-        Raises:
-            OSError, TypeError, ValueError: when there is no such model, or it is of another family; the message says.
-        """
-        from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-        from ...processing.pipeline.pipeline_sam3i import InstructionSegmentationPipeline
-        from ...processing.processing_sam3i import Sam3IProcessor
-
-        if device is not None:
-            try:
-                torch.device(device)
-            except RuntimeError as error:
-                raise ValueError(f"Expected `device` as cpu, cuda, mps or their like, found {device!r}.") from error
-        check_model_name(name)
-        model = Sam3IForInstructionSegmentation.from_pretrained(name).eval()
-        processor = Sam3IProcessor.from_pretrained(name)
-        return cls(InstructionSegmentationPipeline(model=model, processor=processor, device=device), name)
+        """Load a model with its processor; see [`load_pipeline`]."""
+        return cls(load_pipeline(name, device), name)
 
     @property
     def device(self) -> str:
@@ -198,4 +168,4 @@ def _level_probabilities(outputs: Any) -> list[list[float]] | None:
     return None if logits is None else logits.float().softmax(-1).tolist()
 
 
-__all__ = ["MOST_INSTRUCTIONS", "DemoModel", "check_model_name", "read_instructions"]
+__all__ = ["MOST_INSTRUCTIONS", "DemoModel", "read_instructions"]

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `sam3i demo`: what each action of a visitor does; importing this needs gradio."""
 
+import io
 import tempfile
 import uuid
+import zipfile
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,22 @@ from ...processing.result_formats import results_to_json
 from . import html
 from .examples import demo_examples
 from .layout import LIKE, DemoLayout, gr
-from .model import DemoModel
+from .model import DemoModel, read_instructions
+from .segmentation import Shown
 from .session import DemoSession, read_corners
 from .style import CSS, theme
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+MOST_PICTURES = 20
+"""Pictures of one batch: a bound on the time of a shared page."""
+
 _FILE_SECONDS = 3600
 """How long files that were made for a visitor are kept."""
 
 _FOLLOW_LINK = "() => document.querySelector('#archive-link').click()"
+
+_hidden = gr.Button(visible=False)
 
 Changes = dict[Any, Any]
 """New values of components."""
@@ -84,8 +92,8 @@ class DemoPage:
 
     def _connect(self) -> None:
         page = self.page
-        thresholds = [page.score, page.mask_score]
-        answer = [page.overlay, page.summary, page.instances, page.code]
+        thresholds = [page.score, page.mask_score, page.unique]
+        answer = [page.overlay, page.summary, page.lower, page.instances, page.code]
         levels = [*page.panels, page.comparison]
         boxes = [page.canvas, page.box_list]
         state = [page.notice, page.session]
@@ -116,13 +124,14 @@ class DemoPage:
             **private | {"show_progress_on": page.panels},
         )
         gr.on(
-            [page.score.change, page.mask_score.change],
+            [page.score.change, page.mask_score.change, page.unique.change],
             self._set_thresholds,
             [page.session, *thresholds],
             [*answer, *levels],
             trigger_mode="always_last",
             **quiet,
         )
+        page.lower.click(self._lower, [page.session, *thresholds], page.score, **quiet)
         page.instances.select(self._highlight, [page.session, *thresholds], page.overlay, **quiet)
         page.show_all.click(self._show_all, [page.session, *thresholds], page.overlay, **quiet)
         page.download.click(self._archive, [page.session, *thresholds], [page.archive, *state], **private).success(
@@ -141,16 +150,21 @@ class DemoPage:
         page.undo_box.click(self._undo_box, page.session, drawn, **quiet)
         page.clear_boxes.click(self._clear_boxes, page.session, drawn, **quiet)
 
-        gr.Button(visible=False).click(
-            self._serve, [page.image, page.text, page.level, *thresholds], gr.JSON(visible=False), api_name="segment"
+        page.batch_run.click(
+            self._batch,
+            [page.batch, page.text, page.level, *thresholds],
+            [page.batch_gallery, page.batch_archive, page.batch_notice],
+            **private | {"show_progress_on": page.batch_gallery},
         )
+        asked = [page.image, page.text, page.level, page.score, page.mask_score]
+        gr.Button(visible=False).click(self.segment, asked, gr.JSON(visible=False), api_name="segment")
 
     # What the components show
 
-    def _answer(self, session: DemoSession, threshold: float, mask_threshold: float) -> Changes:
-        page, view = self.page, session.view(threshold, mask_threshold)
+    def _answer(self, session: DemoSession, shown: Shown) -> Changes:
+        page, view = self.page, session.view(shown)
         if view is None:
-            return {page.overlay: None, page.summary: "", page.instances: [], page.code: ""}
+            return {page.overlay: None, page.summary: "", page.lower: _hidden, page.instances: [], page.code: ""}
         captions, levels = view.segmentation.captions, view.segmentation.levels
         table = [
             [
@@ -163,18 +177,20 @@ class DemoPage:
             ]
             for number, line in enumerate(view.lines(), start=1)
         ]
+        lower = view.lower_threshold
         return {
             page.overlay: view.overlay(),
             page.summary: html.summary(view, self.model.who_chooses),
+            page.lower: _hidden if lower is None else gr.Button(f"Show what scores above {lower:.2f}", visible=True),
             page.instances: table,
-            page.code: view.segmentation.code(threshold, mask_threshold),
+            page.code: view.segmentation.code(shown),
         }
 
-    def _levels(self, session: DemoSession, threshold: float, mask_threshold: float) -> Changes:
+    def _levels(self, session: DemoSession, shown: Shown) -> Changes:
         page = self.page
         if not session.comparison:
             return dict.fromkeys(page.panels) | {page.comparison: ""}
-        views = [part.view(threshold, mask_threshold) for part in session.comparison]
+        views = [part.view(shown) for part in session.comparison]
         panels = {panel: view.panel() for panel, view in zip(page.panels, views, strict=True)}
         return panels | {page.comparison: html.comparison(views)}
 
@@ -187,64 +203,98 @@ class DemoPage:
     @_with_notice
     def _show(self, session: DemoSession, source: str | None) -> Changes:
         session.show(source)
-        return self._answer(session, 1.0, 0.5) | self._levels(session, 1.0, 0.5) | self._boxes(session)
+        return self._answer(session, Shown()) | self._levels(session, Shown()) | self._boxes(session)
 
-    def _choose_example(
-        self, session: DemoSession, threshold: float, mask_threshold: float, event: gr.SelectData
-    ) -> Changes:
+    def _choose_example(self, event: gr.SelectData, session: DemoSession, *shown: Any) -> Changes:
         example, page = self.examples[event.index], self.page
         text = "\n".join(example.instructions)
         fields = {page.image: example.image, page.text: text, page.level: "auto"}
-        changes = self._segment(session, example.image, text, "auto", threshold, mask_threshold)
-        return fields | self._levels(session, threshold, mask_threshold) | changes
+        changes = self._segment(session, example.image, text, "auto", *shown)
+        return fields | self._levels(session, Shown(*shown)) | changes
 
     @_with_notice
-    def _segment(
-        self, session: DemoSession, source: Any, text: str, level: str, threshold: float, mask_threshold: float
-    ) -> Changes:
+    def _segment(self, session: DemoSession, source: Any, text: str, level: str, *shown: Any) -> Changes:
         page = self.page
         session.show(source)
         segmentation = session.segment(self.model, text, level)
-        changes = self._answer(session, threshold, mask_threshold) | self._boxes(session)
-        return changes | {page.tabs: gr.Tabs(selected="result"), page.notice: html.lost_words(segmentation)}
+        changes = self._answer(session, Shown(*shown)) | self._boxes(session)
+        notices = html.lost_words(segmentation)
+        if not session.was_explained:
+            notices, session.was_explained = html.notice(html.EXPLANATION) + notices, True
+        return changes | {page.tabs: gr.Tabs(selected="result"), page.notice: notices}
 
-    def _switch_level(self, session: DemoSession, *arguments) -> Changes:
+    def _switch_level(self, session: DemoSession, *arguments: Any) -> Changes:
         if session.answer is None:  # nothing was asked yet
             return {self.page.session: session}
         return self._segment(session, *arguments)
 
     @_with_notice
-    def _compare(
-        self, session: DemoSession, source: Any, text: str, threshold: float, mask_threshold: float
-    ) -> Changes:
+    def _compare(self, session: DemoSession, source: Any, text: str, *shown: Any) -> Changes:
         page = self.page
         session.show(source)
         parts = session.compare(self.model, text)
-        changes = self._levels(session, threshold, mask_threshold) | self._boxes(session)
+        changes = self._levels(session, Shown(*shown)) | self._boxes(session)
         return changes | {page.tabs: gr.Tabs(selected="levels"), page.notice: html.lost_words(parts[0])}
 
-    def _set_thresholds(self, session: DemoSession, threshold: float, mask_threshold: float) -> Changes:
-        changes = {} if session.answer is None else self._answer(session, threshold, mask_threshold)
-        return changes | (self._levels(session, threshold, mask_threshold) if session.comparison else {})
+    def _set_thresholds(self, session: DemoSession, *shown: Any) -> Changes:
+        changes = {} if session.answer is None else self._answer(session, Shown(*shown))
+        return changes | (self._levels(session, Shown(*shown)) if session.comparison else {})
 
-    def _highlight(self, session: DemoSession, threshold: float, mask_threshold: float, event: gr.SelectData) -> Any:
-        view = session.view(threshold, mask_threshold)
+    def _lower(self, session: DemoSession, *shown: Any) -> Any:
+        view = session.view(Shown(*shown))
+        return gr.skip() if view is None or view.lower_threshold is None else view.lower_threshold
+
+    def _highlight(self, event: gr.SelectData, session: DemoSession, *shown: Any) -> Any:
+        view = session.view(Shown(*shown))
         lines = view.lines() if view else []
         number = int(event.row_value[0]) if event.row_value and event.row_value[0] else 0  # the table may be sorted
         return view.spotlight(lines[number - 1]) if view and 0 < number <= len(lines) else gr.skip()
 
-    def _show_all(self, session: DemoSession, threshold: float, mask_threshold: float) -> Any:
-        view = session.view(threshold, mask_threshold)
+    def _show_all(self, session: DemoSession, *shown: Any) -> Any:
+        view = session.view(Shown(*shown))
         return view and view.overlay()
 
     @_with_notice
-    def _archive(self, session: DemoSession, threshold: float, mask_threshold: float) -> Changes:
+    def _archive(self, session: DemoSession, *shown: Any) -> Changes:
         if session.answer is None:
             raise gr.Error("There is nothing to download yet: segment something first.", print_exception=False)
-        path = Path(self._files.name) / uuid.uuid4().hex / "sam3i_masks.zip"
+        return {self.page.archive: self._file("sam3i_masks.zip", session.answer.archive(Shown(*shown)))}
+
+    def _file(self, name: str, content: bytes) -> str:
+        """The path of a file made for a visitor."""
+        path = Path(self._files.name) / uuid.uuid4().hex / name
         path.parent.mkdir()
-        path.write_bytes(session.answer.archive(threshold, mask_threshold))
-        return {self.page.archive: str(path)}
+        path.write_bytes(content)
+        return str(path)
+
+    def _batch(self, sources: list[str] | None, text: str, level: str, *shown: Any) -> Changes:
+        page = self.page
+        if not sources or not read_instructions(text):
+            return {page.batch_notice: html.notice("Choose pictures, and write instructions on the left.", "error")}
+        if len(sources) > MOST_PICTURES:
+            told = f"{len(sources)} pictures are too many at once: expected at most {MOST_PICTURES}."
+            return {page.batch_notice: html.notice(told, "error")}
+        pictures, problems, buffer = [], [], io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for number, source in enumerate(sources, start=1):
+                session, name = DemoSession(), Path(source).name
+                try:
+                    session.show(source)
+                    segmentation = session.segment(self.model, text, level)
+                except ValueError as error:
+                    problems.append(f"{name}: {error}")
+                    continue
+                view = segmentation.view(Shown(*shown))
+                found = "; ".join(html.found_words(view, row) for row in range(len(view.rows)))
+                pictures.append((view.overlay(), f"{name}: {found}"))
+                archive.writestr(f"{number:02d}_{name}.zip", segmentation.archive(Shown(*shown)))
+        return {
+            page.batch_gallery: pictures,
+            page.batch_archive: gr.DownloadButton(
+                value=self._file("sam3i_pictures.zip", buffer.getvalue()), visible=bool(pictures)
+            ),
+            page.batch_notice: html.notice(" ".join(problems), "error"),
+        }
 
     @_with_notice
     def _click(self, session: DemoSession, sign: str, event: gr.SelectData) -> Changes:
@@ -266,15 +316,33 @@ class DemoPage:
         session.clear_boxes()
         return self._boxes(session)
 
-    def _serve(self, source: str | None, text: str, level: str, threshold: float, mask_threshold: float) -> list:
-        """For programs: the instances of each instruction, masks as run-length encodings."""
+    def segment(
+        self,
+        image: str | None,
+        instructions: str,
+        level: str = "auto",
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+    ) -> list:
+        """Segment what instructions denote in an image. Returns for every instruction a list of instances: score,
+        level, box in pixels, and the mask as COCO run lengths.
+
+        Args:
+            image: The image: an address of an image file, or base64.
+            instructions: What to segment, one instruction a line: a noun phrase ("dog"), a description ("the dog on
+                the left"), or a riddle about what it is for ("the animal waiting to be let out").
+            level: How to read the instructions: concept (a noun phrase; all its instances), simple (names the thing),
+                complex (does not name it), or auto.
+            threshold: Score in [0, 1] that an instance must exceed; lower it when nothing is found.
+            mask_threshold: Probability in [0, 1] from which a pixel belongs to a mask.
+        """
         session = DemoSession()
         try:
-            session.show(source)
-            segmentation = session.segment(self.model, text, level)
+            session.show(image)
+            segmentation = session.segment(self.model, instructions, level)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return results_to_json(segmentation.instances(threshold, mask_threshold))
+        return results_to_json(segmentation.instances(Shown(threshold, mask_threshold)))
 
 
 __all__ = ["DemoPage"]

@@ -3,6 +3,7 @@
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...processing.drawing.instances import draw_boxes, draw_instances
 from ...processing.post_processing import MAX_OVERLAP
 from ...processing.result_formats import results_to_json
+from ...processing.results import InstructionResult
 
 LOWEST_THRESHOLD = 0.05
 """Instances with a lower score are not remembered."""
@@ -40,6 +42,26 @@ class BoxExemplar:
 
     corners: tuple[int, int, int, int]
     positive: bool = True
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What of an answer is shown.
+
+    Args:
+        threshold (`float`): Instances need a higher score; at least [`LOWEST_THRESHOLD`].
+        mask_threshold (`float`): Mask pixels need a higher probability.
+        hide_duplicates (`bool`): Whether of instances with nearly the same mask only the best is shown.
+    """
+
+    threshold: float = 0.5
+    mask_threshold: float = 0.5
+    hide_duplicates: bool = True
+
+    @property
+    def max_overlap(self) -> float | None:
+        """The IoU of two masks above which one of them is hidden."""
+        return MAX_OVERLAP if self.hide_duplicates else None
 
 
 @dataclass(frozen=True)
@@ -111,32 +133,36 @@ class Segmentation:
             lost=self.lost[rows],
         )
 
-    def instances(self, threshold: float, mask_threshold: float, size: tuple[int, int] | None = None) -> Rows:
-        """Instances of every instruction as the pipeline returns them.
-
-        Args:
-            threshold (`float`): Instances need a higher score; at least [`LOWEST_THRESHOLD`].
-            mask_threshold (`float`): Mask pixels need a higher probability.
-            size (`tuple[int, int]`, *optional*): Width and height of the masks; those of the upload if not given.
-        """
-        width, height = size or self.image.size
+    def results(
+        self, shown: Shown, size: tuple[int, int] | None, max_overlap: float | None
+    ) -> list[InstructionResult]:
+        """What passes the thresholds for every instruction; `size` is the (width, height) of the masks."""
+        sizes = None if size is None else [(size[1], size[0])]
         found = self.pipe.processor.post_process_instruction_segmentation(
-            SimpleNamespace(**self.outputs), threshold, mask_threshold, [(height, width)], max_overlap=MAX_OVERLAP
+            SimpleNamespace(**self.outputs), shown.threshold, shown.mask_threshold, sizes, max_overlap=max_overlap
         )
         for row, caption in zip(found, self.captions, strict=True):
             row.text = caption
-        return [row.to_instances() for row in found]
+        return found
 
-    def view(self, threshold: float, mask_threshold: float) -> "View":
+    def instances(self, shown: Shown) -> Rows:
+        """Instances of every instruction as the pipeline returns them, in pixels of the upload."""
+        return [row.to_instances() for row in self.results(shown, self.image.size, shown.max_overlap)]
+
+    def view(self, shown: Shown) -> "View":
         """The instances at the size at which they are shown."""
         ratio = min(1.0, _DISPLAY_SIDE / max(self.image.size))
         size = (max(1, round(self.image.width * ratio)), max(1, round(self.image.height * ratio)))
         image = self.image if ratio == 1 else self.image.resize(size, Image.Resampling.LANCZOS)
-        return View(self, image, self.instances(threshold, mask_threshold, size))
+        kept = self.results(shown, size, shown.max_overlap)
+        everything = self.results(shown, None, None)
+        hidden = [len(row["scores"]) - len(left["scores"]) for row, left in zip(everything, kept, strict=True)]
+        rows = [row.to_instances() for row in kept]
+        return View(self, shown, image, rows, [row.best_score for row in kept], hidden)
 
-    def archive(self, threshold: float, mask_threshold: float) -> bytes:
+    def archive(self, shown: Shown) -> bytes:
         """A ZIP of the overlay, a PNG for each mask (255 inside, 0 outside) and `results.json` with RLE masks."""
-        rows = self.instances(threshold, mask_threshold)
+        rows = self.instances(shown)
         results = results_to_json(rows)
         masks = {}
         for index, (row, encoded) in enumerate(zip(rows, results, strict=True)):
@@ -147,8 +173,9 @@ class Segmentation:
             "model": self.model,
             "width": self.image.width,
             "height": self.image.height,
-            "threshold": threshold,
-            "mask_threshold": mask_threshold,
+            "threshold": shown.threshold,
+            "mask_threshold": shown.mask_threshold,
+            "max_overlap": shown.max_overlap,
             "level": self.asked,
             "boxes": [{"box": list(box.corners), "label": int(box.positive)} for box in self.boxes],
             "results": [
@@ -157,7 +184,7 @@ class Segmentation:
                 for index, (text, level, encoded) in enumerate(zip(self.texts, self.levels, results, strict=True))
             ],
         }
-        pictures = {"overlay.png": self.view(threshold, mask_threshold).overlay(), **masks}
+        pictures = {"overlay.png": self.view(shown).overlay(), **masks}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
@@ -167,9 +194,12 @@ class Segmentation:
                 archive.writestr(name, encoded.getvalue())
         return buffer.getvalue()
 
-    def code(self, threshold: float, mask_threshold: float) -> str:
+    def code(self, shown: Shown) -> str:
         """Python that makes the same call."""
-        settings = {"level": self.asked, "threshold": threshold, "mask_threshold": mask_threshold}
+        settings: dict[str, Any] = {"level": self.asked, "threshold": shown.threshold}
+        settings |= {"mask_threshold": shown.mask_threshold}
+        if not shown.hide_duplicates:
+            settings["max_overlap"] = None
         if self.boxes:
             settings["boxes"] = [list(box.corners) for box in self.boxes]
             settings["box_labels"] = [int(box.positive) for box in self.boxes]
@@ -188,19 +218,33 @@ class Segmentation:
         )
 
 
+@dataclass(frozen=True)
 class View:
     """The instances of a [`Segmentation`] at given thresholds, ready to be shown.
 
     Args:
         segmentation ([`Segmentation`]): Where they come from.
+        shown ([`Shown`]): The thresholds.
         image (`PIL.Image.Image`): The picture at the size of their masks.
         rows: The instances of each instruction.
+        best (`list[float]`): The best score of each instruction, above the threshold or not; 0 where none is known.
+        hidden (`list[int]`): How many of its instances are hidden as duplicates.
     """
 
-    def __init__(self, segmentation: Segmentation, image: Image.Image, rows: Rows):
-        self.segmentation = segmentation
-        self.image = image
-        self.rows = rows
+    segmentation: Segmentation
+    shown: Shown
+    image: Image.Image
+    rows: Rows
+    best: list[float]
+    hidden: list[int]
+
+    @property
+    def lower_threshold(self) -> float | None:
+        """The highest threshold at which an instruction that found nothing finds something; None if none helps."""
+        missed = [best for row, best in zip(self.rows, self.best, strict=True) if not row and best]
+        step = max(missed, default=0.0)
+        lower = math.ceil(step * 100 - 1) / 100  # below the score, also where that is a whole number of hundredths
+        return max(lower, LOWEST_THRESHOLD) if LOWEST_THRESHOLD < step <= self.shown.threshold else None
 
     def overlay(self) -> Image.Image:
         """The picture with masks and scores over a legend."""
@@ -262,6 +306,7 @@ __all__ = [
     "BoxExemplar",
     "InstanceLine",
     "Segmentation",
+    "Shown",
     "View",
     "canvas_factor",
     "draw_exemplars",

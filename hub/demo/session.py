@@ -8,7 +8,7 @@ from PIL import Image
 
 from ...processing.images import read_image
 from .model import DemoModel, read_instructions
-from .segmentation import BoxExemplar, Segmentation, View, canvas_factor, draw_exemplars
+from .segmentation import BoxExemplar, Segmentation, Shown, View, canvas_factor, draw_exemplars
 
 MOST_BOXES = 20
 """Box exemplars of one call."""
@@ -40,6 +40,7 @@ class DemoSession:
         corner (`tuple[int, int]`, *optional*): First corner of a box that is being drawn, in pixels.
         answer ([`Segmentation`], *optional*): Of the last call.
         comparison (`list[Segmentation]`): The last one at the three levels.
+        was_explained (`bool`): Whether the visitor has been told what an answer shows.
     """
 
     image: Image.Image | None = None
@@ -47,6 +48,7 @@ class DemoSession:
     corner: tuple[int, int] | None = None
     answer: Segmentation | None = None
     comparison: list[Segmentation] = field(default_factory=list)
+    was_explained: bool = False
 
     def show(self, source: str | Image.Image | None) -> bool:
         """Put a picture in place of the last one and forget what belonged to that.
@@ -97,9 +99,9 @@ class DemoSession:
         self.comparison = model.compare(image, read_instructions(text), self.boxes)
         return self.comparison
 
-    def view(self, threshold: float, mask_threshold: float) -> View | None:
+    def view(self, shown: Shown) -> View | None:
         """The last answer at other thresholds; the model does not run."""
-        return None if self.answer is None else self.answer.view(threshold, mask_threshold)
+        return None if self.answer is None else self.answer.view(shown)
 
     def add_box(self, corners: tuple[float, float, float, float], positive: bool) -> BoxExemplar:
         """Add an exemplar between two corners, in any order, clipped to the picture.

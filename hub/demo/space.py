@@ -6,8 +6,9 @@ import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
+from ...processing.atomic import write_whole
+from ..pipelines import check_model_name
 from ..publish.staging import RepositoryForm, find_form, stage_repository
-from .model import check_model_name
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _FOLDERS = ("modeling_sam3i", "processing", "trainer", "hub")
@@ -63,17 +64,18 @@ def export_demo_space(model: str, output_dir: str | Path) -> Path:
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"Expected a new or empty folder to write to, found {output_dir}.")
     check_model_name(model)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    _copy_package(output_dir / "sam3i")
-    if local:
-        _copy_model(Path(model), output_dir / "model")
     source = 'str(Path(__file__).parent / "model")' if local else repr(model)
     app = _APP.format(source=source)
     if not local:
         app = app.replace("from pathlib import Path\n\n", "")
-    (output_dir / "app.py").write_text(app, encoding="utf-8")
-    (output_dir / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
-    (output_dir / "README.md").write_text(_card(model, local, gr.__version__), encoding="utf-8")
+    with write_whole(output_dir) as folder:
+        folder.mkdir()
+        _copy_package(folder / "sam3i")
+        if local:
+            _copy_model(Path(model), folder / "model")
+        (folder / "app.py").write_text(app, encoding="utf-8")
+        (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(model, local, gr.__version__), encoding="utf-8")
     return output_dir
 
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from sam3i.hub.demo import html as demo_html
 from sam3i.hub.demo.examples import demo_examples
 from sam3i.hub.demo.model import MOST_INSTRUCTIONS, DemoModel, read_instructions
-from sam3i.hub.demo.segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, canvas_factor
+from sam3i.hub.demo.segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, Shown, canvas_factor
 from sam3i.hub.demo.session import MOST_BOXES, DemoSession, read_corners
 from sam3i.processing.drawing.style import POSITIVE
 from sam3i.processing.masks import decode_mask
@@ -82,7 +82,7 @@ def test_instances_equal_those_of_the_pipeline(model, session, threshold, mask_t
         session.add_box((60, 60, 90, 100), False)
         boxes = {"boxes": [[10, 10, 50, 60], [60, 60, 90, 100]], "box_labels": [1, 0]}
     answer = session.segment(model, "\n".join(texts), "auto")
-    found = answer.instances(threshold, mask_threshold)
+    found = answer.instances(Shown(threshold, mask_threshold))
     expected = model.pipe(
         session.image, text=texts, level="auto", threshold=threshold, mask_threshold=mask_threshold, **boxes
     )
@@ -95,14 +95,45 @@ def test_thresholds_do_not_run_the_model_and_a_picture_is_encoded_once(model, se
     seen = passes(model, monkeypatch)
     answer = session.segment(model, "moon\nthe star\nheart", "auto")
     assert seen == ["vision", "model"] and answer.vision_seconds > 0
-    counts = [sum(map(len, session.view(threshold, 0.5).rows)) for threshold in (0.05, 0.3, 0.6, 1.0)]
-    areas = [sum(line.area for line in session.view(0.3, mask).lines()) for mask in (0.1, 0.5, 0.9)]
+    counts = [sum(map(len, session.view(Shown(threshold, 0.5)).rows)) for threshold in (0.05, 0.3, 0.6, 1.0)]
+    areas = [sum(line.area for line in session.view(Shown(0.3, mask)).lines()) for mask in (0.1, 0.5, 0.9)]
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1] == 0
     assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1]
     assert seen == ["vision", "model"]
     assert session.segment(model, "moon", "simple").vision_seconds is None
     session.compare(model, "moon\nthe star")
     assert seen == ["vision", "model", "model", "model"]
+
+
+def test_what_lies_below_the_threshold_is_hinted_at(model, session):
+    answer = session.segment(model, "moon\nzeppelin", "concept")
+    found = answer.view(Shown(0.5))
+    best = answer.results(Shown(0.05), None, None)[0].best_score
+    missed = answer.view(Shown(min(0.99, best + 0.005)))
+    assert found.rows[0] and not missed.rows[0] and missed.best[0] == pytest.approx(best)
+    assert f"nothing above {missed.shown.threshold:g}, best {best:.2f}" in demo_html.summary(missed, "rules")
+    lower = missed.lower_threshold
+    assert lower < best and answer.view(Shown(lower)).rows[0] and not answer.view(Shown(lower + 0.01)).rows[0]
+    assert found.lower_threshold is None or not found.rows[1]
+
+
+def test_duplicates_are_hidden_and_counted(model, session, monkeypatch):
+    answer = session.segment(model, "moon", "concept")
+    twice = {
+        name: values
+        if name in ("presence_logits", "instruction_levels")
+        else [row.repeat_interleave(2, 0) for row in values]
+        for name, values in answer.outputs.items()
+    }
+    doubled = replace(answer, outputs=twice)
+    everything = answer.view(Shown(0.3, hide_duplicates=False))
+    one, both = doubled.view(Shown(0.3)), doubled.view(Shown(0.3, hide_duplicates=False))
+    assert len(one.rows[0]) == len(answer.view(Shown(0.3)).rows[0]) and len(both.rows[0]) == 2 * len(
+        everything.rows[0]
+    )
+    assert one.hidden[0] == len(both.rows[0]) - len(one.rows[0]) and both.hidden == [0]
+    assert "duplicate" in demo_html.found_words(one, 0) and "duplicate" not in demo_html.found_words(both, 0)
+    assert "max_overlap=None" in doubled.code(both.shown) and "max_overlap" not in doubled.code(one.shown)
 
 
 def test_features_of_few_pictures_are_kept(model):
@@ -118,15 +149,15 @@ def test_three_levels_equal_three_calls(model, session):
     for part in parts:
         alone = session.segment(model, text, part.asked)
         assert part.levels == alone.levels == [part.asked] * 2 and part.texts == alone.texts
-        assert same(part.instances(0.3, 0.5), alone.instances(0.3, 0.5))
+        assert same(part.instances(Shown(0.3, 0.5)), alone.instances(Shown(0.3, 0.5)))
 
 
 def test_auto_says_what_it_chose(model, session):
     answer = session.segment(model, "moon\nthe objects that could move the tide", "auto")
-    html = demo_html.summary(answer.view(0.3, 0.5), "rules")
+    html = demo_html.summary(answer.view(Shown(0.3, 0.5)), "rules")
     assert answer.levels[0] == "concept" and html.count("by the rules") == 2 and "level-concept" in html
     told = session.segment(model, "moon", "simple")
-    assert told.levels == ["simple"] and "by the rules" not in demo_html.summary(told.view(0.3, 0.5), "rules")
+    assert told.levels == ["simple"] and "by the rules" not in demo_html.summary(told.view(Shown(0.3, 0.5)), "rules")
 
 
 def test_probabilities_of_a_router_are_shown(model, session, monkeypatch):
@@ -144,15 +175,15 @@ def test_probabilities_of_a_router_are_shown(model, session, monkeypatch):
     answer = session.segment(model, "moon\nthe star", "auto")
     assert answer.levels == ["concept", "complex"]
     assert torch.tensor(answer.probabilities).argmax(-1).tolist() == [0, 2]
-    html = demo_html.summary(answer.view(0.3, 0.5), "router")
+    html = demo_html.summary(answer.view(Shown(0.3, 0.5)), "router")
     assert html.count("by the router") == 2 and html.count("complex 99%") == 1
-    document = json.loads(zipfile.ZipFile(io.BytesIO(answer.archive(0.3, 0.5))).read("results.json"))
+    document = json.loads(zipfile.ZipFile(io.BytesIO(answer.archive(Shown(0.3, 0.5)))).read("results.json"))
     assert document["results"][1]["level_probabilities"][2] == pytest.approx(0.987, abs=0.01)
 
 
 def test_archive_holds_the_masks_of_the_pipeline(model, session):
     texts = ["moon", "the objects that could move the tide"]
-    archive = zipfile.ZipFile(io.BytesIO(session.segment(model, "\n".join(texts), "complex").archive(0.3, 0.4)))
+    archive = zipfile.ZipFile(io.BytesIO(session.segment(model, "\n".join(texts), "complex").archive(Shown(0.3, 0.4))))
     expected = model.pipe(session.image, text=texts, level="complex", threshold=0.3, mask_threshold=0.4)
     document = json.loads(archive.read("results.json"))
     assert (document["threshold"], document["mask_threshold"], document["level"]) == (0.3, 0.4, "complex")
@@ -173,10 +204,10 @@ def test_large_pictures_are_shown_small_and_saved_whole(model):
     session = DemoSession()
     session.show(demo_examples()[0].image.resize((2000, 1500)))
     answer = session.segment(model, "moon", "concept")
-    view = answer.view(0.3, 0.5)
+    view = answer.view(Shown(0.3, 0.5))
     assert view.image.size == (1280, 960) and view.rows[0][0]["mask"].size == (1280, 960)
-    assert answer.instances(0.3, 0.5)[0][0]["mask"].size == (2000, 1500)
-    box = answer.instances(0.3, 0.5)[0][0]["box"]
+    assert answer.instances(Shown(0.3, 0.5))[0][0]["mask"].size == (2000, 1500)
+    box = answer.instances(Shown(0.3, 0.5))[0][0]["box"]
     assert view.lines()[0].box == pytest.approx((box["xmin"], box["ymin"], box["xmax"], box["ymax"]), abs=1)
 
 
@@ -189,12 +220,12 @@ def test_the_code_makes_the_same_call(model, session, tmp_path, monkeypatch):
     model.pipe.model.save_pretrained(single)
     model.pipe.processor.save_pretrained(single)
     scope = {}
-    exec(replace(answer, model=single).code(0.45, 0.45), scope)
-    assert same(scope["results"], answer.instances(0.45, 0.45)) and scope["results"][0]
+    exec(replace(answer, model=single).code(Shown(0.45, 0.45)), scope)
+    assert same(scope["results"], answer.instances(Shown(0.45, 0.45))) and scope["results"][0]
 
 
 def test_spotlight_keeps_one_instance_bright(model, session):
-    view = session.segment(model, "moon", "concept").view(0.1, 0.5)
+    view = session.segment(model, "moon", "concept").view(Shown(0.1, 0.5))
     line = view.lines()[0]
     lit = view.spotlight(line)
     factor = lit.width // view.image.width
@@ -226,8 +257,8 @@ def test_boxes_may_speak_alone(model, session):
     session.add_box((15, 70, 36, 96), True)
     answer = session.segment(model, "", "auto")
     assert answer.texts == (None,) and answer.captions == ["what the boxes show"]
-    answer.view(LOWEST_THRESHOLD, 0.5).overlay()
-    assert "what the boxes show" in demo_html.summary(answer.view(0.3, 0.5), "rules")
+    answer.view(Shown(LOWEST_THRESHOLD, 0.5)).overlay()
+    assert "what the boxes show" in demo_html.summary(answer.view(Shown(0.3, 0.5)), "rules")
 
 
 def test_another_picture_clears_what_belonged_to_the_last(model, session):
@@ -274,15 +305,15 @@ def test_hostile_text_is_escaped(model, session):
     answer = session.segment(model, f"{HOSTILE}\nmoon", "auto")
     session.compare(model, HOSTILE)
     fragments = [
-        demo_html.summary(answer.view(0.3, 0.5), "rules"),
-        demo_html.comparison([part.view(0.3, 0.5) for part in session.comparison]),
+        demo_html.summary(answer.view(Shown(0.3, 0.5)), "rules"),
+        demo_html.comparison([part.view(Shown(0.3, 0.5)) for part in session.comparison]),
         demo_html.notice(HOSTILE, "error"),
         demo_html.lost_words(session.segment(model, HOSTILE + " moon" * 40, "auto")),
         demo_html.header(DemoModel(model.pipe, HOSTILE)),
     ]
     for fragment in fragments:
         assert "<script" not in fragment and "<img" not in fragment and "&lt;script&gt;" in fragment
-    compile(answer.code(0.3, 0.5), "code", "exec")
+    compile(answer.code(Shown(0.3, 0.5)), "code", "exec")
 
 
 def test_visitors_take_turns(model):
@@ -291,7 +322,8 @@ def test_visitors_take_turns(model):
     def visit(index: int) -> None:
         session = DemoSession()
         session.show(examples[index].image)
-        answers[index] = session.segment(model, "\n".join(examples[index].instructions), "auto").instances(0.3, 0.5)
+        answer = session.segment(model, "\n".join(examples[index].instructions), "auto")
+        answers[index] = answer.instances(Shown(0.3, 0.5))
 
     threads = [threading.Thread(target=visit, args=(index,)) for index in range(len(examples))]
     for thread in threads:

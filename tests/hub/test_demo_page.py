@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of the demo in a real browser, against the pipeline."""
 
+import base64
 import io
 import json
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -136,7 +138,7 @@ def test_upload_instruct_switch_level_threshold_highlight_download(served, visit
     few, first = (len(expected[value][0]) for value in (0.9, 0.05))
     assert first > few
     set_threshold(page, 0.9)
-    expect_text(page, "#summary .card >> nth=0", f"{few or 'nothing'} found")
+    expect_text(page, "#summary .card >> nth=0", f"{few} found" if few else "nothing above 0.9, best")
     set_threshold(page, 0.05)
     expect_text(page, "#summary .card >> nth=0", f"{first} found")
     assert_masks_of_the_pipeline(download(page), expected[0.05])
@@ -147,11 +149,108 @@ def test_upload_instruct_switch_level_threshold_highlight_download(served, visit
     page.locator("#show-all").click()
     page.wait_for_function("src => document.querySelector('#overlay img').src == src", arg=before)
     set_threshold(page, 1)
-    expect_text(page, "#summary", "nothing found")
+    expect_text(page, "#summary", "nothing above 1, best")
     page.get_by_role("tab", name="Python").click()
     expect_text(page, "#code", "threshold=1")
 
 
+def test_one_click_shows_what_scored_just_below(served, visit, scene):
+    model, _ = served
+    best = model.pipe(Image.open(scene), text=["moon"], level="concept", threshold=0.1)[0][0]["score"]
+    page = visit()
+    upload(page, scene)
+    page.get_by_label("concept", exact=True).check()
+    ask(page, "moon")
+    expect_text(page, "#summary", "found")
+    expect_text(page, "#notice", "Each outline is one instance")
+    playwright.expect(page.locator("#lower")).not_to_be_visible()
+    set_threshold(page, 1)
+    expect_text(page, "#summary", f"nothing above 1, best {best:.2f}")
+    page.locator("#lower").click()
+    expect_text(page, "#summary", "1 found")
+    ask(page, "moon")
+    playwright.expect(page.locator("#notice")).not_to_contain_text("Each outline")  # explained once
+    page.locator("#unique input").uncheck()
+    page.get_by_role("tab", name="Python").click()
+    expect_text(page, "#code", "max_overlap=None")
+
+
+@pytest.mark.slow
+def test_several_pictures_at_once(served, visit, scene, tmp_path):
+    model, _ = served
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    second = tmp_path / "second.png"
+    Image.open(scene).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(second)
+    page = visit()
+    page.locator("#instructions textarea").fill("moon")
+    page.get_by_role("tab", name="Several pictures").click()
+    page.locator("#batch-run").click()
+    expect_text(page, "#batch-notice", "Choose pictures")
+    page.locator("#batch input[type=file]").set_input_files([scene, second, broken])
+    expect_text(page, "#batch", "10.0 B")
+    page.locator("#batch-run").click()
+    expect_text(page, "#batch-notice", "broken.png: ")
+    playwright.expect(page.locator("#batch-gallery .thumbnail-item")).to_have_count(2)
+    with page.expect_download() as waiting:
+        page.locator("#batch-archive").click()
+    archive = zipfile.ZipFile(waiting.value.path())
+    assert archive.namelist() == ["01_scene.png.zip", "02_second.png.zip"]
+    for name, path in zip(archive.namelist(), (scene, second), strict=True):
+        rows = model.pipe(Image.open(path), text=["moon"], threshold=0.3)
+        assert_masks_of_the_pipeline(zipfile.ZipFile(io.BytesIO(archive.read(name))), rows)
+
+
+def test_the_page_works_by_keyboard_alone(visit):
+    page = visit()
+    page.locator("#examples .thumbnail-item").nth(1).focus()
+    page.keyboard.press("Enter")
+    expect_text(page, "#summary", "hearts")
+    page.locator("#instructions textarea").focus()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("yellow heart")
+    page.keyboard.press("Shift+Enter")
+    expect_text(page, "#summary", "yellow heart")
+    page.locator("#level input").first.focus()
+    page.keyboard.press("ArrowRight")
+    playwright.expect(page.locator("#summary .level-concept")).to_have_count(1)
+
+
+def test_agents_get_a_described_tool(served, scene):
+    pytest.importorskip("mcp", reason='agents need mcp: pip install "gradio[mcp]"')
+    import anyio
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    from sam3i.hub.demo.page import DemoPage
+
+    model, _ = served
+    page = DemoPage(model)
+    _, address, _ = page.launch("127.0.0.1", prevent_thread_lock=True, mcp_server=True)
+    asked = {"image": f"data:image/png;base64,{base64.b64encode(scene.read_bytes()).decode()}"}
+    asked |= {"instructions": "moon\nthe star", "level": "auto", "threshold": 0.3, "mask_threshold": 0.5}
+
+    async def call():
+        async with streamablehttp_client(f"{address}gradio_api/mcp/") as (read, write, _):
+            async with ClientSession(read, write) as session:
+                await session.initialize()
+                return (await session.list_tools()).tools, await session.call_tool("segment", asked)
+
+    try:
+        tools, answer = ThreadPoolExecutor(1).submit(anyio.run, call).result(120)  # the browser has a loop here
+    finally:
+        page.blocks.close(verbose=False)
+    (tool,) = tools
+    described = tool.inputSchema["properties"]
+    assert tool.name == "segment" and "Segment what instructions denote" in tool.description
+    assert set(described) == set(asked) and all(each.get("description") for each in described.values())
+    expected = model.pipe(Image.open(scene), text=["moon", "the star"], threshold=0.3)
+    assert not answer.isError, answer.content
+    (rows,) = [json.loads(part.text) for part in answer.content if part.type == "text"]
+    assert [len(row) for row in rows] == [len(row) for row in expected]
+
+
+@pytest.mark.slow
 def test_compare_and_boxes(served, visit):
     model, _ = served
     page = visit()
@@ -191,6 +290,7 @@ def test_compare_and_boxes(served, visit):
     expect_text(page, "#box-list", "no boxes yet")
 
 
+@pytest.mark.slow
 def test_hostile_text_is_text_and_bad_input_is_told(visit, scene):
     page = visit()
     ask(page, "moon")
@@ -211,6 +311,7 @@ def test_hostile_text_is_text_and_bad_input_is_told(visit, scene):
         assert page.locator(f"{area} img, {area} script").count() == 0
 
 
+@pytest.mark.slow
 def test_two_visitors_do_not_meet(visit, scene):
     one, other = visit(), visit()
     upload(one, scene)

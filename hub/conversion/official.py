@@ -9,8 +9,6 @@ from stock SAM3 or from newly trained models. A checkpoint without adapters beco
 import functools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from transformers.utils import logging
 
 from ...modeling_sam3i.configuration_sam3i import Sam3IConfig
 from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+from ...processing.atomic import write_whole
 from ...processing.processing_sam3i import Sam3IProcessor
 from .official_checkpoint import CheckpointConversionError, read_official_checkpoint
 from .official_keys import (
@@ -132,7 +131,8 @@ def _adapter_settings(
 def _converted_config(config: dict[str, Any], settings: dict[str, Setting], has_adapters: bool) -> Sam3IConfig:
     """The configuration under which the model computes what the authors' code computes."""
     authors = "as in the authors' code"
-    positions = Sam3IConfig.from_dict(config).text_config.max_position_embeddings
+    stock: Any = Sam3IConfig.from_dict(config)
+    positions = stock.text_config.max_position_embeddings
     settings["max_instruction_length"] = Setting(positions, "length of the text encoder")
     settings["always_encode_geometry"] = Setting(True, f"{authors}: the geometry CLS token always joins the prompt")
     settings["clamp_presence_logits"] = Setting(False, authors)
@@ -141,7 +141,7 @@ def _converted_config(config: dict[str, Any], settings: dict[str, Setting], has_
         settings["router_dim"] = Setting(0, f"{authors}: the user names the level")
         settings["decoder_c_adapter_skip"] = Setting(False, authors)
         settings["mask_padding_in_adapters"] = Setting(False, f"{authors}: adapters attend to padding")
-    converted = Sam3IConfig.from_dict(config | {name: setting.value for name, setting in settings.items()})
+    converted: Any = Sam3IConfig.from_dict(config | {name: setting.value for name, setting in settings.items()})
     converted.vision_config.backbone_config.layer_norm_eps = 1e-5
     settings["vision_config.backbone_config.layer_norm_eps"] = Setting(1e-5, authors)
     converted.text_config.pad_token_id = PAD_TOKEN_ID
@@ -216,9 +216,10 @@ def _converted_model(
     ours = set(converted.settings()) | {"loss_config"}
     values = {name: value for name, value in converted.to_dict().items() if name not in ours - set(report.settings)}
     config = Sam3Config.from_dict(values | {"model_type": Sam3Config.model_type})
-    model, info = Sam3Model.from_pretrained(
+    loaded: Any = Sam3Model.from_pretrained(
         None, config=config, state_dict=native, dtype=dtype, output_loading_info=True
     )
+    model, info = loaded
     problems = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
     if problems:
         raise CheckpointConversionError(f"{report.checkpoint} is not that of a stock model.", problems)
@@ -284,24 +285,15 @@ def convert_official_checkpoint(
     if base is not None:
         processor = _converted_processor(base, converted)
         report.processor = f"from the base repository, padding with id {PAD_TOKEN_ID} as in the authors' code"
-
         if not has_adapters:
             processor = Sam3Processor(processor.image_processor, processor.tokenizer)
     model = _converted_model(native, converted, report, has_adapters)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(dir=output_dir.parent, prefix=f".{output_dir.name}-"))
-    try:
-        repository = workspace / output_dir.name
+    with write_whole(output_dir) as repository:
         repository.mkdir()
         model.save_pretrained(repository)
         if processor is not None:
             processor.save_pretrained(repository)
         report.save(repository)
-        if output_dir.exists():
-            output_dir.rmdir()
-        repository.rename(output_dir)
-    finally:
-        shutil.rmtree(workspace)
     return report
 
 

@@ -216,9 +216,16 @@ def save_as(weights: dict[str, torch.Tensor], kind: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("release", ["3", "3.1"])
 @pytest.mark.parametrize(
-    "kind", ["fp32 pt", "fp32 pt wrapped", "fp32 safetensors", "fp16 safetensors", "fp16 safetensors wrapped"]
+    ("release", "kind"),
+    [
+        ("3", "fp32 pt"),
+        ("3", "fp16 pt wrapped"),
+        ("3", "fp32 safetensors"),
+        ("3.1", "fp32 pt wrapped"),
+        ("3.1", "fp16 safetensors"),
+        ("3.1", "fp16 safetensors wrapped"),
+    ],
 )
 def test_metas_releases_become_stock_repositories(official, native, stock_config, tmp_path, release, kind):
     weights = metas(official, release)
@@ -242,6 +249,9 @@ def test_metas_releases_become_stock_repositories(official, native, stock_config
     for name in ("pred_masks", "pred_boxes", "pred_logits", "presence_logits"):
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
     ours = Sam3IForInstructionSegmentation.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    if "fp16" in kind:
+        stored = Sam3Model.from_pretrained(tmp_path / "out")
+        assert {parameter.dtype for parameter in stored.parameters()} == {torch.float16}
     assert ours.config.always_encode_geometry and set(ours.adapter_parameters()) <= set(report.missing)
 
 

@@ -135,6 +135,7 @@ def test_peft_model_pushes_itself(hub_here, adapters, trained, stock_on_hub):
     assert same(model, trained)
 
 
+@pytest.mark.slow  # test_export.py shows the same of a folder
 def test_code_runs_without_the_package(hub_here, whole, photo, tmp_path):
     push_folder(whole, "org/code", form="remote-code")
     assert "auto_map" not in json.loads((whole / "config.json").read_text())

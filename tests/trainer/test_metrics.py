@@ -2,9 +2,7 @@
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 
 import evaluate
 import numpy as np
@@ -222,44 +220,32 @@ def test_instances_are_matched_one_to_one(found, target, crowd, counts):
     assert scores.exact[0] == (counts[0] == counts[1] == counts[2])
 
 
-WORKER = """
-import json, sys
-from sam3i.trainer.evaluation.metrics import InstructionSegmentationMetric
-process, cache, data = int(sys.argv[1]), sys.argv[2], json.load(open(sys.argv[3]))
-metric = InstructionSegmentationMetric(
-    num_process=2, process_id=process, experiment_id="two", cache_dir=cache, timeout=60
-)
-metric.add_batch(predictions=data["predictions"][process::2], references=data["references"][process::2])
-print(json.dumps(metric.compute()))
-"""
+def compute_share(process: int, cache: str, predictions: list, references: list, answers) -> None:
+    metric = InstructionSegmentationMetric(
+        num_process=2, process_id=process, experiment_id="two", cache_dir=cache, timeout=60
+    )
+    metric.add_batch(predictions=predictions[process::2], references=references[process::2])
+    answers.put((process, metric.compute()))
 
 
 def test_two_processes_give_the_figures_of_one(tmp_path):
     predictions, references = random_samples(21)
-    data = tmp_path / "data.json"
-    data.write_text(json.dumps({"predictions": predictions, "references": references}))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    command = [sys.executable, "-c", WORKER]
-    workers = [
-        subprocess.Popen(
-            [*command, str(process), str(tmp_path / "cache"), str(data)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        for process in (0, 1)
-    ]
-    outputs = [worker.communicate(timeout=200) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs[0][1] + outputs[1][1]
-    assert json.loads(outputs[1][0]) is None
-    found = json.loads(outputs[0][0])
+    fork = multiprocessing.get_context("fork")  # nothing is imported anew
+    answers = fork.Queue()
+    shares = [(process, str(tmp_path / "cache"), predictions, references, answers) for process in (0, 1)]
+    workers = [fork.Process(target=compute_share, args=share) for share in shares]
+    for worker in workers:
+        worker.start()
+    found = dict(answers.get(timeout=200) for _ in workers)
+    for worker in workers:
+        worker.join()
+    assert found[1] is None
     expected = InstructionSegmentationMetric(cache_dir=str(tmp_path)).compute(
         predictions=predictions, references=references
     )
     for name, value in expected.items():
         if not name.startswith("per_"):
-            assert found[name] == pytest.approx(value), name
+            assert found[0][name] == pytest.approx(value), name
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ A prediction file is a list of {"annotation_id", "image_id", "predictions": [{"r
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from transformers.utils import logging
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...processing.datasets.faults import RecordFault, RecordReader
-from ...processing.datasets.schema import shown
+from ...processing.datasets.schema import is_number, shown
 from ...processing.masks import rle_fault, segmentation_to_rle
 
 if TYPE_CHECKING:
@@ -53,9 +52,9 @@ class PredictionRecord:
     annotation_id: int | None
     image_id: int
     level: str
-    size: tuple[int, int] | None
-    masks: list[str]
-    scores: list[float]
+    size: tuple[int, int] | None = None
+    masks: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -125,41 +124,36 @@ def read_predictions(path: str | Path) -> list[PredictionRecord]:
 
 def _prediction_record(reader: RecordReader) -> PredictionRecord:
     annotation_id = reader.whole("annotation_id") if reader.data.get("annotation_id") is not None else None
-    image_id = reader.whole("image_id")
-    size, masks, scores = None, [], []
+    level = _level_of(reader.data.get("prompt_type"))
+    record = PredictionRecord(reader.record, annotation_id, reader.whole("image_id"), level)
     for index, entry in enumerate(reader.items("predictions")):
         name = f"predictions[{index}]"
         if not isinstance(entry, dict):
             reader.fault(name, shown(entry), 'an object {"rle", "score"}', "write one object per mask")
-            continue
-        score = entry.get("score")
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            found = shown(score) if "score" in entry else "missing"
+        elif not is_number(entry.get("score")):
+            found = shown(entry["score"]) if "score" in entry else "missing"
             reader.fault(f"{name}.score", found, "a finite number", "write the score of the mask")
-            continue
-        rle = entry.get("rle")
-        own: Any = rle.get("size") if isinstance(rle, dict) else None
-        sized = isinstance(own, list) and len(own) == 2 and all(type(side) is int and side > 0 for side in own)
-        if not isinstance(rle, dict) or not sized:
-            found = shown(rle) if "rle" in entry else "missing"
-            reader.fault(
-                f"{name}.rle",
-                found,
-                'an object {"size": [height, width], "counts": str}',
-                "encode the mask as compressed RLE",
-            )
-            continue
-        fault = rle_fault(rle, own[0], own[1])
-        if fault is None and size not in (None, tuple(own)):
-            fault = f"size {own} differs from the {list(size or own)} of the masks before it"
-        if fault:
-            reader.fault(f"{name}.rle", fault, "a compressed RLE of the image's size", "encode the mask anew")
-            continue
-        size = tuple(own)
-        masks.append(rle["counts"])
-        scores.append(float(score))
-    level = _level_of(reader.data.get("prompt_type"))
-    return PredictionRecord(reader.record, annotation_id, image_id, level, size, masks, scores)
+        elif fault := _fault_of_mask(entry.get("rle"), record.size):
+            expected = 'an object {"size": [height, width], "counts": str} of the image\'s size'
+            reader.fault(f"{name}.rle", fault, expected, "encode the mask as compressed RLE")
+        else:
+            height, width = entry["rle"]["size"]
+            record.size = height, width
+            record.masks.append(entry["rle"]["counts"])
+            record.scores.append(float(entry["score"]))
+    return record
+
+
+def _fault_of_mask(rle: Any, size: tuple[int, int] | None) -> str | None:
+    """What is wrong with a mask, of which the ones before it have a size."""
+    if rle is None:
+        return "missing"
+    own: Any = rle.get("size") if isinstance(rle, dict) else None
+    if not (isinstance(own, list) and len(own) == 2 and all(type(side) is int and side > 0 for side in own)):
+        return shown(rle)
+    if size not in (None, tuple(own)):
+        return f"size {own}, and {list(size or own)} in the masks before it"
+    return rle_fault(rle, own[0], own[1])
 
 
 def read_annotations(path: str | Path) -> AnnotationFile:

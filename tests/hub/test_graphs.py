@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from sam3i.hub.publish import exported, graphs
 from sam3i.hub.publish.exported import ExportedModel, export_graphs, export_onnx
@@ -120,3 +121,35 @@ def test_graphs_that_differ_are_not_written(build, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"3.0e-02 of the largest value of pred_boxes"):
         export_graphs(build("cascade"), tmp_path / "graphs", "pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "tflite"], "--to takes repository, onnx, openvino, pt2, found 'tflite'"),
+        (["--int8"], "is for graphs"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(options, message, tmp_path):
+    from sam3i.cli import app
+
+    done = CliRunner().invoke(app, ["export", "./model", str(tmp_path / "out"), *options])
+    assert done.exit_code == 1 and message in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_graphs_and_prints_their_parity(tiny_model, tmp_path, monkeypatch):
+    from sam3i.cli import app
+
+    tiny_model.half().save_pretrained(tmp_path / "model")
+    seen = []
+
+    def export(model, output_dir, to, levels, **options):
+        seen.append((model.dtype, to, levels, options["int8"], options["scenes"]))
+        output_dir.mkdir()
+        return exported.ExportReport(output_dir, {"pred_masks": 1.25e-6})
+
+    monkeypatch.setattr(exported, "export_graphs", export)
+    command = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--to", "pt2", "--levels", "simple, complex"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert seen == [(torch.float32, "pt2", ["simple", "complex"], False, 0)] and "1.2e-06" in done.output

@@ -73,7 +73,7 @@ def build(
     from .engine import DataEngine, describe_prompts
     from .run import EngineConfig, RunDirectory
     from .scene.segmentation import PipelineGrounder, load_pipeline
-    from .writers.prompts import load_prompts
+    from .writers.chat_writer import engine_prompts
 
     try:
         number, count = (int(part) for part in shard.split("/"))
@@ -88,7 +88,7 @@ def build(
         if value is not None:
             heat = temperature if role == "writer" else 0.0
             specs[role] = EndpointSpec(*_url_and_model(value), temperature=heat, **limits)
-    texts = load_prompts(prompts)
+    texts = engine_prompts(prompts)
     proposing = None if images is None else (images, concept, sam3, device)
     roots = read_image_roots(image_root)
     source, description = _source(

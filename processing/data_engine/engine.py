@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..atomic import folder_lock
 from ..chat.client import ChatModel, ChatRequestError, ChatUnavailableError
+from ..chat.prompts import VersionedPrompt
 from ..language.nouns import NounForms
 from .calls import Budget, BudgetExhaustedError, EndpointSpec, PaidCalls
 from .checks import ACCEPTED, REVIEW, Grounder, TokenCounter, estimate_tokens
@@ -22,8 +23,7 @@ from .instruction_loop import InstructionLoop, Toolbox
 from .run import RunConfigError, RunDirectory, digest_of_image
 from .scene.scene import AnnotatedScene, LeftOut, scene_to_record
 from .scene.sources import Wanted
-from .writers.chat_writer import ChatChecker, ChatWriter
-from .writers.prompts import VersionedPrompt, load_prompts
+from .writers.chat_writer import ChatChecker, ChatWriter, engine_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class DataEngine:
         checker: a second one.
         grounder: finds the masks of an instruction; see `checks.Grounder`.
         count_tokens: tokens of a text, ends included; an estimate if not given.
-        prompts: see `load_prompts`; the package's own if not given.
+        prompts: see `engine_prompts`; the package's own if not given.
         synonyms: further words for nouns.
         budget: caps over all sessions.
         concurrency: pictures at a time.
@@ -138,7 +138,7 @@ class DataEngine:
         for role, name in names.items():
             if getattr(run.config, role) != name:
                 raise RunConfigError(f"The run's {role} is {getattr(run.config, role)!r}, received {name!r}.")
-        prompts = prompts or load_prompts()
+        prompts = prompts or engine_prompts()
         models = {role: model for role, model in (("writer", writer), ("checker", checker)) if model is not None}
         self.source = source
         self.run = run

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from .run import RunDirectory, merge_runs
 
@@ -56,7 +57,7 @@ def run_shards(name: str, tasks: int, arguments: dict[str, Any], options: Sequen
 
     Raises:
         ImportError: datatrove (or ray) is missing.
-        ValueError: an unknown executor or option, or a run that is complete.
+        ValueError: an unknown executor or option, a password in an address, or a run that is complete.
     """
     if name not in EXECUTORS or tasks < 1:
         raise ValueError(
@@ -65,6 +66,10 @@ def run_shards(name: str, tasks: int, arguments: dict[str, Any], options: Sequen
     run = Path(arguments["run"])
     if (run / "config.json").exists():
         raise ValueError(f"{run} is complete; its shards lie in {run / 'shards'}. Choose a new folder.")
+    if any(urlsplit(arguments.get(role) or "").username for role in ("writer", "checker")):
+        raise ValueError(
+            "datatrove writes the arguments of its tasks down: give a key as SAM3I_CHAT_API_KEY, not in the address."
+        )
     pairs = [option.partition("=") for option in options]
     if any(not mark for _, mark, _ in pairs):
         raise ValueError(f"Expected --executor-option KEY=VALUE, found {', '.join(options)}.")

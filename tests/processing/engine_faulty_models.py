@@ -13,16 +13,19 @@ from random import Random
 
 import numpy as np
 from engine_truth import denoted_by_objects
-from PIL import Image, ImageDraw
+from PIL import Image
+from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
 from scipy.optimize import linear_sum_assignment
+from scipy.signal import fftconvolve
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.chat.endpoint import encode_image
 from sam3i.processing.chat.server import Answer, ScriptedChatServer, images_of, texts_of
 from sam3i.processing.data_engine.scene import set_of_marks
-from sam3i.processing.data_engine.scene.facts import Facts, grow_mask
+from sam3i.processing.data_engine.scene.facts import Facts
 from sam3i.processing.data_engine.scene.sources import ShapesSource
 from sam3i.processing.data_engine.writers.template_writer import TemplateWriter, lexicon_of
+from sam3i.processing.drawing.style import PictureScale, draw_tag
 from sam3i.processing.language.meaning import denote
 from sam3i.processing.language.phrasing import can_say, say
 
@@ -153,30 +156,29 @@ class FaultyModels:
 def outlined(marked, scene):
     """Ids of the instances with a magenta outline."""
     pixels = np.asarray(marked.convert("RGB")).astype(int)
-    magenta = (pixels[..., 0] > 170) & (pixels[..., 1] < 110) & (pixels[..., 2] > 170)
+    magenta = (pixels[..., 0] > 150) & (pixels[..., 1] < 130) & (pixels[..., 2] > 150)
     found = set()
     for item in scene.instances:
         mask = np.asarray(Image.fromarray(item.pixels()).resize(marked.size, Image.Resampling.NEAREST))
-        ring = grow_mask(mask, 2) & ~mask
-        if magenta[ring].mean() > 0.5:
+        edge = binary_dilation(mask, iterations=2) & ~binary_erosion(mask, iterations=2)
+        if magenta[edge].mean() > 0.2:
             found.add(item.annotation_id)
     return found
 
 
 def numbers_on(marked, scene):
-    """The numbers drawn on the instances, by annotation id."""
-    grey, scale, count = np.asarray(marked.convert("L")).astype(int), marked.width / scene.width, len(scene.instances)
+    """The numbers drawn on the instances, by annotation id: each tag is found, and lies on its instance."""
+    gray = np.asarray(marked.convert("L")).astype(float)
+    scale, ratio, count = PictureScale(marked.size), marked.width / scene.width, len(scene.instances)
+    away = [distance_transform_edt(~item.pixels()) for item in scene.instances]
     distances = np.zeros((count, count))
     for number in range(1, count + 1):
-        label = Image.new("L", (40, 40))
-        ImageDraw.Draw(label).text((20, 20), str(number), anchor="mm", font_size=16, fill=255)
-        digit = np.asarray(label)[13:27, 15:25].astype(int)
-        for i, item in enumerate(scene.instances):
-            x, y = (int(value * scale) for value in item.center)
-            places = ((y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
-            distances[i, number - 1] = min(
-                np.abs(grey[top - 7 : top + 7, left - 5 : left + 5] - digit).sum() for top, left in places
-            )
+        tag = draw_tag(str(number), scale.tag_font, (255, 255, 255), scale.gap * 0.7)
+        label = np.asarray(tag.convert("L")).astype(float)[3:-3, 3:-3]
+        # The sum of squared differences at every place, up to a constant.
+        here = fftconvolve(gray**2, np.ones_like(label), "same") - 2 * fftconvolve(gray, label[::-1, ::-1], "same")
+        y, x = (int(place / ratio) for place in np.unravel_index(here.argmin(), here.shape))
+        distances[:, number - 1] = [distance[y, x] for distance in away]
     rows, columns = linear_sum_assignment(distances)
     return {scene.instances[i].annotation_id: int(j) + 1 for i, j in zip(rows, columns, strict=True)}
 

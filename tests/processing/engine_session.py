@@ -3,6 +3,9 @@
 
 import sys
 
+if __name__ == "__main__":
+    sys.argv[0] = "sam3i"  # as the command starts: without waiting for Transformers
+
 from sam3i.processing.data_engine.calls import EndpointSpec
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.run import EngineConfig, RunDirectory

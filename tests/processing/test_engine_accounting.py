@@ -237,6 +237,12 @@ def test_a_writer_without_randomness_that_repeats_itself_is_not_paid_again(coco,
     )  # the check, the request, and one more with the reason
 
 
+def test_a_password_is_not_handed_to_an_executor_that_writes_it_down(coco, tmp_path):
+    writer = "http://ann:secret@127.0.0.1:9/v1#tiny"
+    said = call("build", tmp_path / "run", "--coco", coco(), "--writer", writer, "--executor", "local", code=1)
+    assert "SAM3I_CHAT_API_KEY" in said and "secret" not in said and not (tmp_path / "run").exists()
+
+
 def test_status_does_not_import_torch(tmp_path):
     call("build", tmp_path / "run", "--shapes", 1)
     code = (

@@ -26,8 +26,7 @@ from sam3i.processing.data_engine.checks import (
 from sam3i.processing.data_engine.scene.facts import Facts
 from sam3i.processing.data_engine.scene.scene import AnnotatedScene, SceneInstance
 from sam3i.processing.data_engine.scene.sources import CocoSource, RowSource
-from sam3i.processing.data_engine.writers.chat_writer import ChatChecker
-from sam3i.processing.data_engine.writers.prompts import load_prompts
+from sam3i.processing.data_engine.writers.chat_writer import ChatChecker, engine_prompts
 from sam3i.processing.data_engine.writers.template_writer import TargetPlan
 from sam3i.processing.datasets.schema import make_row
 from sam3i.processing.language.meaning import Filter, Meaning, Selector, denote
@@ -264,7 +263,7 @@ def test_rows_become_scenes(cups):
 
 
 def test_what_a_checker_may_answer_is_bounded(cups):
-    _, schema = ChatChecker(load_prompts()).request(cups.scene, {1: 1, 2: 2, 3: 3}, ["the cup", "the red cup"])
+    _, schema = ChatChecker(engine_prompts()).request(cups.scene, {1: 1, 2: 2, 3: 3}, ["the cup", "the red cup"])
     answers = schema["properties"]["answers"]
     matches = answers["items"]["properties"]["matches"]
     assert answers["minItems"] == answers["maxItems"] == 2

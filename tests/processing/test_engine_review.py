@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from sam3i.cli import app
+from sam3i.processing.chat.prompts import PromptError
 from sam3i.processing.chat.server import ScriptedChatServer
 from sam3i.processing.data_engine.calls import EndpointSpec
 from sam3i.processing.data_engine.engine import DataEngine
@@ -24,7 +25,7 @@ from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.scene.scene import scene_of_record, scene_to_record
 from sam3i.processing.data_engine.scene.sources import ShapesSource
 from sam3i.processing.data_engine.status import run_status
-from sam3i.processing.data_engine.writers.prompts import PromptError, load_prompts
+from sam3i.processing.data_engine.writers.chat_writer import engine_prompts
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.datasets.schema import validate_row
 
@@ -198,18 +199,18 @@ def test_empty_run_is_not_exported(tmp_path):
 
 
 def test_prompts_can_be_replaced_and_are_versioned(tmp_path):
-    own = load_prompts()
+    own = engine_prompts()
     (tmp_path / "writer.md").write_text("<!-- version: mine -->\nWrite about $noun.")
-    prompts = load_prompts(tmp_path)
+    prompts = engine_prompts(tmp_path)
     assert prompts["writer"].version == "mine" and prompts["checker"] == own["checker"]
     assert prompts["writer"].sha256 != own["writer"].sha256
     with pytest.raises(PromptError, match="unknown"):
         prompts["writer"].fill(other=1)
     (tmp_path / "writer.md").write_text("no version")
     with pytest.raises(PromptError, match="version"):
-        load_prompts(tmp_path)
+        engine_prompts(tmp_path)
     with pytest.raises(PromptError, match="found none"):
-        load_prompts(tmp_path / "nowhere")
+        engine_prompts(tmp_path / "nowhere")
 
 
 def test_reasons_go_back_to_the_writer(tmp_path):

@@ -286,7 +286,7 @@ class TestPrompts:
         with pytest.raises(ValueError, match="lacks the sections no_masks"):
             AgentPrompts.load(tmp_path)
         (tmp_path / "agent_system.md").write_text("You find things.")
-        with pytest.raises(ValueError, match="agent_system.md must start with a line like"):
+        with pytest.raises(ValueError, match="agent_system.md: expected a first line"):
             AgentPrompts.load(tmp_path)
 
 

@@ -75,7 +75,7 @@ class Facts:
             if x <= 0 or y <= 0 or x + width >= self.scene.width or y + height >= self.scene.height:
                 whole.append(False)
                 continue
-            near = grow_mask(mask, TOUCHING)
+            near = binary_dilation(mask, np.ones((3, 3), dtype=bool), iterations=TOUCHING)
             whole.append(not any((near & other).any() for j, other in enumerate(masks) if j != i))
         return tuple(whole)
 
@@ -148,8 +148,3 @@ class Facts:
         if share >= INSIDE_SHARE:
             return width * height < 0.8 * outer_width * outer_height
         return False if share < 0.3 else None
-
-
-def grow_mask(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The mask with `pixels` more on every side (and corner)."""
-    return binary_dilation(mask, np.ones((3, 3), dtype=bool), iterations=pixels)

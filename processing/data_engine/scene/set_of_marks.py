@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from .facts import grow_mask
+from ...drawing.instances import draw_masks
 from .scene import AnnotatedScene
 
 TARGET_COLOR, SIBLING_COLOR = ("magenta", (255, 0, 255)), ("cyan", (0, 255, 255))
@@ -16,40 +15,27 @@ SHORTER_SIDE = 336  # pixels: smaller pictures are enlarged, so that outlines an
 
 
 def enlarge(picture: Image.Image) -> Image.Image:
-    """The picture at a whole multiple of its size, at least `SHORTER_SIDE` pixels high and wide."""
-    factor = -(-SHORTER_SIDE // min(picture.size))
-    return picture if factor <= 1 else picture.resize((picture.width * factor, picture.height * factor))
+    """The picture, at least `SHORTER_SIDE` pixels high and wide."""
+    return draw_masks(picture, (), side=_longest_side(picture))
 
 
 def mark_target(scene: AnnotatedScene, targets: Iterable[int], siblings: Iterable[int]) -> Image.Image:
     """The picture with target and siblings (annotation ids) outlined in their colors."""
-    picture = enlarge(scene.open_image())
-    for ids, (_, color) in ((siblings, SIBLING_COLOR), (targets, TARGET_COLOR)):
-        for number in ids:
-            picture = _outline(picture, scene.by_id[number].pixels(), color)
-    return picture
+    colors = dict.fromkeys(targets, TARGET_COLOR[1]) | dict.fromkeys(siblings, SIBLING_COLOR[1])
+    return _draw(scene, colors, colors=list(colors.values()))
 
 
 def mark_numbers(scene: AnnotatedScene, numbers: Mapping[int, int]) -> Image.Image:
-    """The picture with every instance of `numbers` (annotation id -> number) outlined, its number at its center."""
-    picture = enlarge(scene.open_image())
-    scale = picture.width / scene.width
-    for annotation_id in numbers:
-        picture = _outline(picture, scene.by_id[annotation_id].pixels(), (255, 255, 255))
-    draw = ImageDraw.Draw(picture)
-    for annotation_id, number in numbers.items():
-        x, y = scene.by_id[annotation_id].center
-        place = (x * scale, y * scale)
-        box = draw.textbbox(place, str(number), anchor="mm", font_size=16)
-        draw.rectangle((box[0] - 2, box[1] - 2, box[2] + 2, box[3] + 2), fill=(0, 0, 0))
-        draw.text(place, str(number), anchor="mm", font_size=16, fill=(255, 255, 255))
-    return picture
+    """The picture with every instance of `numbers` (annotation id -> number) outlined, its number on it."""
+    white, tags = [(255, 255, 255)] * len(numbers), [str(number) for number in numbers.values()]
+    return _draw(scene, numbers, colors=white, tags=tags, tags_inside=True)
 
 
-def _outline(picture: Image.Image, mask: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
-    enlarged = Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST)
-    inside = np.asarray(enlarged)
-    edge = grow_mask(inside, 2) & ~inside
-    pixels = np.array(picture.convert("RGB"))
-    pixels[edge] = color
-    return Image.fromarray(pixels)
+def _draw(scene: AnnotatedScene, ids: Iterable[int], **style: object) -> Image.Image:
+    picture = scene.open_image()
+    masks = [scene.by_id[number].pixels() for number in ids]
+    return draw_masks(picture, masks, dim=False, side=_longest_side(picture), **style)  # type: ignore[arg-type]
+
+
+def _longest_side(picture: Image.Image) -> int:
+    return round(max(picture.size) * max(1.0, SHORTER_SIDE / min(picture.size)))

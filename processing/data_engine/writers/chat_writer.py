@@ -4,18 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ....modeling_sam3i.instruction_levels import InstructionLevel
 from ...chat.client import Message, chat_message, extract_json, one_line
+from ...chat.prompts import VersionedPrompt, load_prompts
 from ...language.meaning import ALL, NONE, ONE
 from ..scene import set_of_marks
 from ..scene.scene import AnnotatedScene
-from .prompts import VersionedPrompt
 from .template_writer import TargetPlan
 
 MAX_CHARACTERS = 300  # of an instruction: a bound for decoders that follow the schema
 MAX_WORDS = 22  # 32 tokens of SAM3's context, ends and rare words allowed for
+
+
+def engine_prompts(folder: str | Path | None = None) -> dict[str, VersionedPrompt]:
+    """The prompts of writer and checker: files of `folder`, and the engine's own where it has none."""
+    return load_prompts(Path(__file__).parent / "prompts", ("writer", "feedback", "checker"), folder)
 
 
 class UnusableAnswerError(ValueError):
@@ -26,7 +32,7 @@ class ChatWriter:
     """Writes the instructions of a target.
 
     Args:
-        prompts: see `prompts.load_prompts`.
+        prompts: see [`engine_prompts`].
         greedy: its model gives the same answer to the same request.
     """
 

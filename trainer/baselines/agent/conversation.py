@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....processing.chat.client import Message, chat_message
+from ....processing.chat.prompts import PromptError, load_prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PROMPT_FOLDER = Path(__file__).parent / "prompts"
-PROMPT_FILES = ("agent_system", "agent_examine", "agent_turns")
 
 TURNS = frozenset(
     (
@@ -37,25 +37,19 @@ class AgentPrompts:
     versions: dict[str, str]
 
     @classmethod
-    def load(cls, folder: str | Path = PROMPT_FOLDER) -> AgentPrompts:
-        """Reads agent_system.md, agent_examine.md and agent_turns.md.
+    def load(cls, folder: str | Path | None = None) -> AgentPrompts:
+        """Reads agent_system.md, agent_examine.md and agent_turns.md: the package's, or those of a folder.
 
         Raises:
-            ValueError: when a file does not start with its version, or a text of a turn is missing.
+            PromptError: when a file does not start with its version, or a text of a turn is missing.
         """
-        texts, versions = {}, {}
-        for name in PROMPT_FILES:
-            path = Path(folder) / f"{name}.md"
-            first, _, body = path.read_text(encoding="utf-8").partition("\n")
-            found = re.fullmatch(r"<!-- version: (\S+) -->", first.strip())
-            if found is None:
-                raise ValueError(f"{path} must start with a line like '<!-- version: 1 -->', found {first!r}.")
-            versions[name], texts[name] = found.group(1), body.strip()
-        sections = re.split(r"^## (\w+)\n", texts["agent_turns"], flags=re.MULTILINE)
+        files = load_prompts(PROMPT_FOLDER, ("agent_system", "agent_examine", "agent_turns"), folder)
+        system, examine, texts = (file.template for file in files.values())
+        sections = re.split(r"^## (\w+)\n", texts, flags=re.MULTILINE)
         turns = dict(zip(sections[1::2], map(str.strip, sections[2::2]), strict=True))
         if missing := sorted(TURNS - turns.keys()):
-            raise ValueError(f"{folder}/agent_turns.md lacks the sections {', '.join(missing)}.")
-        return cls(texts["agent_system"], texts["agent_examine"], turns, versions)
+            raise PromptError(f"{folder or PROMPT_FOLDER}/agent_turns.md lacks the sections {', '.join(missing)}.")
+        return cls(system, examine, turns, {name: file.version for name, file in files.items()})
 
     def turn(self, name: str, **values: object) -> str:
         """The text of a turn with its placeholders filled in."""

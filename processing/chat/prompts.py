@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-PROMPT_NAMES = ("writer", "feedback", "checker")
 _VERSION = re.compile(r"\A<!-- version: (\S+) -->\n")
 
 
@@ -36,22 +36,21 @@ class VersionedPrompt:
             ) from error
 
 
-def load_prompts(folder: str | Path | None = None) -> dict[str, VersionedPrompt]:
-    """Every prompt by name: from `folder` where it has the file, else the package's own.
+def load_prompts(own: Path, names: Sequence[str], folder: str | Path | None = None) -> dict[str, VersionedPrompt]:
+    """Prompts by name: from `folder` where it has the file, else from `own`, the package's.
 
     Raises:
         PromptError: a file without its version line, or a folder without any prompt.
     """
-    own = Path(__file__).parent / "prompts"
-    if folder is not None and not any((Path(folder) / f"{name}.md").is_file() for name in PROMPT_NAMES):
-        raise PromptError(f"{folder}: expected one of {', '.join(f'{name}.md' for name in PROMPT_NAMES)}, found none.")
+    if folder is not None and not any((Path(folder) / f"{name}.md").is_file() for name in names):
+        raise PromptError(f"{folder}: expected one of {', '.join(f'{name}.md' for name in names)}, found none.")
     prompts = {}
-    for name in PROMPT_NAMES:
+    for name in names:
         path = Path(folder or own) / f"{name}.md"
         text = (path if path.is_file() else own / path.name).read_text(encoding="utf-8")
         match = _VERSION.match(text)
         if match is None:
             raise PromptError(f"{path}: expected a first line '<!-- version: NAME -->'; add it.")
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        prompts[name] = VersionedPrompt(name, match.group(1), digest, text[match.end() :])
+        prompts[name] = VersionedPrompt(name, match.group(1), digest, text[match.end() :].strip())
     return prompts

@@ -121,7 +121,7 @@ def check_level(candidate: Candidate, forms: NounForms) -> CheckResult:
 class DuplicateCheck:
     """Compares an instruction with those kept for the same picture; [`keep`] adds one."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._kept: list[tuple[str, frozenset[str], tuple[int, ...], InstructionLevel]] = []
 
     def keep(self, candidate: Candidate) -> None:

@@ -90,7 +90,7 @@ class InstructionLoop:
                     self.scene.left_out.add(reason, f"row {target.row_id}: {target.noun}")
                 elif most:
                     most -= 1
-                    yield TargetPlan(target.targets, target.kind, target.noun, "object")
+                    yield TargetPlan(target.targets, target.kind, target.noun)
         for _ in range(most):
             plan = self.planner.draw(self.facts, self.config.kinds, self.rng)
             if plan is not None:

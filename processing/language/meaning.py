@@ -30,19 +30,21 @@ class SceneFacts(Protocol):
     """What must be known of a scene to answer questions about it; instances go by number.
 
     Attributes:
-        nouns, colors: of every instance; None for a color without a clear name.
         is_exhaustive: every object of the scene is an instance, so that a question may leave the noun open.
+        nouns, colors: of every instance; None for a color without a clear name.
         compares_alone: a superlative may be said of a single instance ("the leftmost cup" where there is one cup).
         place_margin: least difference of two places that counts, in the unit of `along` and `distance`.
         beside_margin: the same for being left of, above, ... a reference object.
         middle_margin: the same for being on one side of the middle line.
     """
 
-    is_exhaustive: bool
     compares_alone: bool
     place_margin: float
     beside_margin: float
     middle_margin: float
+
+    @property
+    def is_exhaustive(self) -> bool: ...
 
     @property
     def nouns(self) -> Sequence[str]: ...

@@ -22,6 +22,7 @@ from sam3i.processing.data_engine.scene.scene import AnnotatedScene, SceneInstan
 from sam3i.processing.data_engine.writers.template_writer import TargetPlan, TemplateWriter, lexicon_of
 from sam3i.processing.datasets import TARGET_KINDS
 from sam3i.processing.language import EVERYDAY, Meaning, NounForms, Selector, can_say, everyday_lexicon, plural_of, say
+from sam3i.processing.language.everyday import ALIASES
 from sam3i.processing.masks import encode_mask
 
 SIMPLE, COMPLEX = InstructionLevel.SIMPLE, InstructionLevel.COMPLEX
@@ -115,7 +116,7 @@ def test_every_simple_text_is_read_back_as_its_target():
 
 def test_what_a_noun_is_for_names_no_noun_and_is_said_of_one_noun_only():
     forms, seen = NounForms(), {}
-    assert len(EVERYDAY.descriptors) == 80
+    assert len(EVERYDAY.descriptors) == 80 + 60 and set(ALIASES.values()) <= set(EVERYDAY.descriptors)
     for noun, clauses in EVERYDAY.descriptors.items():
         assert len(clauses) >= 2
         for clause in clauses:

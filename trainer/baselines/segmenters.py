@@ -208,20 +208,29 @@ class PhraseDetector:
         return EncodedImages(embeds, [(i.height, i.width) for i in images], time.monotonic() - started)
 
     @torch.inference_mode()
-    def detect(self, encoded: EncodedImages, phrases: list[str], image_ids: list[int]) -> list[Detections]:
-        """Finds phrase i in image `image_ids[i]`; longer phrases than the model reads are cut, with a warning."""
-        if len(phrases) != len(image_ids):
-            raise ValueError(f"Expected one image id per phrase, found {len(image_ids)} for {len(phrases)} phrases.")
+    def detect(
+        self,
+        encoded: EncodedImages,
+        texts: Sequence[str],
+        image_ids: Sequence[int],
+        levels: Sequence[str | None] | None = None,
+    ) -> list[Detections]:
+        """Finds text i in image `image_ids[i]`; longer ones than the model reads are cut, with a warning."""
+        if len(texts) != len(image_ids):
+            raise ValueError(f"Expected one image id per text, found {len(image_ids)} for {len(texts)} texts.")
+        levels = levels or [None] * len(texts)
         detections: list[Detections] = []
-        for start in range(0, len(phrases), self.settings.batch_size):
-            rows = slice(start, start + self.settings.batch_size)
-            started = time.monotonic()
-            outputs = self._outputs(encoded, phrases[rows], image_ids[rows])
+        for start in range(0, len(texts), self.settings.batch_size):
+            rows, started = slice(start, start + self.settings.batch_size), time.monotonic()
+            outputs = self._outputs(encoded, list(texts[rows]), list(image_ids[rows]), levels[rows])
             detections += self._read(outputs, [encoded.sizes[image] for image in image_ids[rows]], started)
         return detections
 
-    def _outputs(self, encoded: EncodedImages, phrases: list[str], image_ids: list[int]) -> Any:
-        tokens = self._tokenize(phrases).to(self.model.device)
+    def _outputs(
+        self, encoded: EncodedImages, texts: list[str], image_ids: list[int], levels: Sequence[str | None]
+    ) -> Any:
+        """The model's outputs; noun phrases have no level."""
+        tokens = self._tokenize(texts).to(self.model.device)
         index = torch.tensor(image_ids, device=self.model.device)
         embeds = type(encoded.vision_embeds)(
             fpn_hidden_states=tuple(level[index] for level in encoded.vision_embeds.fpn_hidden_states),
@@ -257,22 +266,16 @@ class InstructionFollower(PhraseDetector):
         """All of them: every level may run."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    @torch.inference_mode()
-    def follow(
-        self, encoded: EncodedImages, texts: list[str], levels: list[str | None], image_ids: list[int]
-    ) -> list[Detections]:
-        """Follows instruction i about image `image_ids[i]` at its level; None lets the model choose."""
-        detections: list[Detections] = []
-        for start in range(0, len(texts), self.settings.batch_size):
-            rows, started = slice(start, start + self.settings.batch_size), time.monotonic()
-            asked = [level or "auto" for level in levels[rows]]
-            inputs = self.processor(text=texts[rows], instruction_levels=asked, return_tensors="pt")
-            names = ("input_ids", "attention_mask", "instruction_levels")
-            batch = {name: inputs[name].to(self.model.device) for name in names}
-            batch["image_ids"] = torch.tensor(image_ids[rows], device=self.model.device)
-            outputs = self.model(vision_embeds=encoded.vision_embeds, **batch)
-            detections += self._read(outputs, [encoded.sizes[image] for image in image_ids[rows]], started)
-        return detections
+    def _outputs(
+        self, encoded: EncodedImages, texts: list[str], image_ids: list[int], levels: Sequence[str | None]
+    ) -> Any:
+        """The model's outputs; where there is no level, the model chooses."""
+        asked = [level or "auto" for level in levels]
+        inputs = self.processor(text=texts, instruction_levels=asked, return_tensors="pt")
+        names = ("input_ids", "attention_mask", "instruction_levels")
+        batch = {name: inputs[name].to(self.model.device) for name in names}
+        batch["image_ids"] = torch.tensor(image_ids, device=self.model.device)
+        return self.model(vision_embeds=encoded.vision_embeds, **batch)
 
 
 class ModelSegmenter(Segmenter):
@@ -302,18 +305,14 @@ class ModelSegmenter(Segmenter):
         encoded = self.detector.encode([images[index] for index in asked])
         image_ids = [place for place, index in enumerate(asked) for _ in instructions[index]]
         texts = [text for group in instructions for text in group]
-        found = iter(self._find(encoded, texts, [level for group in levels for level in group], image_ids))
+        asked_levels = [level for group in levels for level in group]
+        found = iter(self.detector.detect(encoded, texts, image_ids, asked_levels))
         results = []
         for group in instructions:
             share = 1 / max(1, len(group))
             seconds = encoded.seconds / len(asked) * share
             results.append([self._result(next(found), seconds, share) for _ in group])
         return results
-
-    def _find(
-        self, encoded: EncodedImages, texts: list[str], levels: list[str | None], image_ids: list[int]
-    ) -> list[Detections]:
-        return self.detector.detect(encoded, texts, image_ids)
 
     def _result(self, item: Detections, vision_seconds: float, share: float) -> SegmentationResult:
         cost = SegmentationCost(vision_seconds + item.seconds, passes=1, vision_passes=share)
@@ -348,16 +347,9 @@ class Sam3ISegmenter(ModelSegmenter):
         settings: fields of `SegmenterSettings`.
     """
 
-    detector: InstructionFollower
-
     def __init__(self, model: Any, processor: Any, *, name: str = "sam3-i", **settings: Any):
         super().__init__(InstructionFollower(model, processor, **settings))
         self.name = name
-
-    def _find(
-        self, encoded: EncodedImages, texts: list[str], levels: list[str | None], image_ids: list[int]
-    ) -> list[Detections]:
-        return self.detector.follow(encoded, texts, levels, image_ids)
 
 
 __all__ = [

@@ -45,14 +45,14 @@ class TargetPlan:
         kind: target kind.
         noun: the category; None where anything may answer.
         granularity: "object" or "part".
-        meaning: the question behind it, where there is one.
+        meaning: the question behind it; None where a chat model finds one.
         number: grammatical number of the sentence.
     """
 
     targets: tuple[int, ...]
     kind: str
     noun: str | None
-    granularity: str
+    granularity: str = "object"
     meaning: Meaning | None = None
     number: str = SINGULAR
 
@@ -94,7 +94,8 @@ class TemplateWriter:
                 continue
             plan = self._question(family, kind, facts, rng)
             if plan is not None:
-                return self._without_answer(family, plan, facts, rng) if rng.random() < none_share else plan
+                # A question without an answer in the place of one that has one, in the same form.
+                return self._question(family, NONE, facts, rng, plan) if rng.random() < none_share else plan
             if none_share and rng.random() < EMPTY_SHARES.get(family, 0.0):
                 plan = self._question(family, NONE, facts, rng)
                 if plan is not None:
@@ -102,12 +103,14 @@ class TemplateWriter:
         return None
 
     def _question(
-        self, family: str, kind: str, facts: Facts, rng: Random, form: str | None = None
+        self, family: str, kind: str, facts: Facts, rng: Random, like: TargetPlan | None = None
     ) -> TargetPlan | None:
-        """A question of a family with an answer of a kind; `form` asks for one of that form (see [`_form`])."""
-        for _ in range(_TRIES if form is None else 4 * _TRIES):
+        """A question of a family with an answer of a kind; `like` asks for the form and number of another."""
+        for _ in range(_TRIES if like is None else 4 * _TRIES):
             meaning = self.draw_meaning(family, facts, kind, rng)
-            if meaning is None or (form is not None and _form(meaning) != form) or not self._levels_of(meaning, facts):
+            if meaning is None or not self._levels_of(meaning, facts):
+                continue
+            if like is not None and _form(meaning) != _form(like.meaning):
                 continue
             if any((item.value, meaning.noun) in facts.scene.reserved_pairs for item in meaning.filters):
                 continue
@@ -115,23 +118,19 @@ class TemplateWriter:
             if found is None or target_kind(meaning, found, facts) != kind:
                 continue
             if kind == NONE or not _is_placed(meaning, found, facts) or rng.random() < PLACED_SHARE:
-                return self._plan(meaning, found, kind, facts, rng)
+                plan = self._plan(meaning, found, kind, facts, rng)
+                return plan if like is None else replace(plan, number=like.number)
         return None
-
-    def _without_answer(self, family: str, plan: TargetPlan, facts: Facts, rng: Random) -> TargetPlan | None:
-        """A question without an answer in the place of one that has one."""
-        found = self._question(family, NONE, facts, rng, _form(plan.meaning))
-        return None if found is None else replace(found, number=plan.number)
 
     def write(self, plan: TargetPlan, facts: Facts, rng: Random) -> list[tuple[InstructionLevel, str]]:
         """One text per level that can say the question; the concept, too, where it denotes the same."""
+        meaning = plan.meaning or Meaning(plan.noun)
         texts = [
-            (level, say(plan.meaning, plan.number, level, rng.choice, lexicon_of(facts)).text)
-            for level in self._levels_of(plan.meaning, facts)
+            (level, say(meaning, plan.number, level, rng.choice, lexicon_of(facts)).text)
+            for level in self._levels_of(meaning, facts)
         ]
-        named = Meaning(plan.meaning.noun)
         if CONCEPT in self.levels and plan.noun is not None and CONCEPT not in dict(texts):
-            found = denote(named, facts)
+            found = denote(Meaning(plan.noun), facts)
             if found is not None and plan.targets == _ids(found, facts):
                 texts.insert(0, (CONCEPT, plan.noun))
         return texts
@@ -140,8 +139,7 @@ class TemplateWriter:
         return [level for level in self.levels if can_say(meaning, level, lexicon_of(facts))]
 
     def _plan(self, meaning: Meaning, found: frozenset[int], kind: str, facts: Facts, rng: Random) -> TargetPlan:
-        chosen = [facts.scene.instances[i] for i in sorted(found)]
-        granularity = chosen[0].granularity if chosen else "object"
+        granularity = facts.scene.instances[min(found)].granularity if found else "object"
         singular = kind == ONE or (kind == NONE and not _needs_plural(meaning) and rng.random() < 0.5)
         if meaning.selector is not None:  # "the leftmost cups" is no question
             singular = not meaning.selector.excluded and (
@@ -180,7 +178,8 @@ class TemplateWriter:
             return Meaning(noun)
         if family == "part":
             return self._part_meaning(noun, facts, rng)
-        filters, selector = (), None
+        filters: tuple[Filter | None, ...] = ()
+        selector = None
         if family in _SELECTOR_KINDS:
             selector = self._selector(family, references, rng)
             if selector is None:
@@ -196,9 +195,8 @@ class TemplateWriter:
             second = rng.choice(("colour", "size") if bound else ("colour", "region", "size"))
             if second != family.removeprefix("not_"):
                 filters = (*filters, self._filter(second, noun, references, facts, rng))
-        if None in filters:
-            return None
-        return Meaning(noun, filters, selector)
+        said = tuple(item for item in filters if item is not None)
+        return Meaning(noun, said, selector) if len(said) == len(filters) else None
 
     @staticmethod
     def _open_meaning(family: str, nouns: list[str], rng: Random) -> Meaning | None:
@@ -257,8 +255,10 @@ class TemplateWriter:
         return Filter(kind, reference=rng.choice(references))
 
 
-def _form(meaning: Meaning) -> str:
+def _form(meaning: Meaning | None) -> str:
     """What a phrasing shows of a question: its conditions, how many it selects, whether it names a noun."""
+    if meaning is None:
+        return ""
     count = "" if meaning.selector is None else f" {meaning.selector.count}"
     return f"{meaning.family}{count}{'' if meaning.noun else ' open'}"
 
@@ -268,7 +268,7 @@ def _is_placed(meaning: Meaning, found: frozenset[int], facts: Facts) -> bool:
     relations = [item for item in (*meaning.filters, meaning.selector) if item and item.kind in ("side", "beside")]
     filters = tuple(item for item in meaning.filters if item not in relations)
     for item in relations:
-        place = Meaning(meaning.noun, filters, Selector("extreme", item.value))
+        place = Meaning(meaning.noun, filters, Selector("extreme", item.value or ""))
         half = Meaning(meaning.noun, (*filters, Filter("region", item.value)))
         if found in (denote(place, facts), denote(half, facts)):
             return True

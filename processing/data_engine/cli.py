@@ -156,9 +156,11 @@ def _report(engine: DataEngine, summary: SessionSummary) -> None:
     if summary.unavailable:
         typer.echo(f"{summary.unavailable} pictures are left for later: {summary.why_unavailable}", err=True)
     if summary.pictures and summary.stopped is None:
-        for level in engine.run.config.levels:
-            if not summary.levels.get(level):
-                by_template = engine.run.config.writer == "templates"
+        config = engine.run.config
+        texts = {"simple": config.simple_texts, "complex": config.complex_texts}  # that a chat writer is asked for
+        by_template = config.writer == "templates"
+        for level in config.levels:
+            if not summary.levels.get(level) and (by_template or texts.get(level) != 0):
                 hint = "; templates have no words for it here, --writer has" * (by_template and level == "complex")
                 typer.echo(f"No instruction of level {level} was accepted{hint}.", err=True)
     if summary.stopped is not None:

@@ -14,7 +14,7 @@ from random import Random
 import numpy as np
 from engine_truth import denoted_by_objects
 from PIL import Image
-from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, uniform_filter
 from scipy.optimize import linear_sum_assignment
 from scipy.signal import fftconvolve
 
@@ -175,8 +175,9 @@ def numbers_on(marked, scene):
     for number in range(1, count + 1):
         tag = draw_tag(str(number), scale.tag_font, (255, 255, 255), scale.gap * 0.7)
         label = np.asarray(tag.convert("L")).astype(float)[3:-3, 3:-3]
-        # The sum of squared differences at every place, up to a constant.
-        here = fftconvolve(gray**2, np.ones_like(label), "same") - 2 * fftconvolve(gray, label[::-1, ::-1], "same")
+        # The mean of squared differences at every place, up to a constant.
+        energy = uniform_filter(gray**2, label.shape)
+        here = energy - 2 * fftconvolve(gray, label[::-1, ::-1], "same") / label.size + (label**2).mean()
         y, x = (int(place / ratio) for place in np.unravel_index(here.argmin(), here.shape))
         distances[:, number - 1] = [distance[y, x] for distance in away]
     rows, columns = linear_sum_assignment(distances)

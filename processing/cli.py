@@ -19,8 +19,8 @@ FORMAT_HELP = (
 )
 ROOT_HELP = "Folder of the images, or NAME=FOLDER for a data set or a leading folder; may be given several times."
 CROWD_HELP = (
-    "What an annotation marked iscrowd is: instance takes it as one where its mask is one piece (the default for COCO "
-    "files), skip never does."
+    "What an annotation marked iscrowd is: instance takes it as one where its mask is one piece (the default, but for "
+    "the authors' JSON, whose flags are meant), skip never does."
 )
 
 Source = Annotated[str, typer.Argument(help="A file, a folder, or a Hub repository (owner/name).")]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..processing.cli import Crowd, Roots, SkipFaulty, read_image_roots
 from .defaults import EVAL_STEPS, EVAL_THRESHOLD, FEATURE_CACHE_GB, LOGGING_STEPS, SEED, STAGE_DEFAULTS
 
 _STAGED = "One value, or three with commas: one per stage."
@@ -32,7 +33,8 @@ class _Sources:
     replay_data: str | None
     split: str | None
     eval_split: str | None
-    image_root: str | None
+    image_root: list[str] | None
+    crowd: str | None
     skip_faulty: bool
     augment: bool
     whole_model: bool
@@ -41,7 +43,10 @@ class _Sources:
     def rows(self, data: str, split: str | None) -> Any:
         from ..processing.datasets.loading import load_instruction_dataset
 
-        return load_instruction_dataset(data, image_root=self.image_root, split=split, skip_faulty=self.skip_faulty)
+        roots = read_image_roots(self.image_root)
+        return load_instruction_dataset(
+            data, "auto", roots, split, skip_faulty=self.skip_faulty, crowd=self.crowd, check_images=True
+        )
 
 
 def train(
@@ -56,12 +61,9 @@ def train(
     eval_split: Annotated[
         str | None, typer.Option(help="Split to evaluate on; of the training data if --eval-data is absent.")
     ] = None,
-    image_root: Annotated[
-        str | None, typer.Option(help="Folder of the images; beside the data file if not given.")
-    ] = None,
-    skip_faulty: Annotated[
-        bool, typer.Option("--skip-faulty", help="Leave out records with faults, and say so, instead of stopping.")
-    ] = False,
+    image_root: Roots = None,
+    crowd: Crowd = None,
+    skip_faulty: SkipFaulty = False,
     stages: Annotated[str, typer.Option(help="Stages to run, with commas.")] = "simple,complex,joint",
     start_complex_from: Annotated[
         str,
@@ -154,7 +156,18 @@ def train(
     if push_to_hub is not None:
         given |= {"push_to_hub": True, "hub_model_id": push_to_hub, "hub_strategy": "end"}
     sources = _Sources(
-        model, data, eval_data, replay_data, split, eval_split, image_root, skip_faulty, augment, whole_model, resume
+        model,
+        data,
+        eval_data,
+        replay_data,
+        split,
+        eval_split,
+        image_root,
+        crowd,
+        skip_faulty,
+        augment,
+        whole_model,
+        resume,
     )
     _train(sources, output_dir, {name: value for name, value in given.items() if value is not None})
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..cli import Roots, read_image_roots
+from ..cli import Crowd, Roots, read_image_roots
 
 if TYPE_CHECKING:
     from ..datasets.image_roots import ImageRoot
@@ -25,7 +25,7 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 def build(
     run: RunFolder,
     coco: Annotated[Path | None, typer.Option(help="COCO, LVIS or PACO instances file.")] = None,
-    crowd: Annotated[str, typer.Option(help="Annotations with iscrowd: skip, or instance if of one piece.")] = "skip",
+    crowd: Crowd = None,
     rows: Annotated[str | None, typer.Option(help="Instruction data to write anew.")] = None,
     shapes: Annotated[int | None, typer.Option(min=1, help="So many scenes of the shapes world.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of images alone; needs --concept and --sam3.")] = None,
@@ -288,7 +288,7 @@ def add_engine_commands(app: typer.Typer) -> None:
         app.command(function.__name__.replace("_", "-"))(function)
 
 
-def _source(given: dict[str, Any], roots: ImageRoot, split: str, seed: int, crowd: str) -> tuple[Source, str]:
+def _source(given: dict[str, Any], roots: ImageRoot, split: str, seed: int, crowd: str | None) -> tuple[Source, str]:
     """(source, its description) of the one option given."""
     from .scene.sources import CocoSource, RowSource, ShapesSource
 
@@ -303,7 +303,7 @@ def _source(given: dict[str, Any], roots: ImageRoot, split: str, seed: int, crow
         proposals = ProposalSource(folder, concepts, load_pipeline(sam3, device), split=split)
         return proposals, f"pictures of {folder.name}, masks of {', '.join(proposals.nouns)} by {sam3}"
     if named == ["coco"]:
-        suffix = "" if crowd == "skip" else f", crowds as {crowd}"
+        suffix = "" if crowd == "skip" else ", crowds as instance"
         return CocoSource(value, roots, split=split, crowd=crowd), f"instances {value.name}{suffix}"
     if named == ["shapes"]:
         return ShapesSource(value, split, seed), f"shapes world, {value} scenes, split {split}, seed {seed}"

@@ -57,19 +57,20 @@ def coco(tmp_path):
     return write
 
 
-def test_crowds_are_counted_and_taken_for_instances_where_asked(coco, tmp_path):
+def test_crowds_of_one_piece_are_instances_and_counted_where_they_are_to_be_skipped(coco, tmp_path, caplog):
     for annotation in coco.data["annotations"]:
         annotation["iscrowd"] = 1
     path, run = coco(), tmp_path / "run"
-    said = call("build", run, "--coco", path, code=1)
+    said = call("build", run, "--coco", path, "--crowd", "skip", code=1)
     assert (
         "6 x annotation of a crowd" in said
         and "--crowd instance" in said
         and "No instruction could be written" in said
     )
     assert sum(status(run)["left_out"].values()) == 6 + 2  # and both pictures
-    assert "accepted" in call("build", tmp_path / "other", "--coco", path, "--crowd", "instance")
-    assert "another run" in call("build", tmp_path / "other", "--coco", path, code=1)
+    assert "accepted" in call("build", tmp_path / "other", "--coco", path)
+    assert "6 x annotation marked crowd, taken as an instance" in caplog.text
+    assert "another run" in call("build", tmp_path / "other", "--coco", path, "--crowd", "skip", code=1)
     assert "instance" in call("build", tmp_path / "x", "--coco", path, "--crowd", "maybe", code=1)
 
 
@@ -85,7 +86,7 @@ def test_faulty_records_are_named_and_the_rest_goes_on(coco, tmp_path):
         rectangle(36, 1, 90, iscrowd="false", category_id=2, y=70, side=20),
     ]
     run = tmp_path / "run"
-    said = call("build", run, "--coco", coco())
+    said = call("build", run, "--coco", coco(), "--crowd", "skip")
     counted = status(run)["left_out"]
     reasons = ("unknown category", "fault in its segmentation", "image that the file does not have")
     for reason in (*reasons, "box and no mask", "under 16 pixels", "crowd"):

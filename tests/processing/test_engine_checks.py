@@ -229,7 +229,7 @@ def test_coco_lvis_and_paco_fields(tmp_path):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(data))
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
-    source = CocoSource(path)
+    source = CocoSource(path, crowd="skip")
     scene, empty = source.scenes()
     assert not empty.instances and empty.image_id == "2"
     assert source.nouns == ("baseball bat", "bottle", "cap", "cup", "person")
@@ -240,7 +240,7 @@ def test_coco_lvis_and_paco_fields(tmp_path):
     assert not scene.is_absent("person") and scene.open_image().size == (64, 48)
     data["annotations"][0]["category_id"] = 99
     path.write_text(json.dumps(data))
-    changed = CocoSource(path)
+    changed = CocoSource(path, crowd="skip")
     assert changed.fingerprint != source.fingerprint
     scene = next(changed.scenes())
     assert [item.annotation_id for item in scene.instances] == [8, 9]

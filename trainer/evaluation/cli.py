@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...processing.cli import read_image_roots
+from ...processing.cli import Crowd, Roots, SkipFaulty, read_image_roots
 from .protocols import PROTOCOLS, Protocol, get_protocol
 
 if TYPE_CHECKING:
@@ -74,11 +74,9 @@ def evaluate(
         typer.Option(min=0, max=1, help="Of instances with masks of a larger IoU keep the best; all when absent."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
-    image_root: Annotated[
-        list[str] | None,
-        typer.Option(help="Folder of the images, or NAME=FOLDER for a data set or leading folder; several times."),
-    ] = None,
-    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Leave out records with faults.")] = False,
+    image_root: Roots = None,
+    crowd: Crowd = None,
+    skip_faulty: SkipFaulty = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Evaluate the first rows only.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Where predictions are kept, a folder per system.")] = None,
     resume: Annotated[
@@ -118,7 +116,7 @@ def evaluate(
                 "Give --model and --data to run a model, or --predictions (and --references) to score files."
             )
         _check_unused("--model", references=references)
-        dataset, left_out = _load_data(data, split, image_root, skip_faulty, max_rows)
+        dataset, left_out = _load_data(data, split, image_root, crowd, skip_faulty, max_rows)
         options: dict[str, Any] = {
             "level": level,
             "batch_size": batch_size,
@@ -228,14 +226,21 @@ def _chat_model(chat: ChatOptions) -> Any:
 
 
 def _load_data(
-    data: str, split: str | None, image_root: list[str] | None, skip_faulty: bool, max_rows: int | None
+    data: str,
+    split: str | None,
+    image_root: list[str] | None,
+    crowd: str | None,
+    skip_faulty: bool,
+    max_rows: int | None,
 ) -> tuple[Any, dict[str, int]]:
     """The rows, and how many of the file were left out by reason."""
     from ...processing.datasets.faults import RowAccount
     from ...processing.datasets.loading import load_instruction_dataset
 
     roots, account = read_image_roots(image_root), RowAccount()
-    dataset = load_instruction_dataset(data, split=split, image_root=roots, skip_faulty=skip_faulty, account=account)
+    dataset = load_instruction_dataset(
+        data, "auto", roots, split, skip_faulty=skip_faulty, crowd=crowd, check_images=True, account=account
+    )
     left_out = {f"x {reason}": number for reason, number in account.left_out.items()}
     if max_rows is not None and max_rows < len(dataset):
         left_out["rows beyond --max-rows"] = len(dataset) - max_rows

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ...datasets.coco_index import CocoIndex
 from ...datasets.faults import RecordFault, RecordReader, RowAccount
-from ...datasets.image_roots import ImageRoot, ImageRoots, name_and_size
+from ...datasets.image_roots import ImageRoot, ImageRoots, ReadOptions, name_and_size
 from ...datasets.readers.instances import Instances
 from ...datasets.schema import InstructionRow, is_text
 from ...fingerprint import fingerprint_files
@@ -34,9 +34,6 @@ SHAPE_SIZES = (0.244, 0.257)  # of the picture's side: small shapes measure up t
 MIN_AREA = 16  # pixels: smaller masks are neither targets nor siblings
 
 
-CROWD = ("skip", "instance")
-
-
 class CocoSource:
     """Scenes of a COCO, LVIS or PACO instances file.
 
@@ -47,8 +44,7 @@ class CocoSource:
         image_root: folder(s) of the images; see `image_roots.ImageRoots`.
         dataset: name for the rows; the file's stem if not given.
         split: split for the rows.
-        crowd: "skip" leaves annotations with `iscrowd` out; "instance" takes those whose mask is one piece
-            (brush masks of CVAT carry the flag without being crowds).
+        crowd: of annotations with `iscrowd`: see `image_roots.ReadOptions`.
 
     Raises:
         ValueError: a file without a named category or without an image.
@@ -60,14 +56,12 @@ class CocoSource:
         image_root: ImageRoot = None,
         dataset: str | None = None,
         split: str | None = None,
-        crowd: str = "skip",
+        crowd: str | None = None,
     ):
-        if crowd not in CROWD:
-            raise ValueError(f"`crowd` is one of {', '.join(CROWD)}; received {crowd!r}.")
         self.path = Path(path)
         self.dataset = dataset or self.path.stem
         self.split = split
-        self.crowd = crowd
+        self.crowd = ReadOptions(crowd=crowd).crowd or "instance"
         self.left_out = LeftOut()
         self.fingerprint = fingerprint_files([self.path])
         self.index = CocoIndex(self.path)
@@ -143,7 +137,7 @@ class CocoSource:
         where = f"{self.path}: {place}"
         if noun is None:
             return None, "annotation of an unknown category", f"{where}: category_id {annotation.get('category_id')!r}"
-        record, found = RecordReader(str(self.path), place, annotation), Instances(self.crowd)
+        record, found = RecordReader(str(self.path), place, annotation), Instances(self.crowd, self._roots.notes)
         found.add(record, place, annotation, height, width)
         if record.faults:
             fault = record.faults[0]
@@ -185,6 +179,8 @@ class RowSource:
             digest.update(json.dumps({**row, "image": _content(row["image"])}, sort_keys=True).encode())
         for reason, count in account.left_out.items() if account else ():
             self.left_out.add(reason, count=count)
+        for note, count in account.notes.items() if account else ():
+            logger.warning("%d x %s", count, note)
         self.fingerprint = digest.hexdigest()
         self._found = [self._scene(order, *item) for order, item in enumerate(pictures.items())]
 

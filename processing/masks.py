@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -24,7 +24,14 @@ POLYGON_MARGIN = 0.25  # of a side: how far a polygon may leave the image; the C
 MAX_OUTLINE = 2_000_000  # pixels of one polygon's outline: the C code takes about 100 bytes for each
 
 
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+class CompressedRLE(TypedDict):
+    """Compressed COCO run lengths; `size` is [height, width]."""
+
+    size: list[int]
+    counts: str
+
+
+def encode_mask(mask: np.ndarray) -> CompressedRLE:
     """Compress a mask [height, width] of zeros and non-zeros."""
     array = np.asfortranarray(np.asarray(mask) != 0, dtype=np.uint8)
     if array.ndim != 2:
@@ -33,7 +40,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def decode_mask(rle: dict[str, Any]) -> np.ndarray:
+def decode_mask(rle: CompressedRLE) -> np.ndarray:
     """Expand a compressed RLE to a bool array [height, width]; empty `counts` stand for an empty mask."""
     height, width = rle["size"]
     counts = rle["counts"]
@@ -42,7 +49,7 @@ def decode_mask(rle: dict[str, Any]) -> np.ndarray:
     return coco_mask.decode({"size": [height, width], "counts": _as_bytes(counts)}).astype(bool)
 
 
-def decode_masks(rles: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
+def decode_masks(rles: Sequence[CompressedRLE], height: int, width: int) -> np.ndarray:
     """Expand N compressed RLEs to a bool array [N, height, width] (N may be 0)."""
     masks = np.zeros((len(rles), height, width), dtype=bool)
     for index, rle in enumerate(rles):
@@ -50,7 +57,7 @@ def decode_masks(rles: Sequence[dict[str, Any]], height: int, width: int) -> np.
     return masks
 
 
-def union_mask(rles: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
+def union_mask(rles: Sequence[CompressedRLE], height: int, width: int) -> np.ndarray:
     """The pixels covered by any of the masks, as a bool array [height, width]."""
     union = np.zeros((height, width), dtype=bool)
     for rle in rles:
@@ -58,14 +65,14 @@ def union_mask(rles: Sequence[dict[str, Any]], height: int, width: int) -> np.nd
     return union
 
 
-def box_of_rle(rle: dict[str, Any]) -> list[float]:
+def box_of_rle(rle: CompressedRLE) -> list[float]:
     """Tight box [x, y, width, height] in pixels of a compressed RLE."""
     if not rle["counts"]:
         return [0.0, 0.0, 0.0, 0.0]
     return coco_mask.toBbox({"size": list(rle["size"]), "counts": _as_bytes(rle["counts"])}).tolist()
 
 
-def rle_area(rle: dict[str, Any]) -> int:
+def rle_area(rle: CompressedRLE) -> int:
     """Number of pixels covered by a compressed RLE."""
     if not rle["counts"]:
         return 0
@@ -95,9 +102,9 @@ def run_lengths(counts: str) -> list[int]:
         ValueError: a character outside the alphabet, a value cut off at the end or too long, or a negative run.
     """
     parts = NUMBER.findall(counts)
-    if sum(map(len, parts)) != len(counts):
+    if len("".join(parts)) != len(counts):
         raise ValueError(f"counts are no run lengths: {counts[:40]!r} has other characters, or ends in a number")
-    runs = [_numbers[part] for part in parts]
+    runs = list(map(_numbers.__getitem__, parts))
     # From the third place on a number is the difference to the one two places before.
     runs[1::2], runs[2::2] = accumulate(runs[1::2]), accumulate(runs[2::2])
     if runs and min(runs) < 0:
@@ -126,7 +133,7 @@ def _counts_fault(counts: str, pixels: int) -> str | None:
     return None if total == pixels else f"the runs cover {total} pixels, the image has {pixels}"
 
 
-def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
+def segmentation_to_rle(segmentation: Any, height: int, width: int) -> CompressedRLE | None:
     """Any COCO segmentation as one compressed RLE; None where there is no segmentation (`None`, `[]`).
 
     Accepts a list of polygons [x0, y0, x1, y1, ...] in pixels (merged; empty ones among others count for nothing, as
@@ -150,7 +157,7 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
     return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
 
 
-def _rle_from_dict(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+def _rle_from_dict(segmentation: dict[str, Any], height: int, width: int) -> CompressedRLE:
     counts, size = segmentation.get("counts"), segmentation.get("size")
     if not isinstance(size, (list, tuple)) or len(size) != 2 or not set(map(type, size)) <= {int, float, str}:
         raise ValueError(f"an RLE needs size [height, width], found {_cut(size)}")
@@ -167,11 +174,10 @@ def _rle_from_dict(segmentation: dict[str, Any], height: int, width: int) -> dic
         return {"size": size, "counts": rle["counts"].decode("ascii")}
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
-    rle = {"size": size, "counts": counts}
-    fault = rle_fault(rle, height, width)
+    fault = rle_fault({"size": size, "counts": counts}, height, width)
     if fault:
         raise ValueError(fault)
-    return rle
+    return {"size": size, "counts": str(counts)}
 
 
 def _check_polygon(polygon: Any, height: int, width: int) -> None:

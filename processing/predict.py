@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sam3i predict`: images, folders and globs in; masks as JSON, pictures and the files of other tools out.
+"""`sam3i predict`: images, folders, globs and videos in; masks as JSON, pictures and the files of other tools out.
 
 The JSON of an image is the record of its prediction: whatever else is written is made from it, and a run that was cut
-off goes on with the images whose record is missing or was made with other settings, weights or pixels.
+off goes on with the images whose record is missing or was made with other settings, weights or pixels. Frames of a
+video are images by themselves; `track_instructions` keeps identities through a clip.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -22,6 +23,8 @@ import typer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .images import ImageError
 
 FORMATS = ("json", "overlay", "png", "yolo", "coco", "label-studio")
 HINT_SCORE = 0.05
@@ -83,12 +86,14 @@ class PredictionRun:
 
 
 def find_images(sources: Iterable[str | Path]) -> tuple[list[str], Counter[str]]:
-    """The images behind paths, folders, globs and addresses, in order, and what else the folders hold by ending.
+    """The images and videos behind paths, folders, globs and addresses, in order; what else they hold, by ending.
 
     Raises:
         ValueError: a source holds no image.
     """
     from PIL import Image
+
+    from .frames import VIDEO_ENDINGS
 
     Image.init()
     found: dict[str, None] = {}
@@ -102,7 +107,7 @@ def find_images(sources: Iterable[str | Path]) -> tuple[list[str], Counter[str]]
         else:
             found[source] = None
             continue
-        images = [file for file in files if file.suffix.lower() in Image.EXTENSION]
+        images = [file for file in files if file.suffix.lower() in (*Image.EXTENSION, *VIDEO_ENDINGS)]
         left_out.update(file.suffix.lower() or "(no ending)" for file in files if file not in set(images))
         if not images:
             raise ValueError(f"Expected images in {source}, found {len(files)} files and none of them an image.")
@@ -174,6 +179,7 @@ def predict_images(
     settings: PredictionSettings | None = None,
     formats: Sequence[str] = ("json", "overlay"),
     device: str | None = None,
+    every: int = 1,
 ) -> PredictionRun:
     """Segment images and write the results; each image is encoded once, whatever it is asked.
 
@@ -185,6 +191,7 @@ def predict_images(
         formats (*optional*): Any of "json" (always written), "overlay", "png" (a mask a file), "yolo", "coco" and
             "label-studio".
         device (`str`, *optional*): Where a model named by `model` runs; the first accelerator if not given.
+        every (`int`, *optional*): Of videos each so many-th frame.
 
     Raises:
         TypeError, ValueError: as the pipeline does; an image that cannot be read is a fault of the run instead.
@@ -193,6 +200,7 @@ def predict_images(
     from tqdm.auto import tqdm
 
     from .atomic import folder_lock
+    from .frames import is_video
     from .images import ImageError, read_image
     from .post_processing import check_probability
 
@@ -205,19 +213,19 @@ def predict_images(
         raise ValueError(f"Expected formats among {', '.join(FORMATS)}, found {', '.join(unknown)}.")
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"Expected a folder to write to, found the file {output}.")
-    if len(tasks) == 1:
+    if len(tasks) == 1 and not is_video(tasks[0].image):
         read_image(tasks[0].image, allow_remote=True)  # a typo costs no loading of weights
     pipe = _load(model, device)
-    run, stems = PredictionRun(), _stems([task.image for task in tasks])
-    identity = _identity(pipe)
+    run, identity = PredictionRun(), _identity(pipe)
+    has_video = any(is_video(task.image) for task in tasks)
     documents = []
     with folder_lock(output):
-        for task, stem in tqdm(list(zip(tasks, stems, strict=True)), disable=len(tasks) == 1, unit="image"):
+        images = _open_images(tasks, every)
+        total = None if has_video else len(tasks)
+        for task, stem, image in tqdm(images, total=total, disable=total == 1, unit="image"):
             record = output / f"{stem}.json"
-            try:
-                image = read_image(task.image, allow_remote=True)
-            except ImageError as error:
-                run.faults[task.image] = str(error)
+            if isinstance(image, ImageError):
+                run.faults[task.image] = str(image)
                 continue
             asked = {"texts": task.texts, "levels": task.levels, **asdict(settings), "model": identity}
             asked["pixels"] = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
@@ -235,6 +243,24 @@ def predict_images(
             documents.append((stem, document))
         run.files = _write_collections(documents, output, formats)
     return run
+
+
+def _open_images(
+    tasks: Sequence[PredictionTask], every: int
+) -> Iterator[tuple[PredictionTask, str, Image | ImageError]]:
+    """Each task, the stem of its files, and its image or why there is none; a video becomes a task for each frame."""
+    from .frames import is_video, read_frames
+    from .images import ImageError, read_image
+
+    for task, stem in zip(tasks, _stems([task.image for task in tasks]), strict=True):
+        try:
+            if not is_video(task.image):
+                yield task, stem, read_image(task.image, allow_remote=True)
+                continue
+            for number, frame in read_frames(task.image, every):
+                yield replace(task, image=f"{task.image}#{number}"), f"{stem}.{number:06d}", frame
+        except ImageError as error:
+            yield task, stem, error
 
 
 def _load(model: Any, device: str | None) -> Any:
@@ -410,7 +436,7 @@ def _write_collections(documents: list[tuple[str, dict]], output: Path, formats:
 def predict(
     model: Annotated[str, typer.Option(help="SAM3-I or stock SAM3 repository or folder.")],
     image: Annotated[
-        list[str] | None, typer.Option(help="Path, folder, glob or URL; give it again for several.")
+        list[str] | None, typer.Option(help="Path (also of a video), folder, glob or URL; again for several.")
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="An instruction; give it again for several.")] = None,
     instructions: Annotated[
@@ -430,27 +456,29 @@ def predict(
         float, typer.Option(help="Of masks with a larger IoU only the best is kept; 1 keeps all.")
     ] = 0.8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Of a video each so many-th frame.")] = 1,
 ) -> None:
     """Segment images by instructions; write masks as JSON, over the picture, and for other tools."""
     images, left_out = find_images(image or [])
     tasks = read_tasks(images, text or [], level, instructions)
     settings = PredictionSettings(threshold, mask_threshold, duplicates)
-    run = predict_images(model, tasks, output, settings, format or ("json", "overlay"), device)
+    run = predict_images(model, tasks, output, settings, format or ("json", "overlay"), device, every)
     if left_out:
         typer.echo(
             f"left out, no images: {', '.join(f'{count} {name}' for name, count in left_out.items())}", err=True
         )
-    if len(tasks) == 1 and run.predictions:
+    total = len(run.predictions) + len(run.faults)
+    if total == 1 and run.predictions:
         for found in run.predictions[0].found:
             typer.echo(str(found))
         for file in [*run.predictions[0].files, run.predictions[0].record, *run.files]:
             typer.echo(str(file))
-    if len(tasks) > 1:
+    if total > 1:
         resumed = sum(done.resumed for done in run.predictions)
         count = sum(found.count for done in run.predictions for found in done.found)
         hints = sum(not found.count and found.best_score > 0 for done in run.predictions for found in done.found)
         typer.echo(
-            f"{len(run.predictions)} of {len(tasks)} images ({resumed} were done before, {run.replaced} made anew): "
+            f"{len(run.predictions)} of {total} images ({resumed} were done before, {run.replaced} made anew): "
             f"{count} instances in {output}"
         )
         if hints:
@@ -458,5 +486,5 @@ def predict(
     for reason in run.faults.values():
         typer.echo(reason, err=True)
     if run.faults:
-        typer.echo(f"{len(run.faults)} of {len(tasks)} images could not be read", err=True)
+        typer.echo(f"{len(run.faults)} of {total} images could not be read", err=True)
         raise typer.Exit(code=1)

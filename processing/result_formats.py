@@ -13,6 +13,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from .masks import decode_mask, encode_mask
 from .results import CORNERS, InstanceList
@@ -67,9 +68,7 @@ def to_yolo(instances: Instances, class_id: int) -> str:
     for found in instances:
         if parts := outlines_of(found["mask"]):
             height, width = found["mask"].shape
-            # One closed line through all parts; the way between two is gone there and back, so it covers nothing.
-            path = np.concatenate([np.concatenate([part, part[:1]]) for part in parts])
-            path = np.concatenate([path, *(part[:1] for part in parts[-2:0:-1])]) / [width, height]
+            path = _seamed(parts) / [width, height]
             lines.append(f"{class_id} " + " ".join(f"{value:.6f}" for value in path.flatten()))
     return "".join(f"{line}\n" for line in lines)
 
@@ -78,7 +77,9 @@ def to_label_studio(instances: Instances, image: str) -> dict[str, Any]:
     regions = []
     for number, found in enumerate(instances, start=1):
         height, width = found["mask"].shape
-        for part, outline in enumerate(outlines_of(found["mask"], holes=False), start=1):
+        pieces, count = ndimage.label(found["mask"])
+        for part in range(1, count + 1):
+            outline = _seamed(outlines_of(pieces == part))  # holes are kept
             points = (outline * [100 / width, 100 / height]).tolist()
             regions.append(
                 {
@@ -122,12 +123,21 @@ def to_supervision(instances: Instances) -> Any:
     )
 
 
-def outlines_of(mask: np.ndarray, holes: bool = True) -> list[np.ndarray]:
+def _seamed(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One closed line through all outlines; the way between two is gone there and back, so it covers nothing."""
+    if len(parts) == 1:
+        return parts[0]
+    path = np.concatenate([np.concatenate([part, part[:1]]) for part in parts])
+    return np.concatenate([path, *(part[:1] for part in parts[-2:0:-1])])
+
+
+def outlines_of(mask: np.ndarray) -> list[np.ndarray]:
     """The outlines (x, y) [points, 2] of a bool mask [height, width] in pixels, outer ones first, then holes."""
     from contourpy import contour_generator  # comes with matplotlib
 
     lines = contour_generator(z=np.pad(mask, 1).astype(np.float32)).lines(0.5)
-    outer, inner = [], []
+    outer: list[np.ndarray] = []
+    inner: list[np.ndarray] = []
     for line in lines:
         points = np.asarray(line)[:-1] - 0.5  # closed: the last is the first
         steps = np.roll(points, -1, axis=0) - points
@@ -136,7 +146,7 @@ def outlines_of(mask: np.ndarray, holes: bool = True) -> list[np.ndarray]:
         following = np.roll(points, -1, axis=0)
         area = (points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]).sum()
         (outer if area > 0 else inner).append(points)
-    return sorted(outer, key=len, reverse=True) + (inner if holes else [])
+    return sorted(outer, key=len, reverse=True) + inner
 
 
 __all__ = ["from_json", "label_studio_config", "outlines_of", "results_to_json"]

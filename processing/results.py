@@ -28,7 +28,10 @@ class _Exports:
         return _formats().to_json(self._instances())
 
     def to_coco(self, image_id: int, category_id: int = 1) -> list[dict[str, Any]]:
-        """COCO results ("image_id", "category_id", "bbox", "segmentation", "score"), for `COCO.loadRes`."""
+        """COCO results ("image_id", "category_id", "bbox", "segmentation", "score"), for `COCO.loadRes`.
+
+        `loadRes` takes an instance's area from its box where there is one: drop "bbox" for mask AP by size.
+        """
         return _formats().to_coco(self._instances(), image_id, category_id)
 
     def to_yolo(self, class_id: int = 0) -> str:
@@ -38,13 +41,19 @@ class _Exports:
     def to_label_studio(self, image: str) -> dict[str, Any]:
         """A Label Studio task with predictions: polygons named "instances" on an image named "image".
 
+        Every piece of a mask is a region; a hole is joined to its outline by a seam.
+
         Args:
             image (`str`): Address under which Label Studio finds the image.
         """
         return _formats().to_label_studio(self._instances(), image)
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections` with masks, boxes, scores and the instruction as class name."""
+        """`supervision.Detections` with masks, boxes, scores and the instruction as class name.
+
+        `Detections.from_transformers` reads masks of boxes as `(K, 1, height, width)`:
+        `from_transformers({**result, "masks": result["masks"][:, None]})`.
+        """
         return _formats().to_supervision(self._instances())
 
 

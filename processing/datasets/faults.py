@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -119,10 +119,10 @@ class RecordReader:
         for one in faults:
             self.fault(one.field, one.found, one.expected, one.fix)
 
-    def check_names(self, known: Sequence[str], only_misspelled: bool = False, label: str | None = None) -> None:
+    def check_names(self, known: tuple[str, ...], only_misspelled: bool = False, label: str | None = None) -> None:
         """Fault the fields that are not `known`; in foreign formats only those that look like one misspelled."""
-        for name in self.data.keys() - set(known):
-            meant = closest(str(name), tuple(known))
+        for name in self.data.keys() - _as_set(known):
+            meant = closest(str(name), known)
             if meant in self.data or (only_misspelled and meant is None):
                 continue
             expected = f"did you mean {meant!r}?" if meant else f"one of {', '.join(known)}"
@@ -175,6 +175,11 @@ class RecordReader:
 
     def _found(self, field: str) -> str:
         return shown(self.data[field]) if field in self.data else "missing"
+
+
+@lru_cache
+def _as_set(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(names)
 
 
 def as_whole(value: Any) -> int | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from ...modeling_sam3i.instruction_levels import InstructionLevel
 from ..images import MAX_PIXELS
 from ..language.meaning import TARGET_KINDS
-from ..masks import box_of_rle, rle_area, rle_fault
+from ..masks import CompressedRLE, box_of_rle, rle_fault
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -30,13 +30,6 @@ MIN_BOX_IOU = 0.3
 EDGE_TOLERANCE = 2.0  # pixels by which every edge may differ: tools round differently
 EMPTY_MASK = "covers no pixel of the image"
 BOX_FIX = "write [x, y, w, h] of the mask in absolute pixels"
-
-
-class CompressedRLE(TypedDict):
-    """Compressed COCO run lengths; `size` is [height, width]."""
-
-    size: list[int]
-    counts: str
 
 
 class InstructionRow(TypedDict):
@@ -211,7 +204,7 @@ def _text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
 
 
 def _target_faults(row: dict[str, Any], instances: bool) -> Iterator[FieldFault]:
-    lists = {}
+    lists: dict[str, Any] = {}
     for name in ("masks", "boxes", "is_crowd", "ignore_masks", "annotation_ids"):
         if name not in row:
             continue
@@ -235,20 +228,20 @@ def _target_faults(row: dict[str, Any], instances: bool) -> Iterator[FieldFault]
 
 
 def _geometry_faults(lists: dict[str, Any], height: int, width: int) -> Iterator[FieldFault]:
-    good = {}
+    tight = {}
     for name in ("masks", "ignore_masks"):
         for index, rle in enumerate(lists.get(name, [])):
             if rle is None and name == "masks":
                 continue
             fault, fix = rle_fault(rle, height, width), "encode the mask at the size of the image"
             if fault is None and name == "masks":
-                good[index] = rle
-                if not rle_area(rle):
+                tight[index] = box_of_rle(rle)
+                if not any(tight[index]):
                     fault, fix = EMPTY_MASK, "write the mask, or remove the instance"
             if fault:
                 yield FieldFault(f"{name}[{index}]", fault, f"compressed RLE of [{height}, {width}]", fix)
     for index, box in enumerate(lists.get("boxes", [])):
-        fault = box_fault(box, height, width, good.get(index))
+        fault = box_fault(box, height, width, tight.get(index))
         if fault:
             yield FieldFault(f"boxes[{index}]", fault, f"[x, y, w, h] inside {width} x {height}", BOX_FIX)
 
@@ -274,11 +267,11 @@ def _id_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
             yield FieldFault(name, shown(value), "a string", "write a string")
 
 
-def box_fault(box: Any, height: int, width: int, mask: CompressedRLE | None = None) -> str | None:
+def box_fault(box: Any, height: int, width: int, tight: Sequence[float] | None = None) -> str | None:
     """What is wrong with a box [x, y, w, h] in pixels of a [height, width] image, or None.
 
-    Where there is a (valid) mask it decides: a box that reads better as corners, center, [y, x, h, w], fractions or
-    percent, or whose IoU with the mask's tight box is below `MIN_BOX_IOU`, is a contradiction.
+    Where there is a mask its `tight` box decides: a box that reads better as corners, center, [y, x, h, w], fractions
+    or percent, or whose IoU with the tight box is below `MIN_BOX_IOU`, is a contradiction.
     """
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         return f"{shown(box)} is not four numbers"
@@ -287,7 +280,6 @@ def box_fault(box: Any, height: int, width: int, mask: CompressedRLE | None = No
     x, y, w, h = box
     if w < 0 or h < 0:
         return f"{shown(box)} has a negative side"
-    tight = box_of_rle(mask) if mask is not None else None
     if tight is not None and tight[2] > 0:
         fault = _contradiction(box, tight, height, width)
         if fault:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from sam3i.cli import app
 from sam3i.processing import predict as module
+from sam3i.processing.frames import read_frames
 from sam3i.processing.images import ImageError
 from sam3i.processing.pipeline.registration import TASK
 from sam3i.processing.predict import (
@@ -166,6 +167,41 @@ def test_all_formats_of_a_folder(pipe, folder, tmp_path):
     ids = [region["id"] for region in studio[0]["predictions"][0]["result"]]
     assert len(ids) == len(set(ids)) > 5 and '<Label value="the cat"/>' in (out / "label_studio.xml").read_text()
     assert not list(out.glob(".*partial*"))
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Five frames, each of a color."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for gray in range(0, 250, 50):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (gray, gray, gray)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_frames_of_a_video_are_predicted_and_resumed(pipe, video, tmp_path):
+    assert [int(np.asarray(image).mean().round(-1)) for _, image in read_frames(video)] == [0, 50, 100, 150, 200]
+    run = predict_images(pipe, read_tasks([str(video)], ["the dog"]), tmp_path / "out", ALL, ["coco"], every=2)
+    assert [done.record.name for done in run.predictions] == [f"clip.00000{n}.json" for n in (0, 2, 4)]
+    assert run.predictions[1].image == f"{video}#2" and all(done.found[0].count for done in run.predictions)
+    run = predict_images(pipe, read_tasks([str(video)], ["the dog"]), tmp_path / "out", ALL, ["coco"])
+    assert [done.resumed for done in run.predictions] == [True, False, True, False, True]
+    assert len(json.loads((tmp_path / "out" / "coco_images.json").read_text())["images"]) == 5
+
+
+def test_a_broken_video_is_a_fault_of_its_own(pipe, video, folder, tmp_path):
+    (folder / "broken.mp4").write_bytes(b"no video at all")
+    (folder / "cut.mp4").write_bytes(video.read_bytes()[:300])
+    (folder / "broken.jpg").unlink()
+    images, _ = find_images([folder])
+    run = predict_images(pipe, read_tasks(images, ["dog"]), tmp_path / "out", ALL)
+    assert len(run.predictions) == 2 and len(run.faults) == 2
+    assert all("Cannot read video" in reason for reason in run.faults.values())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from ...masks import box_of_rle, decode_mask, rle_area, segmentation_to_rle
+from ...masks import box_of_rle, decode_mask, segmentation_to_rle
 from ..faults import RecordReader, as_whole
 from ..schema import (
     BOX_FIX,
@@ -26,6 +26,7 @@ from ..schema import (
 )
 
 ANNOTATION_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+MASK_FIX = "write polygons in pixels, an uncompressed or a compressed RLE, of the image's size"
 FLAGS = {"": False, "0": False, "false": False, "no": False, "none": False, "1": True, "true": True, "yes": True}
 
 
@@ -64,7 +65,11 @@ class Instances:
         if crowd is None:
             part.fault("iscrowd", shown(part.data["iscrowd"]), "0 or 1", "write 0 for a single instance")
         mask = self._mask(part, height, width)
-        box = self._box(part, mask, height, width)
+        tight = None if mask is None else box_of_rle(mask)
+        if tight is not None and not any(tight):
+            found = f"a mask that {EMPTY_MASK} ({shown(part.data['segmentation'])})"
+            part.fault("segmentation", found, f"a segmentation of {width} x {height} pixels", MASK_FIX)
+        box = self._box(part, tight, height, width)
         record.faults += part.faults
         if part.faults:
             return
@@ -84,20 +89,16 @@ class Instances:
     @staticmethod
     def _mask(part: RecordReader, height: int, width: int) -> CompressedRLE | None:
         try:
-            mask = segmentation_to_rle(part.data.get("segmentation"), height, width)
-            if mask is not None and not rle_area(mask):
-                raise ValueError(f"a mask that {EMPTY_MASK} ({shown(part.data['segmentation'])})")
-            return mask
+            return segmentation_to_rle(part.data.get("segmentation"), height, width)
         except ValueError as error:
-            fix = "write polygons in pixels, an uncompressed or a compressed RLE, of the image's size"
-            part.fault("segmentation", str(error), f"a segmentation of {width} x {height} pixels", fix)
+            part.fault("segmentation", str(error), f"a segmentation of {width} x {height} pixels", MASK_FIX)
             return None
 
-    def _box(self, part: RecordReader, mask: CompressedRLE | None, height: int, width: int) -> list[float]:
-        box = part.data.get("bbox")
-        if box in (None, []) and mask is not None:
-            return box_of_rle(mask)
-        fault = box_fault(box, height, width, mask)
+    def _box(self, part: RecordReader, tight: list[float] | None, height: int, width: int) -> list[float]:
+        box: Any = part.data.get("bbox")
+        if box in (None, []) and tight is not None:
+            return tight
+        fault = box_fault(box, height, width, tight)
         if fault:
             if not any(one.field == "segmentation" for one in part.faults):
                 part.fault("bbox", fault, f"[x, y, w, h] inside {width} x {height}", BOX_FIX)
@@ -117,7 +118,7 @@ def crowd_flag(value: Any) -> bool | None:
 
 def is_one_piece(mask: CompressedRLE) -> bool:
     """Whether the pixels of a mask hang together (corners count)."""
-    return ndimage.label(decode_mask(dict(mask)), np.ones((3, 3)))[1] == 1
+    return ndimage.label(decode_mask(mask), np.ones((3, 3)))[1] == 1
 
 
 def count_kind(count: int, several: str = "1-to-N") -> str:

@@ -127,7 +127,7 @@ def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: st
         row_id=data.get("row_id", number),
         image_id=data.get("image_id", named or number),
         masks=masks,
-        boxes=[box_of_rle(dict(mask)) for mask in masks if mask is not None] if boxes is None else [],
+        boxes=[box_of_rle(mask) for mask in masks if mask is not None] if boxes is None else [],
         ignore_masks=ignore,
         dataset=dataset,
         split=data.get("split"),
@@ -154,8 +154,7 @@ def _masks(record: RecordReader, field: str, height: int, width: int) -> list[Co
     masks: list[CompressedRLE | None] = []
     for index, value in enumerate(record.items(field, optional=True)):
         try:
-            mask = segmentation_to_rle(value, height, width)
-            masks.append(None if mask is None else CompressedRLE(size=mask["size"], counts=mask["counts"]))
+            masks.append(segmentation_to_rle(value, height, width))
         except ValueError as error:
             fix = "write polygons or an RLE of the image's size"
             record.fault(f"{field}[{index}]", str(error), f"a mask of {width} x {height} pixels", fix)

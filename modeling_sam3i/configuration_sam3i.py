@@ -179,6 +179,13 @@ class Sam3IConfig(Sam3Config, AdapterSettings):
         return cls.lift_detector_config(config_dict), unused
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        if not __name__.startswith("transformers_modules."):
+            # The pipeline is installed and registered: the code of one in the repository needs nobody's trust.
+            config_dict = {key: value for key, value in config_dict.items() if key != "custom_pipelines"}
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def lift_detector_config(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
         """Turn the configuration of a stock `sam3` or `sam3_video` repository into ours; leave ours as it is.
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
+from sam3i import InstructionSegmentationPipeline, Sam3IProcessor
 from sam3i.hub.publish.remote_code import add_remote_code, export_repository, remote_code_files
 
 SCRIPT = """
@@ -91,6 +92,15 @@ def test_pipeline_without_the_package(tiny_model, train_adapters, tiny_stock_rep
     assert found["levels"] == [[item["level"] for item in one] for one in here]
     for expected, scores in zip(here, found["scores"], strict=True):
         np.testing.assert_allclose(scores, [item["score"] for item in expected], atol=1e-5)
+
+
+def test_the_installed_package_runs_an_exported_repository(tiny_model, tiny_stock_repos, photo, tmp_path):
+    Sam3IProcessor.from_pretrained(tiny_stock_repos["sam3"]).save_pretrained(tmp_path)
+    tiny_model.save_pretrained(tmp_path)
+    add_remote_code(tmp_path)
+    pipe = pipeline("instruction-segmentation", model=str(tmp_path))
+    assert type(pipe) is InstructionSegmentationPipeline
+    assert pipe(str(photo), text="dog", threshold=0.0)
 
 
 def test_refusals(tmp_path):

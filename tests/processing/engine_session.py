@@ -37,4 +37,5 @@ def run_session(folder, url, num_scenes, concurrency=4, max_retries=4, **options
 
 
 if __name__ == "__main__":
-    run_session(sys.argv[1], sys.argv[2], int(sys.argv[3]), targets_per_image=3)
+    # A request that is given up is sent, and paid, again: on a busy machine it needs its time.
+    run_session(sys.argv[1], sys.argv[2], int(sys.argv[3]), targets_per_image=3, timeout=120.0)

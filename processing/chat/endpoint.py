@@ -102,7 +102,8 @@ class EndpointChatModel(ChatModel):
         self._interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._next_slot = 0.0
         self._slot_lock = threading.Lock()
-        self._openai, self._client = _connect(address, self.base_url, api_key, timeout)
+        self._openai, client = _connect(address, self.base_url, api_key, timeout)
+        self._create: Any = client.chat.completions.with_raw_response.create  # loads its code now, on nobody's time
 
     @property
     def num_parameters(self) -> int | None:
@@ -183,9 +184,8 @@ class EndpointChatModel(ChatModel):
             raise _PassingError(f"the answer is not a chat completion ({said})") from error
 
     def _send(self, answer: Future[bytes], payload: list[dict], fields: dict[str, Any]) -> None:
-        create: Any = self._client.chat.completions.with_raw_response.create
         try:
-            answer.set_result(create(messages=payload, model=self.name, **fields).http_response.content)
+            answer.set_result(self._create(messages=payload, model=self.name, **fields).http_response.content)
         except Exception as error:
             answer.set_exception(error)
 

@@ -19,9 +19,9 @@ RATES = {
 
 def figures(tmp_path, num_scenes):
     """(pairs by fault, outcome and check; accepted pairs right and wrong) of a run against faulty models."""
-    models = FaultyModels(num_scenes, RATES, checker_error=0.05)
+    models = FaultyModels(num_scenes, RATES, checker_error=0.05, timeout=3.0)
     with models.server:
-        run, _, summary = run_session(tmp_path, models.server.base_url, num_scenes, timeout=1.0)
+        run, _, summary = run_session(tmp_path, models.server.base_url, num_scenes, timeout=3.0)
     assert summary.stopped is None and summary.unavailable == 0
     caught, accepted = Counter(), Counter()
     for record in run.records():

@@ -157,7 +157,7 @@ class Segmentation:
         kept = self.results(shown, size, shown.max_overlap)
         everything = self.results(shown, None, None)
         hidden = [len(row["scores"]) - len(left["scores"]) for row, left in zip(everything, kept, strict=True)]
-        rows = [row.to_instances() for row in kept]
+        rows: Rows = [row.to_instances() for row in kept]
         return View(self, shown, image, rows, [row.best_score for row in kept], hidden)
 
     def archive(self, shown: Shown) -> bytes:

@@ -218,7 +218,7 @@ def _chat_model(chat: ChatOptions) -> Any:
         endpoint = EndpointChatModel(
             chat.url, chat.model, timeout=chat.timeout, max_retries=chat.retries, max_tokens=chat.answer_tokens
         )
-        endpoint.check(Image.new("RGB", (64, 64), "gray"), min(chat.timeout, PREFLIGHT_SECONDS))
+        endpoint.check(Image.new("RGB", (64, 64), "gray"), timeout=min(chat.timeout, PREFLIGHT_SECONDS))
         return endpoint
     from ...processing.chat.client import LocalChatModel
 

@@ -3,7 +3,8 @@
 
 A step hears the simple and the complex instruction of each picture. `cached` reads vision features from disk,
 `one pass` encodes a picture once for all its instructions, `two passes` runs the whole model once per level, as the
-plain way is. Losses of the first two are equal, which is checked. Peak memory is that of a fresh process per case.
+plain way is. Losses of the first two are equal, which is checked. With several targets a picture, they share its
+features; the plain way encodes the picture anew for each. Peak memory is that of a fresh process per case.
 Run: `python benchmarks/training_step.py [--size tiny|middle|real] [--pictures 1] [--rounds 5] [--no-memory]`.
 """
 
@@ -36,11 +37,12 @@ class Step:
     Args:
         size (`str`): Of the model.
         design (`str`): Of its adapters.
-        pictures (`int`): In a batch; each has one object, a simple and a complex instruction.
+        pictures (`int`): In a batch; each target has one object, a simple and a complex instruction.
         folder: Where kept features lie.
+        targets (`int`): Of each picture.
     """
 
-    def __init__(self, size: str, design: str, pictures: int, folder: Path):
+    def __init__(self, size: str, design: str, pictures: int, folder: Path, targets: int = 1):
         self.model = build_model(size, adapter_design=design)
         freeze_for_stage(self.model, TrainingStage.JOINT)
         self.module = StageModule(self.model, TrainingStage.JOINT).train()
@@ -51,12 +53,13 @@ class Step:
         mask = torch.zeros(1, side, side, dtype=torch.bool)
         mask[:, side // 4 : side // 2, side // 4 : side // 2] = True
         label = {"masks": mask, "boxes": torch.tensor([[0.375, 0.375, 0.25, 0.25]])}
-        concepts = instructions(self.model, pictures, seed=3)
-        self.batch = instructions(self.model, 2 * pictures) | {
-            "labels": [label] * (2 * pictures),
-            "instruction_levels": torch.tensor([1, 2] * pictures),
-            "image_ids": torch.arange(pictures).repeat_interleave(2),
-            "concept_names": [f"thing {index // 2}" for index in range(2 * pictures)],
+        pairs = pictures * targets
+        concepts = instructions(self.model, pairs, seed=3)
+        self.batch = instructions(self.model, 2 * pairs) | {
+            "labels": [label] * (2 * pairs),
+            "instruction_levels": torch.tensor([1, 2] * pairs),
+            "image_ids": torch.arange(pictures).repeat_interleave(2 * targets),
+            "concept_names": [f"thing {index // 2}" for index in range(2 * pairs)],
             "concept_input_ids": concepts["input_ids"],
             "concept_attention_mask": concepts["attention_mask"],
         }
@@ -92,6 +95,22 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
+
+
+def compare_targets(options: argparse.Namespace, folder: Path) -> None:
+    """Steps and targets a second with 1, 2 and 4 targets a picture: sharing it, and each with a copy of its own."""
+    rows = []
+    for targets in (1, 2, 4):
+        shared = Step(options.size, options.design, options.pictures, folder, targets)
+        copies = Step(options.size, options.design, options.pictures * targets, folder)
+        shared.keep_features()
+        systems = {"copies": copies.one_pass, "shared": shared.one_pass, "shared, kept": shared.cached}
+        timings = alternate(systems, options.rounds)
+        for name, time in timings.items():
+            steps = 1 / time.cpu_s
+            gain = 1 / ratio(time, timings["copies"])
+            rows.append([f"{targets}: {name}", steps, steps * targets * options.pictures, gain])
+    table("targets a picture", ["targets: vision", "steps/cpu s", "targets/cpu s", "of copies"], rows)
 
 
 def peak_of(case: str, step: Step) -> float:
@@ -139,9 +158,10 @@ def main() -> None:
         rows = [[name, time.cpu_s, 1 / ratio(time, base)] for name, time in timings.items()]
         title = f"joint stage, {options.size} size, {options.design}, {options.pictures} picture(s) a step"
         table(title, ["step", "cpu s", "steps/s of one pass"], rows)
+        del step, systems
+        compare_targets(options, Path(folder))
         if options.no_memory:
             return
-        del step, systems
         arguments = ["--size", options.size, "--design", options.design, "--pictures", options.pictures]
         rows = []
         for case, meaning in CASES.items():

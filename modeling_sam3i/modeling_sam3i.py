@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 import torch
+from transformers.utils import logging
 
 from ..compat import (
     Sam3DETRDecoderOutput,
@@ -32,6 +33,8 @@ from .outputs import (
 )
 from .pretrained import Sam3IPreTrainedModel
 from .shared_image import predict_instances, predict_queries, predict_rows
+
+logger = logging.get_logger(__name__)
 
 
 class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel):
@@ -143,6 +146,10 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             row_chunk_size=row_chunk_size,
         )
         # PEFT's task models pass on arguments of text models that nobody gave.
+        if labels is not None and kwargs.get("concept_input_ids") is not None:
+            logger.warning_once(
+                "The pairs of a joint batch count as rows here: only `Sam3ITrainer` has the losses that align them."
+            )
         kwargs = {name: value for name, value in kwargs.items() if value is not None and name not in PASSED_OVER}
         inputs = self.read_inputs(given, kwargs)
         if inputs.images is not None and labels is None and self._may_share_images(kwargs):

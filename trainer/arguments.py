@@ -3,7 +3,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,18 @@ STAGED_ARGUMENTS = (*STAGE_DEFAULTS, "text_learning_rate")
 """Arguments that take one value for all stages or a sequence of three."""
 
 COMPLEX_STARTS = ("auto", "simple", "own")
+
+_OF_OUTPUTS = "evaluations make figures of instances, not of model outputs"
+UNSUPPORTED = {
+    **dict.fromkeys(("prediction_loss_only", "batch_eval_metrics", "include_for_metrics"), _OF_OUTPUTS),
+    **dict.fromkeys(("eval_accumulation_steps", "eval_use_gather_object"), _OF_OUTPUTS),
+    "label_smoothing_factor": "the loss is the model's own",
+    "neftune_noise_alpha": "word embeddings stay as they are",
+    "train_sampling_strategy": "the order of rows follows from seed, stage and epoch, so that a run can be resumed",
+    "auto_find_batch_size": "a run that is resumed has to have the batch size it was planned with",
+    "save_only_model": "checkpoints are what a run goes on from, and small",
+}
+"""Arguments of Transformers that would have no effect, or a wrong one, and why."""
 
 
 def _staged(name: str, help_text: str) -> Any:
@@ -104,6 +116,9 @@ class Sam3ITrainingArguments(TrainingArguments):
         [], "What may differ from the training that is resumed, by name: 'data', 'learning_rate' and their like."
     )
 
+    activation_checkpointing: bool | None = _argument(
+        None, "Whether activations are computed again in the backward pass: less memory, a third more time."
+    )
     save_total_limit: int | None = _argument(2, "Checkpoints to keep per stage.")
     remove_unused_columns: bool = _argument(False, "The collator reads all columns of a row, so this stays False.")
     ddp_find_unused_parameters: bool | None = _argument(
@@ -124,6 +139,8 @@ class Sam3ITrainingArguments(TrainingArguments):
             self.load_best_model_at_end = True
         if self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "stage_best_gIoU", True
+        if self.activation_checkpointing and not hasattr(TrainingArguments, "activation_checkpointing"):
+            self.gradient_checkpointing = True  # as older versions of Transformers call it
         super().__post_init__()
         for name, value in given.items():
             setattr(self, name, value)
@@ -157,6 +174,10 @@ class Sam3ITrainingArguments(TrainingArguments):
                 f"Expected `start_complex_from` as one of {', '.join(COMPLEX_STARTS)}, found "
                 f"{self.start_complex_from!r}."
             )
+        defaults = {item.name: item.default for item in fields(TrainingArguments) if item.name in UNSUPPORTED}
+        for name, default in defaults.items():
+            if getattr(self, name) not in (default, None, []):
+                raise ValueError(f"`{name}` is not supported: {UNSUPPORTED[name]}. Found {getattr(self, name)!r}.")
         if self.remove_unused_columns:
             raise ValueError("The collator reads whole rows: expected `remove_unused_columns=False`, found True.")
 

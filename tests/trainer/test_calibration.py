@@ -3,7 +3,8 @@ import torch
 from training_fixtures import tiny_dataset, tiny_model, tiny_trainer
 
 from sam3i import InstructionLevel, Sam3IForInstructionSegmentation
-from sam3i.trainer.heads.calibration import choose_calibration, read_candidates, set_calibration
+from sam3i.trainer.heads.calibration import choose_calibration, read_candidates, set_calibration, split_by_image
+from sam3i.trainer.record import read_record
 
 SIMPLE = InstructionLevel.SIMPLE
 
@@ -51,6 +52,24 @@ def test_levels_are_set_one_by_one_and_saved(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = Sam3IForInstructionSegmentation.from_pretrained(tmp_path)
     assert loaded.config.score_calibration == {"complex": [1.0, -0.5]}
+
+
+def test_images_that_choose_checkpoints_calibrate_nothing_unless_there_are_too_few(tmp_path, monkeypatch):
+    rows = tiny_dataset(5, "validation")
+    chosen, others = split_by_image(rows)
+    assert (len(chosen), len(others)) == (6, 4) and not set(chosen["image_id"]) & set(others["image_id"])
+    again, _ = split_by_image(rows.select(range(9, -1, -1)))
+    assert set(again["image_id"]) == set(chosen["image_id"])
+    settings = {"stages": "simple", "max_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    settings |= {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
+    for least, rows_used, shared in ((4, 4, False), (5, 10, True)):
+        monkeypatch.setattr("sam3i.trainer.heads.calibration.LEAST_ROWS", least)
+        monkeypatch.setattr("sam3i.trainer.heads.calibration.LOWEST_SCORE", 0.0)
+        trainer = tiny_trainer(tmp_path / str(least), None, rows, **settings)
+        trainer.train()
+        assert "6 validation rows choose checkpoints, 4 others calibrate scores" in str(trainer.plan)
+        recorded = read_record(tmp_path / str(least))["stages"][0]["calibration"]
+        assert recorded == {"simple": {"rows": rows_used, "chose_checkpoints": shared}}
 
 
 def test_a_stage_calibrates_its_levels_and_its_result_keeps_it(tmp_path, monkeypatch):

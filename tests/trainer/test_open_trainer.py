@@ -2,10 +2,14 @@
 """What whoever knows the Trainer of Transformers expects of ours: it works, or is refused in one sentence."""
 
 import re
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_fixtures import (
+    SIDE,
     assert_equal,
     tiny_arguments,
     tiny_dataset,
@@ -17,9 +21,11 @@ from training_fixtures import (
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 
 from sam3i import Sam3ITrainer, Sam3ITrainingArguments
+from sam3i.processing.masks import decode_mask
 from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage
 from sam3i.trainer.plan import PlanError
+from sam3i.trainer.transforms import InstructionTransform
 
 SIMPLE = TrainingStage.SIMPLE
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 1}
@@ -166,22 +172,86 @@ def test_lora_beside_the_adapters_is_named_as_untrained(tmp_path, wrapped, caplo
     assert moved and not [name for name in moved if "lora_" in name]
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"compute_loss_func": print}, "`compute_loss_func` is not supported: the loss is the model's own"),
-        ({"preprocess_logits_for_metrics": print}, "`compute_metrics` gets instances, not logits"),
-        ({"replay": [1]}, "Expected `replay` as a datasets.Dataset of instruction rows, found list"),
-    ],
-)
-def test_what_does_not_work_is_refused_in_a_sentence(tmp_path, options, sentence):
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        tiny_trainer(tmp_path, options=options)
+# What the documentation says, of each feature
 
 
-def test_a_stock_model_is_refused_in_a_sentence(tmp_path):
-    with pytest.raises(TypeError, match="Expected a Sam3IForInstructionSegmentation to train, found Linear"):
-        tiny_trainer(tmp_path, torch.nn.Linear(1, 1))
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "finetune.md"
+FEATURES = dict(re.findall(r"^\| (.+?) \| ((?:works|stays|refused).+?) \|$", TABLE.read_text(), re.MULTILINE))
+WORKS = {
+    "`data_collator`": "test_own_collators_make_the_batches",
+    "`compute_metrics`": "test_own_metrics_get_instances_and_targets",
+    "`eval_dataset` as a dictionary": "test_several_evaluation_sets_have_their_names",
+    "`optimizers`": "test_own_optimizers_serve_one_stage_and_classes_all",
+    "`model_init`, `hyperparameter_search`": "test_hyperparameters_are_searched_each_trial_with_a_fresh_model",
+    "`predict`": "test_rows_are_predicted",
+    "`get_train_dataloader` and its like": "test_data_loaders_give_batches_of_the_stage",
+    "`callbacks`": "test_callbacks_see_every_stage",
+    "`HfArgumentParser`": "test_arguments_are_read_from_a_command_line",
+    "LoRA beside the adapters": "test_lora_beside_the_adapters_is_named_as_untrained",
+    "`transformers.Trainer` with `InstructionCollator`": "test_the_plain_trainer_trains_and_evaluates_the_model",
+    "`transformers.Trainer` with `segmentation_maps`": "test_the_plain_trainer_trains_and_evaluates_on_maps",
+    "`resume_from_checkpoint`": "test_replay_with_kept_features_is_the_same_and_resumes_exactly",
+    "half precision": "test_adapters_train_in_float32_on_a_base_in_half_precision",
+}
+
+
+def _float16():
+    return tiny_model().half()
+
+
+REFUSED = {
+    "streamed data sets": lambda folder: tiny_trainer(folder, eval_dataset=tiny_dataset(2).to_iterable_dataset()),
+    "lists as data sets": lambda folder: tiny_trainer(folder, options={"replay": [1]}),
+    "stock SAM3 models": lambda folder: tiny_trainer(folder, torch.nn.Linear(1, 1)),
+    "`compute_loss_func`": lambda folder: tiny_trainer(folder, options={"compute_loss_func": print}),
+    "`preprocess_logits_for_metrics`": lambda folder: tiny_trainer(
+        folder, options={"preprocess_logits_for_metrics": print}
+    ),
+    "`optimizers` for several stages": lambda folder: tiny_trainer(
+        folder, options={"optimizers": (torch.optim.SGD([torch.zeros(1)]), None)}
+    ),
+    "`ignore_keys`": lambda folder: tiny_trainer(folder).train(ignore_keys_for_eval=["pred_masks"]),
+    "`batch_eval_metrics` and its like": lambda folder: tiny_arguments(folder, batch_eval_metrics=True),
+    "`label_smoothing_factor`": lambda folder: tiny_arguments(folder, label_smoothing_factor=0.1),
+    "`neftune_noise_alpha`": lambda folder: tiny_arguments(folder, neftune_noise_alpha=5.0),
+    "`train_sampling_strategy`": lambda folder: tiny_arguments(folder, train_sampling_strategy="group_by_length"),
+    "`auto_find_batch_size`": lambda folder: tiny_arguments(folder, auto_find_batch_size=True),
+    "`save_only_model`": lambda folder: tiny_arguments(folder, save_only_model=True),
+    "`remove_unused_columns`": lambda folder: tiny_arguments(folder, remove_unused_columns=True),
+    "`transform` with `feature_cache`": lambda folder: tiny_trainer(
+        folder, transform=InstructionTransform(), feature_cache=str(folder)
+    ),
+    "float16 beside `bf16` on a CPU": lambda folder: tiny_trainer(folder, _float16(), bf16=True).train(),
+}
+
+
+def test_the_documented_table_names_what_is_tested():
+    refused = {name for name, says in FEATURES.items() if says.startswith("refused")}
+    assert refused == REFUSED.keys() and FEATURES.keys() - refused == WORKS.keys()
+    assert all(callable(globals()[test]) for test in WORKS.values())
+
+
+@pytest.mark.parametrize("feature", REFUSED)
+def test_what_does_not_work_is_refused_in_the_documented_sentence(tmp_path, feature):
+    (sentence,) = re.findall(r'^refused: "(.+)"$', FEATURES[feature])
+    with pytest.raises((ValueError, TypeError), match=re.escape(sentence)):
+        REFUSED[feature](tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "bf16"), [(torch.float16, False), (torch.bfloat16, True)])
+def test_adapters_train_in_float32_on_a_base_in_half_precision(tmp_path, dtype, bf16):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "bf16": bf16, "selector_steps": 4}
+    models = [tiny_model(adapter_design="selective").to(dtype) for _ in range(2)]
+    before = weights(models[0])
+    output = tiny_trainer(tmp_path, models[0], **settings).train()
+    assert 0 < output.training_loss < 1e4 and all(value.isfinite().all() for value in weights(models[0]).values())
+    adapters = models[0].adapter_parameters()
+    assert {parameter.dtype for parameter in adapters.values()} == {torch.float32}
+    stock = {name: value for name, value in weights(models[0]).items() if name not in adapters}
+    assert_equal(stock, {name: before[name] for name in stock})
+    shutil.rmtree(tmp_path / TrainingStage.JOINT.folder / "final")
+    tiny_trainer(tmp_path, models[1], **settings).train(resume_from_checkpoint=True)
+    assert_equal(weights(models[1]), weights(models[0]))
 
 
 def test_the_plain_trainer_trains_and_evaluates_the_model(tmp_path):
@@ -197,6 +267,35 @@ def test_the_plain_trainer_trains_and_evaluates_the_model(tmp_path):
     moved = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
     assert moved and moved <= model.adapter_parameters().keys()
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_the_plain_trainer_trains_and_evaluates_on_maps(tmp_path):
+    model, processor = tiny_model(), tiny_processor()
+    model.freeze_stock()
+    before = weights(model)
+
+    def collate(rows):
+        maps = [decode_mask(row["masks"][0]) if row["masks"] else np.zeros((SIDE, SIDE), bool) for row in rows]
+        return processor(
+            images=[row["image"] for row in rows],
+            text=[row["simple"][0] for row in rows],
+            instruction_levels="simple",
+            segmentation_maps=[each.astype(np.uint8) for each in maps],
+            return_tensors="pt",
+        )
+
+    settings = {"remove_unused_columns": False, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    args = TrainingArguments(str(tmp_path), max_steps=2, **settings)
+    trainer = Trainer(model, args, collate, tiny_dataset(), tiny_dataset(2))
+    assert trainer.train().training_loss > 0
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_pairs_are_trained_as_rows_by_the_plain_trainer_which_is_said(caplog):
+    batch = InstructionCollator(tiny_processor(), "joint")([tiny_dataset()[0]])
+    assert tiny_model()(**batch).loss > 0
+    assert "only `Sam3ITrainer` has the losses that align them" in caplog.text
 
 
 # Replay

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is checked and said before the first step."""
 
+from collections import Counter
+
 import pytest
 from PIL import Image
+from tqdm import tqdm
 from training_fixtures import tiny_dataset, tiny_model, tiny_trainer
 
+from sam3i.processing.datasets.faults import RowAccount
 from sam3i.trainer.curriculum import TrainingStage
 from sam3i.trainer.plan import PlanError, make_plan
+from sam3i.trainer.record import read_record
 
 SIMPLE, COMPLEX, JOINT = TrainingStage
 
@@ -96,6 +101,39 @@ def test_a_full_disk_is_named_before(tmp_path, monkeypatch):
         planned(tmp_path, save_strategy="steps", save_steps=1).train()
 
 
-def test_the_selector_s_steps_are_planned(tmp_path):
+def test_the_selector_s_steps_and_rate_are_planned(tmp_path):
     trainer = tiny_trainer(tmp_path, tiny_model(adapter_design="selective"), max_steps=4)
-    assert [stage.selector_steps for stage in make_plan(trainer).stages] == [20, 20, 20]
+    plan = make_plan(trainer)
+    assert [stage.selector_steps for stage in plan.stages] == [20, 20, 20]
+    assert plan.stage(SIMPLE).rates == {"text": 2e-3, "adapters": 2e-3, "selector": 1e-3}
+    assert "the selector alone, before: 20 steps at 0.003" in str(plan)
+    assert "both selectors alone, at the end: 20 steps at 0.003" in str(plan)
+
+
+def test_what_the_loader_left_out_is_said_and_recorded(tmp_path):
+    account = RowAccount(kept=12, left_out=Counter({"no annotations": 3}))
+    rows = tiny_dataset()
+    rows.info.description = account.to_json()
+    trainer = planned(tmp_path, rows, stages="simple", max_steps=1)
+    trainer.train()
+    assert "train_dataset as it was loaded: 12 rows kept, 3 records left out" in str(trainer.plan)
+    assert "left out: 3 x no annotations" in str(trainer.plan)
+    assert read_record(tmp_path)["not_loaded"]["train_dataset"]["left_out"] == {"no annotations": 3}
+
+
+def test_a_run_has_one_progress_bar(tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr("sam3i.trainer.stage_callbacks.tqdm", Bar)
+    settings = {"stages": ("simple", "complex"), "max_steps": (2, 3, 1), "disable_tqdm": False}
+    settings |= {"save_strategy": "steps", "save_steps": 1}
+    tiny_trainer(tmp_path, **settings).train()
+    assert [(bar.total, bar.n, bar.desc) for bar in bars] == [(5, 5, "stage 2 of 3, complex: ")]
+    (tmp_path / COMPLEX.folder / "final" / "curriculum.json").unlink()
+    tiny_trainer(tmp_path, **settings).train(resume_from_checkpoint=True)
+    assert (bars[1].initial, bars[1].total, bars[1].n) == (5, 5, 5)

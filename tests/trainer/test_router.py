@@ -70,8 +70,7 @@ def test_it_learns_from_what_only_one_level_can_ask(tmp_path, monkeypatch):
     rows = rows.map(lambda row, index: {"simple": [] if index % 2 else row["simple"]}, with_indices=True)
     texts_of = []
     monkeypatch.setattr("sam3i.trainer.trainer_sam3i.train_router", lambda *given: texts_of.append(given[2]) or 1.0)
-    trainer = tiny_trainer(tmp_path)
-    trainer.all_rows = rows
+    trainer = tiny_trainer(tmp_path, rows=rows)
     at_stage(trainer, TrainingStage.JOINT).begin_heads()
     assert len(trainer.train_dataset) < len(rows)  # the stage itself takes pairs
     assert texts_by_level(texts_of[0])[COMPLEX] == texts_by_level(rows)[COMPLEX]
@@ -86,7 +85,7 @@ def test_a_model_without_router_trains_none(tmp_path):
 
 def test_a_run_that_goes_on_from_the_stage_before_ends_the_same(tmp_path):
     whole, resumed = tiny_model(), tiny_model()
-    tiny_trainer(tmp_path / "whole", whole).train()
-    tiny_trainer(tmp_path / "parts", resumed, stages=("simple", "complex")).train()
-    tiny_trainer(tmp_path / "parts", resumed).train(resume_from_checkpoint=True)
+    tiny_trainer(tmp_path / "whole", whole, max_steps=1).train()
+    tiny_trainer(tmp_path / "parts", resumed, stages=("simple", "complex"), max_steps=1).train()
+    tiny_trainer(tmp_path / "parts", resumed, max_steps=1).train(resume_from_checkpoint=True)
     assert_equal(weights(resumed), weights(whole))

@@ -165,16 +165,9 @@ def test_without_a_target_in_reach_the_selector_stays(tmp_path, monkeypatch, cap
     assert_equal(weights(trainer.instruction_model), before)
 
 
-def test_training_with_it_reports_and_resumes_bit_for_bit(tmp_path, monkeypatch):
+def test_training_with_it_reports_how_well_it_chooses(tmp_path, monkeypatch):
     monkeypatch.setattr("sam3i.trainer.heads.selector.LEAST_IOU", 0.0)
-    settings = {"selector_steps": (2, 3, 2), "max_steps": (2, 2, 2), "save_strategy": "steps", "save_steps": 1}
-    whole = selective_model()
-    output = tiny_trainer(tmp_path / "whole", whole, **settings).train()
+    output = tiny_trainer(tmp_path, selective_model(), selector_steps=2, max_steps=1).train()
     trained = [stage for stage, metrics in output.metrics.items() if "selector_accuracy" in metrics]
     assert trained == ["simple", "complex"]
     assert {"selector_accuracy_simple", "selector_accuracy_complex"} <= output.metrics["joint"].keys()
-    first = selective_model()
-    tiny_trainer(tmp_path / "parts", first, stages=("simple",), **settings).train()
-    resumed = selective_model()
-    tiny_trainer(tmp_path / "parts", resumed, **settings).train(resume_from_checkpoint=True)
-    assert_equal(weights(resumed), weights(whole))

@@ -29,9 +29,11 @@ class FeatureProjector(nn.Sequential):
 
 
 def pool_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens that are not padding: `(rows, tokens, width)` and `(rows, tokens)` to `(rows, width)`."""
-    weight = mask.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+    """Mean over the tokens that are not padding: `(rows, tokens, width)` and `(rows, tokens)` to `(rows, width)`.
+
+    In float32, whatever the precision of the tokens: the projector is trained."""
+    weight = mask.float().unsqueeze(-1)
+    return (tokens.float() * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def encode_vision(
@@ -204,7 +206,7 @@ class StageModule(nn.Module):
             pooled = pool_tokens(outputs.text_features, mask)  # (rows, width)
             concept = self.projector(pool_tokens(concept, concept_mask))
             features = (self.projector(pooled[0::2]), self.projector(pooled[1::2]), concept)  # each (pairs, width)
-        semantic = outputs.semantic_seg
+        semantic = outputs.semantic_seg.float()
         return self.alignment(semantic[0::2], semantic[1::2], labels[0::2], *features, names[0::2])
 
 

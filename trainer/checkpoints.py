@@ -227,9 +227,9 @@ def checkpoint_to_resume(
         return checkpoint
     checkpoint = read_checkpoint(Path(resume))
     if checkpoint is None or checkpoint.stage not in stages:
-        found = "none" if checkpoint is None else f"one of stage {checkpoint.stage.value!r}"
+        what = "none" if checkpoint is None else f"one of stage {checkpoint.stage.value!r}"
         raise CheckpointNotFoundError(
-            f"Expected a complete checkpoint of one of the stages to run in {resume}, found {found}. "
+            f"Expected a complete checkpoint of one of the stages to run in {resume}, found {what}. "
             "`resume_from_checkpoint=True` finds the last one of `output_dir`."
         )
     return checkpoint

@@ -199,7 +199,8 @@ def _train(sources: _Sources, output_dir: Path, arguments: dict[str, Any]) -> No
         replay=replay,
     )
     output = trainer.train(resume_from_checkpoint=sources.resume)
-    stopped = [name for name, metrics in output.metrics.items() if not metrics["completed"]]
+    by_stage: dict[str, Any] = output.metrics  # type: ignore[assignment]
+    stopped = [name for name, metrics in by_stage.items() if not metrics["completed"]]
     if stopped:
         raise TrainingStoppedError(
             f"stage {stopped[0]} was stopped before its end; nothing but its checkpoints is written. Go on: --resume"

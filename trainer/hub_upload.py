@@ -67,6 +67,7 @@ class HubUploads(Trainer):
     data_collator: Any
     model: Any
     model_init: Any
+    push_in_progress: Any
     curriculum_args: Sam3ITrainingArguments
     processing_class: Sam3IProcessor
     instruction_model: Sam3IForInstructionSegmentation
@@ -80,7 +81,7 @@ class HubUploads(Trainer):
         finally:
             self.args = stage_args
 
-    def create_model_card(self, **kwargs: Any) -> None:
+    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]  # its arguments, and no others
         """Write the card of the run into its folder; text that somebody edited stays.
 
         Args:
@@ -129,7 +130,7 @@ class HubUploads(Trainer):
         return self._commit_files(repository_files(folder), commit_message, token, revision, not blocking)
 
     def _commit_files(self, files: dict[str, Path], message, token, revision, run_as_future: bool):
-        return hf_api().create_commit(
+        return hf_api().create_commit(  # type: ignore[call-overload]  # a bool it does not know
             repo_id=str(self.hub_model_id),
             operations=[CommitOperationAdd(name, str(path)) for name, path in files.items()],
             commit_message=message,

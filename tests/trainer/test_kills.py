@@ -12,7 +12,7 @@ from training_fixtures import STOPPED, assert_equal, finish, run_training, start
 
 # Selectors, router, evaluations, the best weights, calibration, sealing and rotation: each may be cut off.
 OPTIONS = {
-    "max_steps": [3, 3, 3],
+    "max_steps": [2, 2, 2],
     "save_strategy": "steps",
     "save_steps": 1,
     "save_total_limit": 1,
@@ -29,28 +29,21 @@ OPTIONS = {
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 # Functions in the order in which a run comes to them: every signal is sent to one that goes on after the one before.
 PLACES = [
-    ("fingerprint_rows", KILL),
     ("train_selector", KILL),
     ("warm_up_selector", TERM),
-    ("save_trained_weights", KILL),
-    ("seal_checkpoint", KILL),
     ("evaluate_levels", KILL),
-    ("evaluate_levels", TERM),
+    ("seal_checkpoint", KILL),
     ("rotate_checkpoints", KILL),
-    ("_load_best_model", KILL),
     ("calibrate_level", KILL),
     ("record_stage", KILL),
-    ("_finish_stage", KILL),
-    ("train_selector", TERM),
-    ("rotate_checkpoints", TERM),
+    ("evaluate_levels", TERM),
     ("seal_checkpoint", TERM),
-    ("calibrate_level", TERM),
+    ("rotate_checkpoints", TERM),
     ("train_router", KILL),
-    ("rotate_checkpoints", KILL),
     ("end_joint_stage", KILL),
     ("_finish_stage", KILL),
 ]
-ANYWHERE = 9
+ANYWHERE = 7
 
 
 def train(folder, **more) -> int:
@@ -73,6 +66,7 @@ def assert_as_whole(folder, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_signaled_in_every_part_of_a_stage_and_resumed_the_weights_are_the_same(tmp_path, whole):
     moments, folders = random.Random(3), itertools.count()
     folder = tmp_path / str(next(folders))
@@ -89,12 +83,13 @@ def test_signaled_in_every_part_of_a_stage_and_resumed_the_weights_are_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_at_any_moment_and_resumed_the_weights_are_the_same(tmp_path, whole):
     moments, killed, runs = random.Random(4), 0, 0
     while killed < ANYWHERE:
         folder, status = tmp_path / str(runs), None
         while status != 0:
-            call = moments.randint(1, 1_500_000)
+            call = moments.randint(1, 1_000_000)
             status = train(folder, signaled=(None, call, moments.choice([KILL, TERM])))
             killed += status != 0
         assert_as_whole(folder, whole)

@@ -219,12 +219,12 @@ def _keep_loaded_code() -> None:
 class Group:
     """The place of a process among those that work together."""
 
-    rank: int = 0
-    world: int = 1
-    port: int = 0
+    rank: int
+    world: int
+    port: int
 
 
-def start(folder, target, *args, group: Group = Group()):
+def start(folder, target, *args, group: Group | None = None):
     """Run a function in a process of its own; what it says goes to `output-RANK.txt` in the folder."""
     _keep_loaded_code()
     os.makedirs(folder, exist_ok=True)
@@ -233,12 +233,13 @@ def start(folder, target, *args, group: Group = Group()):
     return process
 
 
-def _run(folder: str, group: Group, target, args) -> None:
-    written = os.open(os.path.join(folder, f"output-{group.rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _run(folder: str, group: Group | None, target, args) -> None:
+    rank = 0 if group is None else group.rank
+    written = os.open(os.path.join(folder, f"output-{rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(written, stream)
     torch.set_num_threads(1)
-    if group.world > 1:
+    if group is not None:
         place = {"RANK": group.rank, "LOCAL_RANK": group.rank, "WORLD_SIZE": group.world}
         place |= {"LOCAL_WORLD_SIZE": group.world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": group.port}
         os.environ.update({name: str(value) for name, value in place.items()})
@@ -249,7 +250,7 @@ def finish(process, folder, rank: int = 0, timeout: float = 600) -> int:
     """Wait for a training's end, which has to be a good one, or one that a signal made."""
     process.join(timeout)
     said = (Path(folder) / f"output-{rank}.txt").read_text()
-    assert process.exitcode in (0, STOPPED, -signal.SIGKILL), said[-3000:]
+    assert process.exitcode in (0, STOPPED, -signal.SIGKILL, -signal.SIGTERM), said[-3000:]
     return process.exitcode
 
 

@@ -99,7 +99,9 @@ class Sam3ITrainingArguments(TrainingArguments):
     logging_first_step: bool = _argument(True, "Whether the first step of a stage is logged.")
     eval_threshold: float = _argument(EVAL_THRESHOLD, "Score an instance must exceed in evaluations.")
     calibrate: bool = _argument(
-        True, "Whether a finished stage calibrates its scores on `eval_dataset`, so that 0.5 is the best threshold."
+        True,
+        "Whether a finished stage calibrates its scores on `eval_dataset`, so that 0.5 is the best threshold. With "
+        "`load_best_model_at_end` one half of the images chooses checkpoints and the other calibrates.",
     )
     early_stopping_patience: int | None = _argument(
         None, "End a stage after so many evaluations without improvement of `metric_for_best_model`."

@@ -53,7 +53,8 @@ class Sam3ITrainer(StageTrainer):
     `train()` checks everything it will need (see [`make_plan`]) and runs the stages of `args.stages`. Each is a run of
     the Trainer of Transformers with a folder, an optimizer and a schedule of its own, and begins where the one before
     it ended: the selector of the level learns alone (`selector_steps`), then the adapters, after the joint stage both
-    selectors once more; at last the scores are calibrated on `eval_dataset`. Checkpoints hold adapters, projector and
+    selectors once more; at last the scores are calibrated on `eval_dataset`, of which one half of the images chooses
+    checkpoints, where that is asked for, and the other calibrates. Checkpoints hold adapters, projector and
     the state of optimizer, schedule and random generators; a resumed run ends with the weights of one that was never
     interrupted. `save_model()` writes the adapters as a repository, `model.save_pretrained()` the whole model.
 

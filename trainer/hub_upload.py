@@ -157,7 +157,8 @@ class HubUploads(Trainer):
             target = "last-checkpoint" if last else f"{self.stage.folder}/{folder.name}"
             files = {f"{target}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
             jobs.append(self._commit_files(files, f"{message}, checkpoint", args.hub_token, None, True))
-        self.push_in_progress = PushInProgress(jobs + ([] if running is None else running.jobs))
+        jobs += [] if running is None else running.jobs
+        self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]  # Transformers' own call
 
 
 __all__ = ["HubUploads", "repository_files"]

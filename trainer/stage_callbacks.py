@@ -70,6 +70,8 @@ class StageCallback(TrainerCallback):
 class RunProgress(ProgressCallback):
     """One progress bar for all stages of a run, which names the one that runs."""
 
+    training_bar: Any
+
     def __init__(self, trainer: Sam3ITrainer):
         super().__init__()
         self.trainer, self.before = trainer, 0

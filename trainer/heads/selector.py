@@ -297,7 +297,7 @@ def trains_selectors(trainer: "Sam3ITrainer") -> bool:
 
 def most_head_steps(trainer: "Sam3ITrainer") -> int:
     """Steps that a head may take by itself, from those planned for the stage."""
-    return HEAD_STEPS_PER_STAGE_STEP * trainer.plan.stage(trainer.stage).steps
+    return HEAD_STEPS_PER_STAGE_STEP * trainer.plan.stage(trainer.stage).steps  # type: ignore[union-attr]
 
 
 def _train_for_stage(trainer: "Sam3ITrainer", level: InstructionLevel) -> float | None:

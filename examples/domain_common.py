@@ -80,14 +80,13 @@ class DomainData:
         return cls(*parts)
 
     def score(self, model, processor, threshold: float) -> dict[str, float]:
-        """gIoU and AP50 in percent on both domains, over all held-out instructions and per level."""
+        """gIoU in percent on both domains, over all held-out instructions and per level."""
         figures = {}
         for name, rows in (("new", self.new_test), ("old", self.old_test)):
             result = evaluate_model(model, processor, rows, threshold=threshold, batch_size=32, progress=False)
             figures[name] = result.figures["gIoU"]
             for level, of_level in result.breakdown["level"].items():
                 figures[f"{name} {level}"] = of_level["gIoU"]
-                figures[f"{name} {level} AP50"] = of_level["AP50"]
             figures[f"{name} nothing"] = result.figures["gIoU-nothing"]
         return figures
 
@@ -185,14 +184,10 @@ def _to(value, device):
 
 
 def print_table(lines: dict[str, dict[str, float]], columns: Sequence[str]) -> None:
-    """Scores by system: gIoU in percent, unless a column says AP50."""
-    widths = [max(14, len(column) + 2) for column in columns]
-    print(f"\n{'gIoU, held out':<34}" + "".join(map(str.rjust, columns, widths)))
+    """Scores by system: gIoU in percent."""
+    print(f"\n{'gIoU, held out':<34}" + "".join(f"{column:>14}" for column in columns))
     for name, figures in lines.items():
-        print(
-            f"{name:<34}"
-            + "".join(f"{figures[column]:>{width}.1f}" for column, width in zip(columns, widths, strict=True))
-        )
+        print(f"{name:<34}" + "".join(f"{figures[column]:>14.1f}" for column in columns))
 
 
 def report(name: str, value: float, least: float | None = None, most: float | None = None, unit: str = "") -> None:

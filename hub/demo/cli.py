@@ -52,8 +52,8 @@ def demo(
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"cannot load {model}: {error}") from error
     typer.echo(f"{loaded.parameters / 1e6:.1f} M parameters on {loaded.device}")
-    page = DemoPage(loaded, threshold)
-    _, address, _ = page.launch(host, port, prevent_thread_lock=True, mcp_server=mcp)
+    page = DemoPage(loaded, threshold, for_agents=mcp)
+    _, address, _ = page.launch(host, port, prevent_thread_lock=True)
     if host not in LOOPBACK:
         typer.echo(f"Anyone who can reach this machine can use the page (host {host}).")
     typer.echo(f"Open {address} (Ctrl+C to stop)")

@@ -107,7 +107,7 @@ class DemoLayout:
             self.mask_score = gr.Slider(
                 0.05, 0.95, 0.5, step=0.01, label="Mask probability above", elem_id="mask-threshold", min_width=150
             )
-            self.unique = gr.Checkbox(True, label="Hide duplicates", elem_id="unique", min_width=130, container=False)
+        self.unique = gr.Checkbox(True, label="Hide duplicates", elem_id="unique", container=False)
         with gr.Tabs(elem_id="tabs") as self.tabs:
             with gr.Tab("Result", id="result"):
                 self.overlay = gr.Image(

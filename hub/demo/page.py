@@ -2,6 +2,7 @@
 """The page of `sam3i demo`: what each action of a visitor does; importing this needs gradio."""
 
 import io
+import json
 import tempfile
 import uuid
 import zipfile
@@ -56,10 +57,13 @@ class DemoPage:
     Args:
         model ([`DemoModel`]): Shared by all visitors.
         threshold (`float`, *optional*, defaults to 0.5): Where the slider of scores stands at first.
+        for_agents (`bool`, *optional*, defaults to `False`): Whether `segment` is also a tool of the Model
+            Context Protocol; then it answers with JSON as text, since Gradio hands agents the text of a value.
     """
 
-    def __init__(self, model: DemoModel, threshold: float = 0.5):
+    def __init__(self, model: DemoModel, threshold: float = 0.5, for_agents: bool = False):
         self.model = model
+        self.for_agents = for_agents
         self.examples = demo_examples()
         self._files = tempfile.TemporaryDirectory(prefix="sam3i_demo_")
         self.blocks = gr.Blocks(
@@ -86,6 +90,7 @@ class DemoPage:
         """
         settings: dict[str, Any] = {"share": False, "show_error": True, "footer_links": [], "ssr_mode": False}
         settings |= {"max_file_size": "20mb", "theme": theme(), "css": CSS, "quiet": True}
+        settings["mcp_server"] = self.for_agents
         if host in LOOPBACK:  # a name of another site that leads here is not answered
             settings["app_kwargs"] = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])]}
         return self.blocks.launch(server_name=host, server_port=port, **(settings | options))
@@ -157,7 +162,8 @@ class DemoPage:
             **private | {"show_progress_on": page.batch_gallery},
         )
         asked = [page.image, page.text, page.level, page.score, page.mask_score]
-        gr.Button(visible=False).click(self.segment, asked, gr.JSON(visible=False), api_name="segment")
+        answered_with = gr.Textbox(visible=False) if self.for_agents else gr.JSON(visible=False)
+        gr.Button(visible=False).click(self.segment, asked, answered_with, api_name="segment")
 
     # What the components show
 
@@ -323,16 +329,14 @@ class DemoPage:
         level: str = "auto",
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
-    ) -> list:
+    ) -> list | str:
         """Segment what instructions denote in an image. Returns for every instruction a list of instances: score,
         level, box in pixels, and the mask as COCO run lengths.
 
         Args:
-            image: The image: an address of an image file, or base64.
-            instructions: What to segment, one instruction a line: a noun phrase ("dog"), a description ("the dog on
-                the left"), or a riddle about what it is for ("the animal waiting to be let out").
-            level: How to read the instructions: concept (a noun phrase; all its instances), simple (names the thing),
-                complex (does not name it), or auto.
+            image: The image, as the address of a file or in base64.
+            instructions: What to segment, one instruction a line; a noun, a description, or a riddle ("what barks").
+            level: How to read them; auto, concept (a noun), simple (names the thing) or complex (does not name it).
             threshold: Score in [0, 1] that an instance must exceed; lower it when nothing is found.
             mask_threshold: Probability in [0, 1] from which a pixel belongs to a mask.
         """
@@ -342,7 +346,8 @@ class DemoPage:
             segmentation = session.segment(self.model, instructions, level)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return results_to_json(segmentation.instances(Shown(threshold, mask_threshold)))
+        results = results_to_json(segmentation.instances(Shown(threshold, mask_threshold)))
+        return json.dumps(results) if self.for_agents else results
 
 
 __all__ = ["DemoPage"]

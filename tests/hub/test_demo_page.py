@@ -228,8 +228,8 @@ def test_agents_get_a_described_tool(served, scene):
     from sam3i.hub.demo.page import DemoPage
 
     model, _ = served
-    page = DemoPage(model)
-    _, address, _ = page.launch("127.0.0.1", prevent_thread_lock=True, mcp_server=True)
+    page = DemoPage(model, for_agents=True)
+    _, address, _ = page.launch("127.0.0.1", prevent_thread_lock=True)
     asked = {"image": f"data:image/png;base64,{base64.b64encode(scene.read_bytes()).decode()}"}
     asked |= {"instructions": "moon\nthe star", "level": "auto", "threshold": 0.3, "mask_threshold": 0.5}
 

@@ -8,6 +8,8 @@ supported version; what a new version changes is mended in this file.
 import os
 from typing import Any
 
+import torch
+
 # First weights: unlike those of `torch.nn.init`, these functions leave alone what `from_pretrained` has loaded.
 from transformers import initialization as init
 
@@ -41,6 +43,14 @@ from transformers.models.sam3.modeling_sam3 import (
     Sam3VisionEncoderOutput,
     box_cxcywh_to_xyxy,
     inverse_sigmoid,
+)
+
+# The text encoder of SAM3-LiteText, whose detector is SAM3's own.
+from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
+    Sam3LiteTextTextAttention,
+    Sam3LiteTextTextEncoderLayer,
+    Sam3LiteTextTextMLP,
+    Sam3LiteTextTextModel,
 )
 
 # Decorators without which a sub-model's own `forward` returns no hidden states or attentions, and the registry of
@@ -84,9 +94,27 @@ OVERRIDDEN = {
 """Private methods of Transformers that this package overrides, and why nothing public does."""
 
 
+def text_layers(text_encoder: Any) -> str:
+    """Where a text encoder keeps its layers: CLIP's, or that of SAM3-LiteText."""
+    return "layers" if isinstance(text_encoder, Sam3LiteTextTextModel) else "text_model.encoder.layers"
+
+
+def text_embeddings(text_encoder: Any) -> Any:
+    """The token and position embeddings of a text encoder: CLIP's, or that of SAM3-LiteText."""
+    return getattr(text_encoder, "text_model", text_encoder).embeddings
+
+
 def record_outputs(module: Any) -> None:
     """Enter a module whose class was exchanged among those whose hidden states and attentions can be asked for."""
     output_capturing._CAN_RECORD_REGISTRY[module] = module._can_record_outputs
+
+
+def set_loaded_parameter(model: Any, name: str, tensor: torch.Tensor) -> None:
+    """Put a weight in its place as `from_pretrained` does: initialization leaves alone what is marked."""
+    place, _, attribute = name.rpartition(".")
+    parameter = torch.nn.Parameter(tensor)
+    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    setattr(model.get_submodule(place), attribute, parameter)
 
 
 def mark_adapters_loaded(model: Any, loaded: bool = True) -> None:
@@ -119,6 +147,10 @@ __all__ = [
     "Sam3DetrDecoderLayer",
     "Sam3DetrEncoderLayer",
     "Sam3DotProductScoring",
+    "Sam3LiteTextTextAttention",
+    "Sam3LiteTextTextEncoderLayer",
+    "Sam3LiteTextTextMLP",
+    "Sam3LiteTextTextModel",
     "Sam3MLP",
     "Sam3MaskDecoder",
     "Sam3MaskDecoderOutput",
@@ -138,4 +170,7 @@ __all__ = [
     "merge_with_config_defaults",
     "record_outputs",
     "resolve_revision",
+    "set_loaded_parameter",
+    "text_embeddings",
+    "text_layers",
 ]

@@ -12,6 +12,11 @@ from typing import Any
 
 _SITES = "text_encoder|detr_encoder|detr_decoder|mask_decoder|dot_product_scoring"
 _ADAPTER_KEY = re.compile(rf"({_SITES})\.(?:.*?\.)?sam3i_\w+\.(\w+)\.")
+_STOCK_KINDS = {
+    "sam3": "stock SAM3",
+    "sam3_video": "stock SAM3 video",
+    "sam3_lite_text": "stock SAM3-LiteText",
+}
 _MEMBER_LEVEL = {
     "s_adapter": "simple",
     "simple": "simple",
@@ -160,10 +165,10 @@ def repo_info(model: str | Path) -> RepoInfo:
     if not config and adapter_config is None:
         raise FileNotFoundError(f"{model} holds neither config.json nor adapter_config.json.")
     model_type = config.get("model_type")
-    if config and model_type not in ("sam3", "sam3_video", "sam3i"):
-        raise ValueError(
-            f"Expected a repository of model type 'sam3i', 'sam3' or 'sam3_video', found {model_type!r} in {model}."
-        )
+    if config and model_type not in ("sam3i", *_STOCK_KINDS):
+        from ..modeling_sam3i.configuration_sam3i import explain_other_family
+
+        raise ValueError(f"{model}: {explain_other_family(model_type)}")
     tensors = {key: entry for header in headers.values() for key, entry in header.items()}
     adapters: dict[str, Counter] = {}
     dtypes: Counter = Counter()
@@ -178,7 +183,7 @@ def repo_info(model: str | Path) -> RepoInfo:
         only = adapter_parameters * 2 > dtypes.total() and not any("vision_encoder" in key for key in tensors)
         kind = "SAM3-I adapters" if only else "SAM3-I"
     else:
-        kind = {"sam3": "stock SAM3", "sam3_video": "stock SAM3 video"}.get(str(model_type), "no instruction adapters")
+        kind = _STOCK_KINDS.get(str(model_type), "no instruction adapters")
     return RepoInfo(
         name=str(model),
         kind=kind,

@@ -9,15 +9,17 @@ PEFT needs: native `<layer>.sam3i_adapter.<weight>` is, in the file,
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import Sam3Model
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, cached_file, logging
 
@@ -137,6 +139,21 @@ class AdapterDescription(AdapterSettings):
     inference_mode: bool = False
 
 
+class AdaptedModel(Protocol):
+    """What this module needs of a native model."""
+
+    config: Sam3IConfig
+    name_or_path: str
+    adapter_source: "AdapterSource | None"
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+ModelT = TypeVar("ModelT", bound=AdaptedModel)
+
+
 @dataclass
 class AdapterSource:
     """Where instruction adapters are.
@@ -241,7 +258,7 @@ def read_adapter_tensors(repo: str | os.PathLike, **download) -> dict[str, torch
 
 
 def save_adapter(
-    model: Sam3Model,
+    model: "AdaptedModel",
     save_directory: str | os.PathLike,
     base_model_name_or_path: str | None = None,
     state_dict: Mapping[str, torch.Tensor] | None = None,
@@ -296,7 +313,7 @@ def _peft_version() -> str | None:
         return None
 
 
-def fill_adapters(model: Sam3Model, repo: str | os.PathLike, **download) -> Sam3Model:
+def fill_adapters(model: ModelT, repo: str | os.PathLike, **download) -> ModelT:
     """Overwrite the adapters of a native model with those of a repository.
 
     Args:
@@ -334,12 +351,12 @@ def fill_adapters(model: Sam3Model, repo: str | os.PathLike, **download) -> Sam3
 
 
 def load_with_base(
-    model_class: type[Sam3Model], source: AdapterSource, base: str | None, *args, **kwargs
-) -> tuple[Sam3Model, dict]:
+    load: Callable[..., tuple[ModelT, dict]], source: AdapterSource, base: str | None, *args, **kwargs
+) -> tuple[ModelT, dict]:
     """Load the base model that an adapter repository names, with the settings of the adapter, and the adapter.
 
     Args:
-        model_class: The native model.
+        load: Loads a native model and reports on its weights.
         source: Where the adapter is.
         base (`str`, *optional*): Base model instead of the one that the repository names.
         kwargs: Arguments of `from_pretrained`.
@@ -375,7 +392,7 @@ def load_with_base(
         values = Sam3IConfig.lift_detector_config(config.to_dict()) | adapter.settings()
         kwargs["config"] = Sam3IConfig.from_dict(values, attn_implementation=attention_of(config))
     try:
-        model, info = model_class._load(base, *args, **kwargs)
+        model, info = load(base, *args, **kwargs)
     except OSError as error:
         raise BaseModelNotFoundError(
             f"The adapter in {repo} works on {base}, which cannot be loaded: {error}\nIf it is gated, ask for access "

@@ -2,10 +2,18 @@
 """The taxonomy of instructions and the configuration of SAM3-I."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPTextConfig, Sam3Config
+from transformers import (
+    CLIPTextConfig,
+    Sam3Config,
+    Sam3DETRDecoderConfig,
+    Sam3DETREncoderConfig,
+    Sam3GeometryEncoderConfig,
+    Sam3MaskDecoderConfig,
+    Sam3VisionConfig,
+)
 
 from .instruction_levels import InstructionLevel
 
@@ -13,15 +21,19 @@ AUTO_LEVEL_INDEX = -1
 """In `instruction_levels` tensors: let the model's own router choose the level of the row."""
 
 
+LITE_TEXT = "sam3_lite_text"
+
+
 def explain_other_family(model_type: str | None) -> str:
     """Why a repository of another family of models is none of ours, and what to name instead."""
     found = "no config.json" if model_type is None else repr(model_type)
-    why = "Name a SAM3-I, SAM3 or SAM3 video repository."
+    why = "Name a SAM3-I, SAM3, SAM3 video or SAM3-LiteText repository."
     if model_type in ("sam3_tracker", "sam3_tracker_video"):
         why = "That is SAM 3's tracker alone, which reads no text: name a repository that holds the detector."
     elif str(model_type).startswith(("sam", "edgetam")):
         why = "That model is pointed at what it shall segment and reads no text: name a SAM3 repository."
-    return f"Expected a repository of model type 'sam3i', 'sam3' or 'sam3_video', found {found}. {why}"
+    expected = "Expected a repository of model type 'sam3i', 'sam3', 'sam3_video' or 'sam3_lite_text'"
+    return f"{expected}, found {found}. {why}"
 
 
 @strict
@@ -146,8 +158,8 @@ class Sam3IConfig(Sam3Config, AdapterSettings):
     Configuration of [`Sam3IForInstructionSegmentation`]: a stock [`Sam3Config`] and the instruction adapters on it.
 
     Its fields are those of [`Sam3Config`] and of [`AdapterSettings`], with their meanings and defaults. The
-    configuration of a stock `sam3` or `sam3_video` repository loads as it is: the detector's part is taken and the
-    adapters get their defaults.
+    configuration of a stock `sam3`, `sam3_video` or `sam3_lite_text` repository loads as it is: the detector's part
+    is taken and the adapters get their defaults.
 
     Args:
         loss_config (`dict`, *optional*): Weights of the training loss where they differ from the paper's.
@@ -157,6 +169,14 @@ class Sam3IConfig(Sam3Config, AdapterSettings):
     """
 
     model_type = "sam3i"
+
+    if TYPE_CHECKING:  # stock says "a dict or a configuration"; once made, they are these
+        vision_config: Sam3VisionConfig
+        text_config: CLIPTextConfig
+        geometry_encoder_config: Sam3GeometryEncoderConfig
+        detr_encoder_config: Sam3DETREncoderConfig
+        detr_decoder_config: Sam3DETRDecoderConfig
+        mask_decoder_config: Sam3MaskDecoderConfig
 
     loss_config: dict | None = None
 
@@ -172,6 +192,11 @@ class Sam3IConfig(Sam3Config, AdapterSettings):
         """
         AdapterSettings.check_adapters(self)
         self.check_fits(self.text_config)
+
+    @property
+    def has_causal_text(self) -> bool:
+        """Whether no token reads the padding after it, as in SAM3; the text encoder of SAM3-LiteText mixes it in."""
+        return self.text_config.model_type != f"{LITE_TEXT}_text_model"
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -198,6 +223,13 @@ class Sam3IConfig(Sam3Config, AdapterSettings):
         if model_type == "sam3_video":
             detector = config_dict.get("detector_config") or {}
             config_dict = {**detector, "dtype": config_dict.get("dtype")}
+        elif model_type == LITE_TEXT:  # the detector is SAM3's, under other names
+            parts = {key: value for key, value in config_dict.items() if isinstance(value, dict)}
+            for part in ("geometry_encoder", "detr_encoder", "detr_decoder", "mask_decoder"):
+                own = parts.get(f"{part}_config", {})
+                parts[f"{part}_config"] = {name: value for name, value in own.items() if name != "model_type"}
+            text = {"model_type": f"{LITE_TEXT}_text_model"} | parts.get("text_config", {})
+            config_dict = {**config_dict, **parts, "text_config": text}
         elif model_type != "sam3":
             raise ValueError(explain_other_family(model_type if config_dict else None))
         return {key: value for key, value in config_dict.items() if key != "architectures"} | {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..compat import (
     Sam3DetrDecoder,
@@ -53,11 +54,15 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
         Returns:
             [`Sam3DETRDecoderOutput`]: layer-first tensors, as in stock.
         """
-        rows = vision_features.shape[0]
-        copies = 2 if one_to_many else 1
-        queries = self.query_embed.weight.repeat(copies, 1).expand(rows, -1, -1)
-        reference_boxes = self.reference_points.weight.repeat(copies, 1).expand(rows, -1, -1).sigmoid()
-        hidden_states = torch.cat([self.presence_token.weight.expand(rows, -1, -1), queries], dim=1)
+        rows, copies = vision_features.shape[0], 2 if one_to_many else 1
+
+        def entries(table: nn.Embedding) -> torch.Tensor:
+            # Not its weight, which may lie on the disk until the module runs.
+            return table(torch.arange(table.num_embeddings, device=vision_features.device))
+
+        queries = entries(self.query_embed).repeat(copies, 1).expand(rows, -1, -1)
+        reference_boxes = entries(self.reference_points).repeat(copies, 1).expand(rows, -1, -1).sigmoid()
+        hidden_states = torch.cat([entries(self.presence_token).expand(rows, -1, -1), queries], dim=1)
         text_cross_attn_mask = None
         if text_mask is not None:
             text_cross_attn_mask = create_bidirectional_mask(

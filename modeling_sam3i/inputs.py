@@ -10,16 +10,13 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.utils import TransformersKwargs
 
-from ..compat import Sam3VisionEncoderOutput
+from ..compat import CLIPTextEmbeddings, Sam3VisionEncoderOutput, text_embeddings
 from .adapters.routing import LevelRouting
-from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel, Sam3IConfig
+from .configuration_sam3i import AUTO_LEVEL_INDEX, AdapterSettings, InstructionLevel, Sam3IConfig
 
 PADDING_LABEL = -10
-BOX_TOLERANCE = 0.01
-"""By which a box may leave the image: exemplars are drawn by hand, and half precision rounds."""
 
 OPTIONS = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "use_cache"}
 """What Transformers' callers pass to every model."""
@@ -111,7 +108,8 @@ class ModelInputs:
 
         Nothing does, unless adapters were trained to (`mask_padding_in_adapters`).
         """
-        if self.input_ids is None or self.attention_mask is None or not config.mask_padding_in_adapters:
+        unseen = config.mask_padding_in_adapters and config.has_causal_text
+        if self.input_ids is None or self.attention_mask is None or not unseen:
             return None
         columns = torch.arange(1, self.attention_mask.shape[1] + 1, device=self.attention_mask.device)
         return (columns * self.attention_mask.any(dim=0)).amax(0, keepdim=True).clamp(min=1)
@@ -169,33 +167,20 @@ def _check_boxes(boxes: torch.Tensor | None, labels: torch.Tensor | None) -> Non
     if labels is not None and (boxes is None or labels.shape != boxes.shape[:2]):
         expected = "`input_boxes` as well" if boxes is None else f"shape {tuple(boxes.shape[:2])}"
         raise ValueError(f"Expected {expected} for `input_boxes_labels`, found {tuple(labels.shape)}.")
-    if boxes is None or not _is_readable(boxes) or (labels is not None and not _is_readable(labels)):
-        return
-    used = boxes
-    if labels is not None:
-        if not bool(((labels == 0) | (labels == 1) | (labels == PADDING_LABEL)).all()):
-            raise ValueError(
-                "Expected `input_boxes_labels` of 1 (like this), 0 (not like this) or -10 (padding), found "
-                f"{sorted(set(labels.flatten().tolist()))}."
-            )
-        used = boxes[labels != PADDING_LABEL]
-    if not bool(((used >= -BOX_TOLERANCE) & (used <= 1 + BOX_TOLERANCE)).all()):
-        raise ValueError(
-            "Expected `input_boxes` (cx, cy, w, h) as fractions of the image, in [0, 1], found values from "
-            f"{float(used.min())} to {float(used.max())}. Let the processor prepare boxes in pixels."
-        )
 
 
 def to_host(*tensors: torch.Tensor | None) -> list[list[int] | None]:
     """Integer tensors `(n,)` as Python integers, in one copy from an accelerator; `None` stays `None`."""
-    result = [tensor.tolist() if tensor is not None and tensor.device.type == "cpu" else None for tensor in tensors]
-    away = [i for i, tensor in enumerate(tensors) if tensor is not None and tensor.device.type != "cpu"]
+    given = {i: tensor for i, tensor in enumerate(tensors) if tensor is not None}
+    result: list[list[int] | None] = [None] * len(tensors)
+    away = {i: tensor for i, tensor in given.items() if tensor.device.type != "cpu"}
+    for i, tensor in given.items() - away.items():
+        result[i] = tensor.tolist()
     if away:
-        device = tensors[away[0]].device
-        parts = [tensors[i].to(device=device, dtype=torch.long) for i in away]
-        values = torch.cat(parts).tolist()
-        for i, part in zip(away, parts, strict=True):
-            result[i], values = values[: len(part)], values[len(part) :]
+        device = next(iter(away.values())).device
+        values = torch.cat([tensor.to(device=device, dtype=torch.long) for tensor in away.values()]).tolist()
+        for i, tensor in away.items():
+            result[i], values = values[: len(tensor)], values[len(tensor) :]
     return result
 
 
@@ -230,6 +215,7 @@ def read_rows(
             f"{tuple(levels.shape)} in {levels.dtype}."
         )
     on_host, *rest = to_host(levels, *others)
+    assert on_host is not None
     routing = LevelRouting(levels.to(device=device, dtype=torch.long), on_host)
     if routing.has_open_rows and not may_be_open:
         raise ValueError(
@@ -257,7 +243,7 @@ def row_images(
     Raises:
         ValueError: when rows cannot be matched with images or boxes.
     """
-    if given is not None:
+    if given is not None and on_host is not None:
         if given.shape != (rows,) or given.is_floating_point():
             raise ValueError(
                 f"Expected `image_ids` as integers of shape ({rows},), one image per instruction, found shape "
@@ -286,14 +272,13 @@ def row_images(
 
 
 def text_encoder_inputs(
-    text_encoder: nn.Module, settings: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    text_encoder: Any, settings: AdapterSettings, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> dict[str, torch.Tensor | None]:
     """What the text encoder is given beside the tokens: masks and, for long instructions, positions.
 
     Args:
         text_encoder: Of the model.
-        settings: `max_instruction_length` and `mask_padding_in_adapters`, of the model's or the adapter's
-            configuration.
+        settings: The model's or the adapter's configuration.
         input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
         attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
 
@@ -307,8 +292,7 @@ def text_encoder_inputs(
             f"Expected `input_ids` from 0 to {vocabulary - 1}, found {int(input_ids.min())} to "
             f"{int(input_ids.max())}. The tokenizer is of another model."
         )
-    embeddings = text_encoder.text_model.embeddings
-    stock_length, tokens = embeddings.position_embedding.num_embeddings, input_ids.shape[1]
+    stock_length, tokens = text_encoder.config.max_position_embeddings, input_ids.shape[1]
     limit = max(stock_length, settings.max_instruction_length)
     if tokens > limit:
         raise ValueError(
@@ -316,10 +300,12 @@ def text_encoder_inputs(
             "or load the model with a larger `max_instruction_length`."
         )
     inputs = {"attention_mask": attention_mask, "adapter_padding_mask": None}
-    if tokens > stock_length:
+    embeddings = text_embeddings(text_encoder)
+    extends = isinstance(embeddings, CLIPTextEmbeddings)
+    if extends and tokens > stock_length:
         lengths = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).sum(dim=1)
         inputs["position_ids"] = embeddings.positions_for(lengths, tokens)
-    if not settings.mask_padding_in_adapters:
+    if extends and not settings.mask_padding_in_adapters:
         # The adapters see the padding, so its states must be the ones they were trained on: causal mask only.
         inputs["attention_mask"] = None
     elif attention_mask is not None:

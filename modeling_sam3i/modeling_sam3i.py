@@ -4,25 +4,25 @@
 from collections.abc import Sequence
 
 import torch
+from transformers import CLIPTextConfig
 from transformers.utils import logging
 
 from ..compat import (
-    Sam3DETRDecoderOutput,
+    Sam3LiteTextTextModel,
     Sam3VisionEncoderOutput,
     box_cxcywh_to_xyxy,
     can_return_tuple,
-    inverse_sigmoid,
+    text_embeddings,
 )
 from .adapters.base import has_selector
 from .adapters.calibration import ScoreCalibration
 from .adapters.cascade import adapter_sites, build_adapter
 from .adapters.router import LevelRouter
-from .adapters.routing import LevelRouting
 from .adapters.sites import adopt
 from .configuration_sam3i import Sam3IConfig
 from .decoder import Sam3IDetrDecoder, Sam3IMaskDecoder
+from .detector import Sam3IDetector
 from .inputs import PASSED_OVER, ModelInputs
-from .instruction_encoding import InstructionEncoding, Prompt
 from .losses.loss import Sam3ICriterion
 from .losses.targets import labels_of_rows
 from .outputs import (
@@ -31,13 +31,12 @@ from .outputs import (
     Sam3IQueriesOutput,
     predictions_for_loss,
 )
-from .pretrained import Sam3IPreTrainedModel
 from .shared_image import predict_instances, predict_queries, predict_rows
 
 logger = logging.get_logger(__name__)
 
 
-class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel):
+class Sam3IForInstructionSegmentation(Sam3IDetector):
     """
     Stock [`Sam3Model`] with instruction adapters in its text encoder, DETR encoder, DETR decoder and mask decoder.
 
@@ -50,15 +49,24 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
     def __init__(self, config: Sam3IConfig):
         config.check_adapters()
         ScoreCalibration.of(config)  # says what is wrong with it before anything is loaded
+        text_config = config.text_config
+        if not config.has_causal_text:  # stock's constructor knows CLIP only; what it builds is replaced below
+            config.text_config = CLIPTextConfig(
+                vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size, num_hidden_layers=1
+            )
         super().__init__(config)
+        config.text_config = text_config
         # Two stock sub-models become ours; the weights keep their names.
         self.detr_decoder = Sam3IDetrDecoder(config.detr_decoder_config)
         self.mask_decoder = Sam3IMaskDecoder(config.mask_decoder_config)
         if not config.clamp_presence_logits:
             self.detr_decoder.clamp_presence_logit_max_val = float("inf")
-        embeddings = adopt(self.text_encoder.text_model.embeddings)
-        if config.max_instruction_length > config.text_config.max_position_embeddings:
-            embeddings.extend(config.max_instruction_length)
+        if config.has_causal_text:
+            embeddings = adopt(text_embeddings(self.text_encoder))
+            if config.max_instruction_length > config.text_config.max_position_embeddings:
+                embeddings.extend(config.max_instruction_length)
+        else:  # its positions are interpolated to any length
+            self.text_encoder = Sam3LiteTextTextModel(text_config)
         for _, site in adapter_sites(self):
             adapter = build_adapter(site, config, config.text_config.hidden_size)
             if not isinstance(adapter, LevelRouter):  # the router is asked, it takes no part in its site's forward
@@ -73,12 +81,12 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         self,
         pixel_values: torch.Tensor | None = None,
         vision_embeds: Sam3VisionEncoderOutput | None = None,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         input_boxes: torch.Tensor | None = None,
-        instruction_levels: torch.LongTensor | None = None,
-        image_ids: torch.LongTensor | None = None,
+        instruction_levels: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | torch.Tensor | None = None,
         row_chunk_size: int | None = None,
         **kwargs,
@@ -279,10 +287,6 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
         """
         self.config.score_calibration = ScoreCalibration(values).to_dict()
 
-    def calibrate(self, logits: torch.Tensor, routing: LevelRouting) -> torch.Tensor:
-        """Classification logits `(rows, queries)` as they are returned: calibrated, but for training."""
-        return logits if self.training else ScoreCalibration.of(self.config)(logits, routing)
-
     def _may_share_images(self, options: dict) -> bool:
         """Whether nobody needs gradients, or states and attentions of all rows at once."""
         recorded = ("output_attentions", "output_hidden_states")
@@ -292,57 +296,3 @@ class Sam3IForInstructionSegmentation(InstructionEncoding, Sam3IPreTrainedModel)
             or torch.compiler.is_compiling()
             or any(options.get(name) or getattr(self.config, name, False) for name in recorded)
         )
-
-    def decode_queries(
-        self,
-        states: torch.Tensor,
-        positions: torch.Tensor,
-        size: tuple[int, int],
-        prompt: Prompt,
-        *,
-        one_to_many: bool = False,
-        last_layer_only: bool = True,
-        select: bool = True,
-        **kwargs,
-    ) -> tuple[Sam3DETRDecoderOutput, torch.Tensor, torch.Tensor]:
-        """Decode the queries of some rows and score them.
-
-        Args:
-            states (`torch.Tensor` of shape `(rows, pixels, width)`): Output of the DETR encoder.
-            positions (`torch.Tensor` of shape `(rows, pixels, width)`): Position encoding.
-            size (`tuple[int, int]`): Height and width of the feature map.
-            prompt ([`Prompt`]): Of the rows.
-            one_to_many (`bool`): Decode the queries a second time, for one-to-many supervision.
-            last_layer_only (`bool`): Whether nobody reads the scores of earlier layers.
-            select (`bool`): Whether the selector chooses among the queries.
-
-        Returns:
-            The decoder's output, boxes (cx, cy, w, h) `(layers, rows, queries, 4)` in [0, 1] and classification
-            logits `(layers, rows, queries)`, not calibrated.
-        """
-        decoded = self.detr_decoder(
-            vision_features=states,
-            text_features=prompt.features,
-            vision_pos_encoding=positions,
-            text_mask=prompt.attention_mask,
-            spatial_shapes=[size],
-            level_routing=prompt.routing,
-            one_to_many=one_to_many,
-            **kwargs,
-        )
-        queries = decoded.intermediate_hidden_states  # (layers, rows, queries, width)
-        offsets = self.detr_decoder.box_head(queries)
-        boxes_cxcywh = (inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid()
-        selection = {}
-        if self.selects_instances and select:
-            selection = {
-                "boxes": boxes_cxcywh,
-                "instruction": (prompt.words, prompt.text_mask),
-                "level_routing": prompt.routing,
-                "one_to_many_queries": queries.shape[2] - self.config.detr_decoder_config.num_queries,
-                "last_layer_only": last_layer_only,
-            }
-        logits = self.dot_product_scoring(
-            decoder_hidden_states=queries, text_features=prompt.features, text_mask=prompt.mask, **selection
-        ).squeeze(-1)  # (layers, rows, queries)
-        return decoded, boxes_cxcywh, logits

@@ -46,7 +46,7 @@ class Sam3IInstructionSegmentationOutput(ModelOutput):
     presence_logits: torch.Tensor | None = None
     semantic_seg: torch.Tensor | None = None
     text_features: torch.Tensor | None = None
-    instruction_levels: torch.LongTensor | None = None
+    instruction_levels: torch.Tensor | None = None
     level_logits: torch.Tensor | None = None
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     decoder_reference_boxes: torch.Tensor | None = None
@@ -78,7 +78,7 @@ class Sam3IInstancesOutput(ModelOutput):
     pred_boxes: list[torch.Tensor] | None = None
     pred_logits: list[torch.Tensor] | None = None
     presence_logits: torch.Tensor | None = None
-    instruction_levels: torch.LongTensor | None = None
+    instruction_levels: torch.Tensor | None = None
     level_logits: torch.Tensor | None = None
     threshold: float | None = None
 

@@ -2,21 +2,30 @@
 """What every SAM3-I model needs beside its forward pass: first weights, loading, and which of them train."""
 
 import os
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from copy import deepcopy
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Sam3Model
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging
 
-from ..compat import has_adapters_loaded
+from ..compat import has_adapters_loaded, set_loaded_parameter, text_embeddings
 from .adapter_io import AdapterSource, check_weights, find_instruction_adapter, load_with_base
+from .adapters.base import LevelModules
 from .adapters.cascade import MaskEmbedderLevels, adapter_sites
+from .adapters.sites import Sam3ITextEmbeddings
 from .configuration_sam3i import Sam3IConfig
 
 logger = logging.get_logger(__name__)
+
+
+FULL_PRECISION = [r".*sam3i_adapter", r"mask_decoder\.mask_embedder"]
+"""What quantization leaves as it is, as the patterns of Transformers' skip lists."""
 
 
 class CheckpointMismatchError(ValueError):
@@ -56,10 +65,33 @@ def _check_stored_types(files: list[str], names: set[str]) -> None:
             )
 
 
+def _read_apart(files: list[Any], adapters: dict[str, nn.Parameter]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What Transformers shall load, not read yet, and the adapters, which it would compile an expression for each."""
+    others, found = {}, {}
+    for file in files:
+        for name in file.keys():
+            stored, ours = file.get_slice(name), adapters.get(name)
+            if ours is not None and ours.is_meta and tuple(stored.get_shape()) == ours.shape:
+                found[name] = stored[...].to(ours.dtype)
+            else:
+                others[name] = stored
+    return others, found
+
+
+def _leave_adapters_alone(config: Any) -> Any:
+    """A quantization that passes over the adapters, and over the mask embedder, whose copies they start as."""
+    config = AutoQuantizationConfig.from_dict(config) if isinstance(config, dict) else deepcopy(config)
+    for name in ("modules_to_not_convert", "llm_int8_skip_modules"):
+        if hasattr(config, name):
+            setattr(config, name, [*(getattr(config, name) or []), *FULL_PRECISION])
+    return config
+
+
 class Sam3IPreTrainedModel(Sam3Model):
     """A stock SAM3 whose adapted layers have instruction adapters as `sam3i_adapter`; subclasses put them there."""
 
     config_class = Sam3IConfig
+    config: Sam3IConfig
     adapter_source: AdapterSource | None = None
     _has_fresh_adapters = False
     supports_gradient_checkpointing = True
@@ -70,15 +102,20 @@ class Sam3IPreTrainedModel(Sam3Model):
     def initialize_weights(self) -> None:
         """Initialize what was not loaded: stock's modules as stock does, then the adapters as the identity."""
         super().initialize_weights()
-        for _, site in adapter_sites(self):
-            adapter = getattr(site, "sam3i_adapter", None)  # absent while stock's constructor runs
+        for adapter in self.level_modules():
+            adapter.init_weights()
             if isinstance(adapter, MaskEmbedderLevels):
-                adapter.init_weights(site)
-            elif adapter is not None:
-                adapter.init_weights()
-        embeddings = self.text_encoder.text_model.embeddings
-        if hasattr(embeddings, "long_position_embedding"):
-            embeddings.init_long_positions()
+                adapter.copy_weights(self.mask_decoder.mask_embedder)
+        embeddings = text_embeddings(self.text_encoder)
+        if isinstance(embeddings, Sam3ITextEmbeddings) and (table := embeddings.long_positions()) is not None:
+            embeddings.init_long_positions(table)
+
+    def level_modules(self) -> Iterator[LevelModules]:
+        """The adapters of all sites; none while stock's constructor runs."""
+        for _, site in adapter_sites(self):
+            adapter = getattr(site, "sam3i_adapter", None)
+            if adapter is not None:
+                yield adapter
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         """Called while loading: a checkpoint of SAM3 without any adapter, as stock's, is not said to miss them."""
@@ -94,9 +131,21 @@ class Sam3IPreTrainedModel(Sam3Model):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         """Called while loading, when the files are known and nothing is read."""
-        if checkpoint_files and checkpoint_files[0].endswith(".safetensors") and not load_config.is_quantized:
-            _check_stored_types(checkpoint_files, set(model.state_dict()))
-        return Sam3Model._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        adapters: dict[str, torch.Tensor] = {}
+        with ExitStack() as opened:
+            if checkpoint_files and checkpoint_files[0].endswith(".safetensors") and not load_config.is_quantized:
+                weights = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+                _check_stored_types(checkpoint_files, weights)
+                if load_config.device_map is None:
+                    files = [opened.enter_context(safe_open(path, framework="pt")) for path in checkpoint_files]
+                    state_dict, adapters = _read_apart(files, model.adapter_parameters())
+            info, *rest = Sam3Model._load_pretrained_model(
+                model, state_dict, checkpoint_files, load_config, *args, **kwargs
+            )
+        for name, tensor in adapters.items():
+            set_loaded_parameter(model, name, tensor)
+        info.missing_keys -= adapters.keys()
+        return info, *rest
 
     @classmethod
     def from_pretrained(
@@ -127,7 +176,7 @@ class Sam3IPreTrainedModel(Sam3Model):
         adapter = find_instruction_adapter(pretrained_model_name_or_path, kwargs)
         if adapter is not None:
             base = base_model_name_or_path or adapter.base_in_use
-            model, info = load_with_base(cls, adapter, base, *args, **kwargs)
+            model, info = load_with_base(cls._load, adapter, base, *args, **kwargs)
         elif base_model_name_or_path is not None:
             raise ValueError(
                 f"`base_model_name_or_path` is for repositories of instruction adapters, and "
@@ -147,9 +196,11 @@ class Sam3IPreTrainedModel(Sam3Model):
         return model
 
     @classmethod
-    def _load(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def _load(cls, pretrained_model_name_or_path, *args, **kwargs) -> tuple[Self, dict]:
         """Load a whole model, and report on it; pickled weights are not read."""
         kwargs.setdefault("use_safetensors", True)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _leave_adapters_alone(kwargs["quantization_config"])
         try:
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
@@ -200,8 +251,8 @@ class Sam3IPreTrainedModel(Sam3Model):
         With `decoder_c_adapter_skip=False` (converted checkpoints) the decoder's complex path starts without update,
         as in the authors' code.
         """
-        for _, site in adapter_sites(self):
-            site.sam3i_adapter.start_complex_from_simple()
+        for adapter in self.level_modules():
+            adapter.start_complex_from_simple()
 
 
 __all__ = ["CheckpointMismatchError", "Sam3IPreTrainedModel"]

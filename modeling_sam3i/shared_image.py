@@ -12,16 +12,15 @@ import torch
 
 from ..compat import box_cxcywh_to_xyxy, create_bidirectional_mask
 from .adapters.routing import LevelRouting
-from .instruction_encoding import EncodedInstructions, Prompt
+from .detector import EncodedInstructions, Prompt, Sam3IDetector
 from .outputs import Sam3IInstancesOutput, Sam3IInstructionSegmentationOutput, Sam3IQueriesOutput
-from .pretrained import Sam3IPreTrainedModel
 
 _CPU_CHUNK_BYTES = 2**30
 _ACCELERATOR_SHARE = 0.25
 """What the activations of the rows at work may take: a fixed amount, or a share of the accelerator's free memory."""
 
 
-def rows_at_once(model: Sam3IPreTrainedModel, fpn_states: list[torch.Tensor]) -> int:
+def rows_at_once(model: Sam3IDetector, fpn_states: list[torch.Tensor]) -> int:
     """How many rows to run at once, from the memory that one takes.
 
     Args:
@@ -76,7 +75,7 @@ class SharedImages:
         inputs ([`EncodedInstructions`]): All rows of a call and the features of their images.
     """
 
-    def __init__(self, model: Sam3IPreTrainedModel, inputs: EncodedInstructions):
+    def __init__(self, model: Sam3IDetector, inputs: EncodedInstructions):
         self.model = model
         self.inputs = inputs
         self.fpn_states, self.fpn_positions = inputs.fpn()
@@ -176,20 +175,22 @@ class SharedImages:
 
 @torch.no_grad()
 def predict_rows(
-    model: Sam3IPreTrainedModel, inputs: EncodedInstructions, row_chunk_size: int | None
+    model: Sam3IDetector, inputs: EncodedInstructions, row_chunk_size: int | None
 ) -> Sam3IInstructionSegmentationOutput:
     """Everything that the model's forward pass returns, for all rows."""
     count = len(inputs.routing.levels)
     shared = SharedImages(model, inputs)
-    masks = semantic = None
-    rows, chunks = [], []
+    masks: torch.Tensor | None = None
+    semantic: torch.Tensor | None = None
+    rows: list[int] = []
+    chunks: list[tuple[torch.Tensor, ...]] = []
     for decoded in shared.decode(row_chunk_size):
         rows += decoded.rows
         logits, boxes = model.calibrate(decoded.logits, decoded.prompt.routing), box_cxcywh_to_xyxy(decoded.boxes)
         chunks.append((logits, boxes, decoded.presence_logits, decoded.reference_boxes.transpose(0, 1)))
         predictions = shared.masks(decoded, [slice(None)] * len(decoded.rows))
         for row, (row_masks, row_semantic) in zip(decoded.rows, predictions, strict=True):
-            if masks is None:
+            if masks is None or semantic is None:
                 masks, semantic = (part.new_empty(count, *part.shape) for part in (row_masks, row_semantic))
             masks[row], semantic[row] = row_masks, row_semantic
     logits, boxes, presence, references = _in_order(rows, chunks)
@@ -208,13 +209,15 @@ def predict_rows(
 
 @torch.no_grad()
 def predict_instances(
-    model: Sam3IPreTrainedModel, inputs: EncodedInstructions, threshold: float, row_chunk_size: int | None
+    model: Sam3IDetector, inputs: EncodedInstructions, threshold: float, row_chunk_size: int | None
 ) -> Sam3IInstancesOutput:
     """Only the queries whose score exceeds a threshold; the masks of the others are never made."""
     count = len(inputs.routing.levels)
     shared = SharedImages(model, inputs)
-    masks, boxes, logits = ([None] * count for _ in range(3))
-    rows, presence = [], []
+    masks: list[torch.Tensor] = [inputs.text_features] * count  # each is replaced
+    boxes, logits = list(masks), list(masks)
+    rows: list[int] = []
+    presence: list[tuple[torch.Tensor, ...]] = []
     for decoded in shared.decode(row_chunk_size):
         rows += decoded.rows
         presence.append((decoded.presence_logits,))
@@ -228,12 +231,12 @@ def predict_instances(
         for index, (row_masks, _) in enumerate(shared.masks(decoded, kept)):
             row, queries = decoded.rows[index], kept[index]
             masks[row], boxes[row], logits[row] = row_masks, all_boxes[index, queries], all_logits[index, queries]
-    (presence,) = _in_order(rows, presence)
+    (presence_logits,) = _in_order(rows, presence)
     return Sam3IInstancesOutput(
         pred_masks=masks,
         pred_boxes=boxes,
         pred_logits=logits,
-        presence_logits=presence,
+        presence_logits=presence_logits,
         instruction_levels=inputs.routing.levels,
         level_logits=inputs.level_logits,
         threshold=threshold,
@@ -242,10 +245,11 @@ def predict_instances(
 
 @torch.no_grad()
 def predict_queries(
-    model: Sam3IPreTrainedModel, inputs: EncodedInstructions, row_chunk_size: int | None
+    model: Sam3IDetector, inputs: EncodedInstructions, row_chunk_size: int | None
 ) -> Sam3IQueriesOutput:
     """What the decoder finds for all rows, before the selector; no masks are made."""
-    rows, chunks = [], []
+    rows: list[int] = []
+    chunks: list[tuple[torch.Tensor, ...]] = []
     for decoded in SharedImages(model, inputs).decode(row_chunk_size, select=False):
         rows += decoded.rows
         chunks.append((decoded.logits, decoded.boxes, decoded.queries, decoded.presence_logits))

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import Sam3VideoModel
 from transformers.utils import ModelOutput
 
+from .detector import Sam3IDetector
 from .inputs import read_rows
 from .peft.loading import load_instruction_adapter
-from .pretrained import Sam3IPreTrainedModel
 
 _HOOK = "_sam3i_video_hook"
 
@@ -33,7 +33,7 @@ class InstructionFeatures(ModelOutput):
     """
 
     pooler_output: torch.Tensor | None = None
-    instruction_levels: torch.LongTensor | None = None
+    instruction_levels: torch.Tensor | None = None
     word_embeds: torch.Tensor | None = None
 
 
@@ -58,7 +58,7 @@ def follow_instructions(video_model: Sam3VideoModel, source: Any) -> Sam3VideoMo
             f"Expected a Sam3VideoModel, found {type(video_model).__name__}. Load one with "
             "`Sam3VideoModel.from_pretrained`; a model for pictures follows instructions by itself."
         )
-    if isinstance(source, Sam3IPreTrainedModel):
+    if isinstance(source, Sam3IDetector):
         expected = {name: tensor.shape for name, tensor in video_model.detector_model.state_dict().items()}
         found = {name: tensor.shape for name, tensor in source.state_dict().items()}
         different = sorted(name for name, shape in expected.items() if found.get(name) != shape)
@@ -114,7 +114,7 @@ def add_instructions(
     encoded = processor(text=texts, instruction_levels=instruction_levels, return_tensors="pt").to(detector.device)
     routing, _ = read_rows(encoded["instruction_levels"], len(texts), detector.device, may_be_open=True)
     words = (encoded["input_ids"], encoded["attention_mask"])
-    if isinstance(detector, Sam3IPreTrainedModel):
+    if isinstance(detector, Sam3IDetector):
         routing, _ = detector.choose_levels(routing, *words)
     else:
         from .peft.hooks import route_levels  # PEFT has adapted the detector

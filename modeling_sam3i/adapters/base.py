@@ -4,15 +4,16 @@
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ...compat import init
 from ..configuration_sam3i import AdapterSettings
 from .routing import LevelRouting
 
 
-def has_selector(settings: AdapterSettings) -> bool:
+def has_selector(settings: AdapterSettings | PreTrainedConfig | None) -> bool:
     """Whether adapters of these settings choose among queries; a stock model's configuration knows of none."""
-    return getattr(settings, "adapter_design", None) == "selective" and settings.selector_queries > 0
+    return getattr(settings, "adapter_design", None) == "selective" and getattr(settings, "selector_queries", 0) > 0
 
 
 class LevelModules(nn.Module):
@@ -23,6 +24,9 @@ class LevelModules(nn.Module):
     """
 
     updates_projections = False
+
+    def init_weights(self) -> None:
+        """Initialize what was not loaded, as the identity; copies of stock modules have nothing of their own."""
 
     def start_complex_from_simple(self) -> None:
         """Hand-over to stage 2: the complex level computes what the simple level has learned."""

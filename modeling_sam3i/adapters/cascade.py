@@ -6,10 +6,12 @@ S-Adapter. A *complex* one passes a copy of the S-Adapter and then the C-Adapter
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig, Sam3Model
 
 from ...compat import (
     CLIPEncoderLayer,
@@ -17,8 +19,11 @@ from ...compat import (
     Sam3DetrDecoderLayer,
     Sam3DetrEncoderLayer,
     Sam3DotProductScoring,
+    Sam3LiteTextTextEncoderLayer,
+    Sam3LiteTextTextModel,
     Sam3MaskEmbedder,
     init,
+    text_layers,
 )
 from ..configuration_sam3i import AdapterSettings, InstructionLevel
 from .base import LevelModules, has_selector, init_linear, init_norm
@@ -134,7 +139,13 @@ class AdapterCascade(LevelModules):
     Otherwise their output is an update (DETR): simple `x + scale S(x)`, complex `x + scale C(S'(x))`.
     """
 
-    def __init__(self, s_adapter: nn.Module, cascade_s_adapter: nn.Module, c_adapter: nn.Module, scale: float | None):
+    def __init__(
+        self,
+        s_adapter: TextAdapter | BottleneckAdapter,
+        cascade_s_adapter: TextAdapter | BottleneckAdapter,
+        c_adapter: TextAdapter | BottleneckAdapter,
+        scale: float | None,
+    ):
         super().__init__()
         self.s_adapter = s_adapter
         self.cascade_s_adapter = cascade_s_adapter
@@ -179,14 +190,16 @@ class MaskEmbedderLevels(LevelModules):
         super().__init__()
         self.simple = Sam3MaskEmbedder(stock.config)
         self.complex = Sam3MaskEmbedder(stock.config)
-        self.init_weights(stock)
+        self.copy_weights(stock)
 
     @torch.no_grad()
-    def init_weights(self, stock: Sam3MaskEmbedder) -> None:
-        """Copy the stock embedder's weights wherever none were loaded."""
+    def copy_weights(self, stock: Sam3MaskEmbedder) -> None:
+        """Copy what the stock embedder computes wherever no weights were loaded."""
         for level in (self.simple, self.complex):
-            for copied, source in zip(level.parameters(), stock.layers.parameters(), strict=True):
-                init.copy_(copied, source)
+            for copied, source in zip(level.layers, stock.layers, strict=True):
+                weight, bias = dense_weights(source)
+                init.copy_(copied.weight, weight)
+                init.copy_(copied.bias, bias)
 
     def start_complex_from_simple(self) -> None:
         """Hand-over to stage 2: complex instructions start with the simple level's mask embedder."""
@@ -201,10 +214,19 @@ class MaskEmbedderLevels(LevelModules):
         return routing.apply(queries, branches, concept=concept)
 
 
-LAYERS = (CLIPEncoderLayer, Sam3DetrEncoderLayer, Sam3DetrDecoderLayer)
+def dense_weights(linear: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a linear layer; of a quantized one, whose weight has another form, what it computes."""
+    if type(getattr(linear, "weight", None)) is nn.Parameter:
+        return linear.weight, linear.bias
+    bias = linear(torch.zeros(1, linear.in_features))[0]
+    return (linear(torch.eye(linear.in_features)) - bias).T, bias
 
 
-def build_adapter(site: nn.Module, settings: AdapterSettings, text_width: int) -> nn.Module:
+TEXT_LAYERS = (CLIPEncoderLayer, Sam3LiteTextTextEncoderLayer)
+LAYERS = (*TEXT_LAYERS, Sam3DetrEncoderLayer, Sam3DetrDecoderLayer)
+
+
+def build_adapter(site: nn.Module, settings: AdapterSettings, text_width: int) -> LevelModules:
     """The level modules for one stock module of SAM3.
 
     Args:
@@ -215,7 +237,7 @@ def build_adapter(site: nn.Module, settings: AdapterSettings, text_width: int) -
     Raises:
         TypeError: when `site` is none of the kinds of module that SAM3-I adapts.
     """
-    if isinstance(site, CLIPTextModelWithProjection):
+    if isinstance(site, CLIPTextModelWithProjection | Sam3LiteTextTextModel):
         return LevelRouter(site.config.hidden_size, settings.router_dim)
     if isinstance(site, Sam3DotProductScoring):
         return InstanceSelector(site.query_proj.in_features, text_width, settings)
@@ -223,9 +245,9 @@ def build_adapter(site: nn.Module, settings: AdapterSettings, text_width: int) -
         return MaskEmbedderLevels(site)
     if settings.adapter_design == "selective" and isinstance(site, LAYERS):
         return LowRankLevels(site, settings)
-    if isinstance(site, CLIPEncoderLayer):
-        width = site.layer_norm1.normalized_shape[0]
-        return AdapterCascade(*(TextAdapter(width, settings) for _ in range(3)), scale=None)
+    if isinstance(site, TEXT_LAYERS):
+        first, second, third = (TextAdapter(text_width, settings) for _ in range(3))
+        return AdapterCascade(first, second, third, scale=None)
     if isinstance(site, Sam3DetrEncoderLayer | Sam3DetrDecoderLayer):
         width = site.config.hidden_size
         skip = isinstance(site, Sam3DetrEncoderLayer) or settings.decoder_c_adapter_skip
@@ -241,7 +263,9 @@ def build_adapter(site: nn.Module, settings: AdapterSettings, text_width: int) -
     )
 
 
-def adapter_sites(model: nn.Module, settings: AdapterSettings | None = None) -> Iterator[tuple[str, nn.Module]]:
+def adapter_sites(
+    model: Sam3Model, settings: AdapterSettings | PreTrainedConfig | None = None
+) -> Iterator[tuple[str, nn.Module]]:
     """The names and modules of a stock SAM3 detector (or of ours) that hold instruction adapters, in order.
 
     Args:
@@ -249,14 +273,10 @@ def adapter_sites(model: nn.Module, settings: AdapterSettings | None = None) -> 
         settings: Of the adapters; those in the model's own configuration if not given.
     """
     settings = settings or model.config
-    layers = {
-        "text_encoder.text_model.encoder.layers": model.text_encoder.text_model.encoder.layers,
-        "detr_encoder.layers": model.detr_encoder.layers,
-        "detr_decoder.layers": model.detr_decoder.layers,
-    }
-    for prefix, modules in layers.items():
-        for index, module in enumerate(modules):
-            yield f"{prefix}.{index}", module
+    for prefix in (f"text_encoder.{text_layers(model.text_encoder)}", "detr_encoder.layers", "detr_decoder.layers"):
+        for index, module in model.get_submodule(prefix).named_children():
+            if isinstance(module, LAYERS):  # the convolutions of SAM3-LiteText have no adapters
+                yield f"{prefix}.{index}", module
     yield "mask_decoder.mask_embedder", model.mask_decoder.mask_embedder
     # A stock model's configuration says nothing about adapters.
     if getattr(settings, "router_dim", 0):

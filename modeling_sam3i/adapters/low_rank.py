@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...compat import CLIPMLP, CLIPAttention, Sam3Attention, Sam3MLP
+from ...compat import (
+    CLIPMLP,
+    CLIPAttention,
+    Sam3Attention,
+    Sam3LiteTextTextAttention,
+    Sam3LiteTextTextMLP,
+    Sam3MLP,
+)
 from ..configuration_sam3i import AdapterSettings, InstructionLevel
 from .base import LevelModules, init_linear
 from .routing import LevelRouting, precision_of
@@ -29,7 +36,7 @@ class LowRankUpdate(nn.Module):
         rank (`int`): Rank of the update.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int):
+    def __init__(self, linear: Any, rank: int):
         super().__init__()
         self.down_proj = nn.Linear(linear.in_features, rank, bias=False)
         self.up_proj = nn.Linear(rank, linear.out_features, bias=False)
@@ -75,12 +82,14 @@ class LowRankLevels(LevelModules):
         self.init_weights()
 
     def init_weights(self) -> None:
-        for update in (*self.simple.values(), *self.complex.values()):
-            update.init_weights()
+        for update in self.modules():
+            if isinstance(update, LowRankUpdate):
+                update.init_weights()
 
     def start_complex_from_simple(self) -> None:
-        for name, update in self.complex.items():
-            update.start_from(self.simple[name])
+        for ours, theirs in zip(self.complex.values(), self.simple.values(), strict=True):
+            if isinstance(ours, LowRankUpdate) and isinstance(theirs, LowRankUpdate):
+                ours.start_from(theirs)
 
     def projection_updates(self, part: str, routing: LevelRouting) -> dict[str, Any]:
         return {"level_updates": partial(self.project, part, routing)} if self.simple else {}
@@ -121,8 +130,8 @@ def update_name(part: str, projection: str) -> str:
     return f"{part}_{projection.removesuffix('_proj')}"
 
 
-def projections(site: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The names of the updates of a layer and the projections they update."""
+def projections(site: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The names of the updates of a layer and the projections they update, which may be of a quantized kind."""
     for part, block in site.named_children():
         if isinstance(block, tuple(BLOCK_CLASSES)):
             for name, linear in block.named_children():
@@ -142,8 +151,8 @@ class UpdatedBlock:
         return partial(self.level_updates, name, attribute) if name in PROJECTIONS else attribute
 
 
-class UpdatableBlock:
-    """Mixin of stock blocks: their `forward` can run with updated projections."""
+class UpdatableBlock(nn.Module):
+    """Base of stock blocks: their `forward` can run with updated projections."""
 
     stock: type[nn.Module]
 
@@ -179,9 +188,23 @@ class Sam3ITextMLP(UpdatableBlock, CLIPMLP):
     stock = CLIPMLP
 
 
-BLOCK_CLASSES = {
+class Sam3ILiteTextAttention(UpdatableBlock, Sam3LiteTextTextAttention):
+    """Attention of SAM3-LiteText's text encoder."""
+
+    stock = Sam3LiteTextTextAttention
+
+
+class Sam3ILiteTextMLP(UpdatableBlock, Sam3LiteTextTextMLP):
+    """MLP of SAM3-LiteText's text encoder."""
+
+    stock = Sam3LiteTextTextMLP
+
+
+BLOCK_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     Sam3Attention: Sam3IAttention,
     Sam3MLP: Sam3IMLP,
     CLIPAttention: Sam3ITextAttention,
     CLIPMLP: Sam3ITextMLP,
+    Sam3LiteTextTextAttention: Sam3ILiteTextAttention,
+    Sam3LiteTextTextMLP: Sam3ILiteTextMLP,
 }

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from ..configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
-from .base import init_linear, init_norm
+from .base import LevelModules, init_linear, init_norm
 from .routing import LevelRouting, precision_of
 
 
-class LevelRouter(nn.Module):
+class LevelRouter(LevelModules):
     """Scores of the three levels for an instruction, from its tokens.
 
     `logits = W [mean; max] of GELU(Down(LN(h)))` over the tokens that are not padding.
@@ -24,8 +24,6 @@ class LevelRouter(nn.Module):
         width (`int`): Width of the text encoder.
         inner (`int`): Width of the head.
     """
-
-    updates_projections = False
 
     def __init__(self, width: int, inner: int):
         super().__init__()

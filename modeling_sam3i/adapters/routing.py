@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which rows of a batch follow which instruction level, decided once per forward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -28,7 +28,7 @@ class LevelRouting:
     def __init__(self, levels: torch.Tensor, on_host: Sequence[int] | int | None = None):
         self.levels = levels
         if on_host is None:
-            on_host = levels.tolist()
+            on_host = list(levels.tolist())
         present = {on_host} if isinstance(on_host, int) else set(on_host)
         self.uniform: int | None = next(iter(present)) if len(present) == 1 else None
         self.has_open_rows = AUTO_LEVEL_INDEX in present
@@ -36,7 +36,9 @@ class LevelRouting:
         self._on_host = on_host
         self._rows: list[torch.Tensor] = []
         if self.uniform is None:
-            by_level = [[row for row, level in enumerate(on_host) if level == i] for i in range(len(InstructionLevel))]
+            by_level = [
+                [row for row, level in enumerate(self.on_host) if level == i] for i in range(len(InstructionLevel))
+            ]
             self._rows = [torch.tensor(rows, dtype=torch.long, device=levels.device) for rows in by_level]
 
     @property
@@ -71,7 +73,7 @@ class LevelRouting:
     def apply(
         self,
         hidden_states: torch.Tensor,
-        branches: dict[InstructionLevel, tuple[torch.nn.Module, Callable[..., torch.Tensor]]],
+        branches: Mapping[InstructionLevel, tuple[torch.nn.Module, Callable[..., torch.Tensor]]],
         *row_context: torch.Tensor | None,
         concept: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:

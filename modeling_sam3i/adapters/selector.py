@@ -74,7 +74,7 @@ class PairwiseSelector(nn.Module):
         for module in self.children():
             if isinstance(module, nn.LayerNorm):
                 init_norm(module)
-            else:
+            elif isinstance(module, nn.Linear):
                 init_linear(module, zero=module is self.logit_proj)
         init.ones_(self.logit_weight)
 

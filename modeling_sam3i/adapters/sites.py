@@ -19,17 +19,22 @@ from ...compat import (
     Sam3DetrDecoderLayer,
     Sam3DetrEncoderLayer,
     Sam3DotProductScoring,
+    Sam3LiteTextTextEncoderLayer,
     Sam3MaskEmbedder,
     init,
 )
+from .base import LevelModules
 from .low_rank import BLOCK_CLASSES
 from .routing import LevelRouting
+
+KEPT_POSITIONS = 20
+"""How many positions a table for long instructions has from stock's as they are."""
 
 
 class AdapterSite:
     """Mixin of the adapted layers: where the adapter lives and how it is found."""
 
-    def instruction_adapter(self) -> nn.Module | None:
+    def instruction_adapter(self) -> LevelModules | None:
         """The adapter that is in force; `None` leaves the layer as stock has it."""
         return getattr(self, "sam3i_adapter", None)
 
@@ -45,7 +50,7 @@ class AdapterSite:
     def updates(self, part: str, routing: LevelRouting | None) -> dict[str, Any]:
         """Arguments for the attention or MLP called `part`: the updates of its projections, if the design has any."""
         adapter = self.instruction_adapter()
-        if routing is None or not getattr(adapter, "updates_projections", False):
+        if adapter is None or routing is None or not adapter.updates_projections:
             return {}
         return adapter.projection_updates(part, routing)
 
@@ -70,13 +75,17 @@ class CheckpointedSite(AdapterSite, GradientCheckpointingLayer):
         return super().__call__(*args, **kwargs)
 
 
-class Sam3ITextLayer(CheckpointedSite, CLIPEncoderLayer):
-    """A layer of the text encoder; the adapter replaces the residual after attention.
+class AdaptedTextLayer(CheckpointedSite):
+    """What a layer of a text encoder computes; the adapter replaces the residual after attention.
 
     The MLP reads the residual before the adapter, as in the authors' code.
     """
 
     positional = ("hidden_states",)
+    layer_norm1: nn.LayerNorm
+    self_attn: nn.Module
+    layer_norm2: nn.LayerNorm
+    mlp: nn.Module
 
     def forward(
         self,
@@ -106,6 +115,14 @@ class Sam3ITextLayer(CheckpointedSite, CLIPEncoderLayer):
         hidden_states = hidden_states + attended
         update = self.mlp(self.layer_norm2(hidden_states), **self.updates("mlp", level_routing))
         return self.adapt(hidden_states, level_routing, adapter_padding_mask) + update
+
+
+class Sam3ITextLayer(AdaptedTextLayer, CLIPEncoderLayer):
+    """A layer of SAM3's text encoder."""
+
+
+class Sam3ILiteTextLayer(AdaptedTextLayer, Sam3LiteTextTextEncoderLayer):
+    """A transformer layer of SAM3-LiteText's text encoder; its convolutional ones have no adapters."""
 
 
 class Sam3IDetrEncoderLayer(CheckpointedSite, Sam3DetrEncoderLayer):
@@ -263,7 +280,7 @@ class Sam3IDotProductScoring(AdapterSite, Sam3DotProductScoring):
             `torch.Tensor` of shape `(layers, rows, queries, 1)`.
         """
         scores = super().forward(decoder_hidden_states, text_features, text_mask)
-        if self.instruction_adapter() is None or level_routing is None:
+        if self.instruction_adapter() is None or level_routing is None or boxes is None or instruction is None:
             return scores
         own = scores.shape[2] - one_to_many_queries
         chosen = (slice(-1 if last_layer_only else None, None), slice(None), slice(None, own))
@@ -282,22 +299,24 @@ class Sam3ITextEmbeddings(CLIPTextEmbeddings):
     are stock's and whose later ones are interpolated between stock's.
     """
 
-    kept_positions = 20
-
     def extend(self, length: int) -> None:
         """Add the table for up to `length` tokens."""
         self.long_position_embedding = nn.Embedding(length, self.position_embedding.embedding_dim)
-        self.init_long_positions()
+        self.init_long_positions(self.long_position_embedding)
+
+    def long_positions(self) -> nn.Embedding | None:
+        """The second table, if there is one."""
+        return getattr(self, "long_position_embedding", None)
 
     @torch.no_grad()
-    def init_long_positions(self) -> None:
-        """Fill the long table from the stock one, unless its values were loaded."""
-        stock, length = self.position_embedding.weight, self.long_position_embedding.num_embeddings
-        kept = min(self.kept_positions, stock.shape[0] - 1)
+    def init_long_positions(self, table: nn.Embedding) -> None:
+        """Fill a long table from the stock one, unless its values were loaded."""
+        stock, length = self.position_embedding.weight, table.num_embeddings
+        kept = min(KEPT_POSITIONS, stock.shape[0] - 1)
         rest = F.interpolate(stock[kept:].T[None].float(), size=length - kept, mode="linear", align_corners=True)
-        init.copy_(self.long_position_embedding.weight, torch.cat([stock[:kept].float(), rest[0].T]).to(stock.dtype))
+        init.copy_(table.weight, torch.cat([stock[:kept].float(), rest[0].T]).to(stock.dtype))
 
-    def positions_for(self, lengths: torch.LongTensor, tokens: int) -> torch.LongTensor:
+    def positions_for(self, lengths: torch.Tensor, tokens: int) -> torch.Tensor:
         """Which row of the two tables, laid end to end, each token reads.
 
         Args:
@@ -318,16 +337,18 @@ class Sam3ITextEmbeddings(CLIPTextEmbeddings):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`input_ids` `(rows, tokens)` to embeddings `(rows, tokens, hidden_size)`; see [`positions_for`]."""
-        if position_ids is None or not hasattr(self, "long_position_embedding"):
+        table = self.long_positions()
+        if position_ids is None or table is None:
             return super().forward(input_ids, position_ids, inputs_embeds)
         stock = self.position_embedding.num_embeddings
         short = self.position_embedding(position_ids.clamp(max=stock - 1))
-        long = self.long_position_embedding((position_ids - stock).clamp(min=0)).to(short.dtype)
+        long = table((position_ids - stock).clamp(min=0)).to(short.dtype)
         return self.token_embedding(input_ids) + torch.where((position_ids < stock)[..., None], short, long)
 
 
-SITE_CLASSES = {
+SITE_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     CLIPEncoderLayer: Sam3ITextLayer,
+    Sam3LiteTextTextEncoderLayer: Sam3ILiteTextLayer,
     Sam3DetrEncoderLayer: Sam3IDetrEncoderLayer,
     Sam3DetrDecoderLayer: Sam3IDetrDecoderLayer,
     Sam3MaskEmbedder: Sam3IMaskEmbedder,
@@ -336,7 +357,7 @@ SITE_CLASSES = {
 }
 
 
-def adopt(module: nn.Module) -> nn.Module:
+def adopt(module: nn.Module) -> Any:
     """Turn a stock module and its attention and MLP blocks into ours in place: same weights, same names, same hooks.
 
     Raises:

@@ -36,7 +36,7 @@ class Match:
         counts = [0] * targets.num_rows
         for row in rows:
             counts[row] += 1
-        return cls(*index, counts, objects)
+        return cls(index[0], index[1], index[2], counts, objects)
 
     def __len__(self) -> int:
         return len(self.query_index)

@@ -6,13 +6,14 @@ argument of `instruction_levels`, and see to the text encoder, which gets none. 
 """
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Sam3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...compat import record_outputs
+from ...compat import record_outputs, text_embeddings
 from ..adapter_io import CONTAINER
 from ..adapters.base import has_selector
 from ..adapters.calibration import ScoreCalibration
@@ -22,7 +23,7 @@ from ..configuration_sam3i import InstructionLevel
 from ..inputs import features_of_rows, read_rows, row_images, text_encoder_inputs, token_embeddings
 from .layers import TUNED_CLASSES, InstructionRouting, active_settings
 
-STOCK_CLASSES = {tuned: stock for stock, tuned in TUNED_CLASSES.items()}
+STOCK_CLASSES: dict[type[nn.Module], type[nn.Module]] = {tuned: stock for stock, tuned in TUNED_CLASSES.items()}
 HOOKS = "_sam3i_hooks"
 FORWARD_ARGUMENTS = tuple(inspect.signature(Sam3Model.forward).parameters)[1:-1]
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
@@ -66,7 +67,7 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
     `instruction_levels` and `image_ids` mean what they mean to [`Sam3IForInstructionSegmentation`], and images are
     encoded before rows are matched with them, as there. Stock's own forward does the rest.
     """
-    inputs = dict(zip(FORWARD_ARGUMENTS, args, strict=False)) | kwargs
+    inputs: dict[str, Any] = dict(zip(FORWARD_ARGUMENTS, args, strict=False)) | kwargs
     levels, image_ids = inputs.pop("instruction_levels", None), inputs.pop("image_ids", None)
     given = {name for name in FORWARD_ARGUMENTS if inputs.get(name) is not None}
     if len(given & {"pixel_values", "vision_embeds"}) != 1 or len(given & {"input_ids", "text_embeds"}) != 1:
@@ -98,7 +99,8 @@ def route_rows(model: Sam3Model, args: tuple, kwargs: dict) -> tuple[tuple, dict
     if settings is None:
         return (), inputs
     if levels is not None:
-        words = token_embeddings(encoded, routing, model.config.text_config.hidden_size, has_selector(settings))
+        width = text_embeddings(model.text_encoder).token_embedding.embedding_dim
+        words = token_embeddings(encoded, routing, width, has_selector(settings))
         inputs["level_routing"] = InstructionRouting(routing.expand(rows), (words.expand(rows, -1, -1), mask))
     if settings.always_encode_geometry and (boxes is None or boxes.numel() == 0):
         # A box that is only padding leaves the geometry CLS token alone.
@@ -124,8 +126,7 @@ def route_levels(
 ) -> LevelRouting:
     """The routing after the active adapter's router has chosen the levels that were left to it."""
     container = getattr(model.text_encoder, CONTAINER, None)
-    name = None if container is None else container.current()
-    router = None if name is None else container.sam3i_adapter[name]
+    router = None if container is None else container.active()
 
     def states() -> torch.Tensor:
         with torch.no_grad():
@@ -136,7 +137,7 @@ def route_levels(
     return choose_levels(routing, router, states, mask)[0]
 
 
-def route_text(text_encoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def route_text(text_encoder: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Before the text encoder runs: turn `instruction_levels` into routing, and see to padding and positions."""
     inputs = dict(zip(TEXT_ARGUMENTS, args, strict=False)) | kwargs
     levels = inputs.pop("instruction_levels", None)
@@ -151,9 +152,9 @@ def route_text(text_encoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tupl
     return (), inputs
 
 
-def keep_words(text_encoder: nn.Module, args: tuple, kwargs: dict, outputs):
+def keep_words(text_encoder: Any, args: tuple, kwargs: dict, outputs):
     """After the text encoder ran: lay the token embeddings beside its output, for the selector."""
     input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
     if hasattr(outputs, "last_hidden_state"):
-        outputs.word_embeds = text_encoder.text_model.embeddings.token_embedding(input_ids)
+        outputs.word_embeds = text_embeddings(text_encoder).token_embedding(input_ids)
     return outputs

@@ -23,9 +23,9 @@ from ...compat import (
     inverse_sigmoid,
 )
 from ..adapter_io import CONTAINER
-from ..adapters.base import has_selector
+from ..adapters.base import LevelModules, has_selector
 from ..adapters.low_rank import BLOCK_CLASSES
-from ..adapters.routing import LevelRouting
+from ..adapters.routing import LevelRouting, precision_of
 from ..adapters.sites import (
     Sam3IDetrDecoderLayer,
     Sam3IDetrEncoderLayer,
@@ -45,7 +45,7 @@ def active_settings(site: nn.Module) -> AdapterSettings | None:
     """The settings of the adapter in force at a layer; `None` leaves the model as stock has it."""
     container = getattr(site, CONTAINER, None)
     name = None if container is None else container.current()
-    return None if name is None else container.settings[name]
+    return None if container is None or name is None else container.settings[name]
 
 
 class AdapterNotMergeableError(NotImplementedError):
@@ -89,15 +89,15 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
         self.sam3i_adapter = nn.ModuleDict()
         self.settings: dict[str, AdapterSettings] = {}
         self.merged_adapters = []
-        self.__dict__["site"] = site  # known, but not a child: the layer already owns this container
+        self._site = (site,)  # known, but not a child: the layer already owns this container
 
     def get_base_layer(self) -> nn.Module:
         """The layer that the adapters belong to."""
-        return self.site
+        return self._site[0]
 
     def add(self, adapter_name: str, settings: AdapterSettings, adapter: nn.Module) -> None:
         """Take one more adapter, in the mode and the place of the layer."""
-        self.sam3i_adapter[adapter_name] = adapter.train(self.site.training)
+        self.sam3i_adapter[adapter_name] = adapter.train(self.get_base_layer().training)
         self.settings[adapter_name] = settings
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
@@ -106,6 +106,11 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return None
         return next((name for name in self.active_adapters if name in self.sam3i_adapter), None)
+
+    def active(self) -> Any:
+        """The adapter in force itself: level modules, or a table of long positions; `None` when there is none."""
+        name = self.current()
+        return None if name is None else self.sam3i_adapter[name]
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make one of the adapters active; names of other PEFT methods may stand beside it.
@@ -122,10 +127,11 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         if adapter_name not in self.sam3i_adapter:
             return
-        adapter = self.sam3i_adapter[adapter_name]
-        stock = next(self.site.parameters())
-        if not any(parameter.is_meta for parameter in adapter.parameters()):
-            adapter.to(device=device or stock.device, dtype=stock.dtype)
+        adapter, site = self.sam3i_adapter[adapter_name], self.get_base_layer()
+        stock = next((weight.device for weight in site.parameters()), torch.device("cpu"))
+        if stock.type != "meta" and not any(parameter.is_meta for parameter in adapter.parameters()):
+            # A quantized layer keeps its norms in floating point, and one on the disk has no device of its own.
+            adapter.to(device=device or stock, dtype=precision_of(site, torch.float32))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Not possible.
@@ -135,25 +141,14 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
         """
         raise AdapterNotMergeableError
 
-    def forward(self, hidden_states: torch.Tensor, routing: LevelRouting, *context) -> torch.Tensor:
-        """Apply the active adapter; `(rows, tokens, hidden_size)` to the same shape and dtype."""
-        return self.sam3i_adapter[self.current()](hidden_states, routing, *context)
-
-    @property
-    def updates_projections(self) -> bool:
-        """Whether the active adapter changes projections of the layer."""
-        return self.sam3i_adapter[self.current()].updates_projections
-
-    def projection_updates(self, part: str, routing: LevelRouting) -> dict[str, Any]:
-        """Those changes, for the attention or MLP block called `part`."""
-        return self.sam3i_adapter[self.current()].projection_updates(part, routing)
-
 
 class TunedSite:
     """Mixin of the layers that PEFT has adapted: their adapter is the active one of the container."""
 
-    def instruction_adapter(self) -> nn.Module | None:
-        return self.level_adapters if self.level_adapters.current() is not None else None
+    level_adapters: InstructionAdapterLayer
+
+    def instruction_adapter(self) -> LevelModules | None:
+        return self.level_adapters.active()
 
 
 class TunedTextLayer(TunedSite, Sam3ITextLayer):
@@ -175,7 +170,7 @@ class TunedMaskEmbedder(TunedSite, Sam3IMaskEmbedder):
 class TunedDotProductScoring(TunedSite, Sam3IDotProductScoring):
     """The scoring of queries with PEFT's instance selector, which reads what the decoder laid beside the queries."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # as stock's own forward pass calls it
         self, decoder_hidden_states: torch.Tensor, text_features: torch.Tensor, text_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         selection = getattr(decoder_hidden_states, SELECTION, {})
@@ -185,23 +180,17 @@ class TunedDotProductScoring(TunedSite, Sam3IDotProductScoring):
 class TunedTextEmbeddings(Sam3ITextEmbeddings):
     """Text embeddings whose table of long positions belongs to an adapter."""
 
-    @property
-    def long_position_embedding(self) -> nn.Embedding:
-        name = self.level_adapters.current()
-        if name is None:
-            raise AttributeError("no active adapter has long positions")
-        return self.level_adapters.sam3i_adapter[name]
+    level_adapters: InstructionAdapterLayer
 
-    def forward(self, *args, **kwargs) -> torch.Tensor:
-        """As without PEFT, in the precision of the stock tables."""
-        return super().forward(*args, **kwargs).to(self.token_embedding.weight.dtype)
+    def long_positions(self) -> nn.Embedding | None:
+        return self.level_adapters.active()
 
 
 class TunedDetrDecoder(Sam3DetrDecoder):
     """The stock DETR decoder with what the active adapter asks of it: other clamping, and boxes for the selector."""
 
     @property
-    def clamp_presence_logit_max_val(self) -> float:
+    def clamp_presence_logit_max_val(self) -> float:  # type: ignore[override]  # stock sets a number
         settings = active_settings(self.layers[0])
         if settings is not None and not settings.clamp_presence_logits:
             return float("inf")
@@ -220,7 +209,7 @@ class TunedDetrDecoder(Sam3DetrDecoder):
         return decoded
 
 
-TUNED_CLASSES = {
+TUNED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     CLIPEncoderLayer: TunedTextLayer,
     CLIPTextEmbeddings: TunedTextEmbeddings,
     Sam3DetrEncoderLayer: TunedDetrEncoderLayer,

@@ -6,23 +6,23 @@ Importing this module registers the method with PEFT.
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from peft import PeftConfig, PeftModel, mapping
+from peft import PeftConfig, mapping
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import constants
 from torch import nn
-from transformers import Sam3Model
+from transformers import CLIPTextConfig, Sam3Model
 
-from ...compat import CLIPTextEmbeddings, mark_adapters_loaded
+from ...compat import mark_adapters_loaded
 from ..adapter_io import CONTAINER, PEFT_TYPE, AdapterFileError, AdapterMismatchError, check_weights
 from ..adapters.cascade import adapter_sites, build_adapter
 from ..adapters.sites import Sam3ITextEmbeddings
 from ..configuration_sam3i import AdapterSettings, Sam3IConfig
 from ..pretrained import Sam3IPreTrainedModel
 from .hooks import exchange, prepare_stock, restore_stock
-from .layers import AdapterNotMergeableError, InstructionAdapterLayer, TunedTextEmbeddings
+from .layers import AdapterNotMergeableError, InstructionAdapterLayer
 
 EMBEDDINGS = "text_encoder.text_model.embeddings"
 
@@ -47,7 +47,7 @@ class InstructionAdapterConfig(AdapterSettings, PeftConfig):
 
     ```python
     >>> from peft import get_peft_model
-    >>> from transformers import Sam3Model
+    >>> from transformers import CLIPTextConfig, Sam3Model
     >>> from sam3i import InstructionAdapterConfig
 
     >>> stock = Sam3Model.from_pretrained("facebook/sam3")
@@ -81,32 +81,35 @@ class InstructionAdapterModel(BaseTuner):
     tuner_layer_cls = InstructionAdapterLayer
     target_module_mapping = {}
 
-    def _prepare_adapter_config(self, peft_config: InstructionAdapterConfig, model_config: dict) -> PeftConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config
 
-    def _prepare_model(self, peft_config: InstructionAdapterConfig, model: nn.Module) -> None:
+    def _prepare_model(  # type: ignore[override]  # our own configuration
+        self, peft_config: InstructionAdapterConfig, model: nn.Module
+    ) -> None:
         if isinstance(model, Sam3IPreTrainedModel):
             raise TypeError(
                 "Expected a stock Sam3Model, found Sam3IForInstructionSegmentation, which has instruction adapters of "
                 "its own. Fill them with `load_instruction_adapter(model, repo)`, or load the pair with "
                 "`Sam3IForInstructionSegmentation.from_pretrained(repo)`."
             )
-        if not isinstance(model, Sam3Model):
+        if not isinstance(model, Sam3Model):  # SAM3-LiteText as well, whose layers are classes of their own
             hint = "Pass its `detector_model`. " if hasattr(model, "detector_model") else ""
             raise TypeError(
                 f"Expected a stock Sam3Model to put instruction adapters on, found {type(model).__name__}. {hint}"
                 "An adapter repository loads by itself with `Sam3IForInstructionSegmentation.from_pretrained(repo)`."
             )
-        peft_config.check_fits(model.config.text_config)
+        text_config = cast(CLIPTextConfig, model.config.text_config)
+        peft_config.check_fits(text_config)
         prepare_stock(model)
         self._site_names = {name for name, _ in adapter_sites(model, peft_config)}
-        if peft_config.max_instruction_length > model.config.text_config.max_position_embeddings:
+        if peft_config.max_instruction_length > text_config.max_position_embeddings:
             self._site_names.add(EMBEDDINGS)
 
-    def _check_target_module_exists(self, peft_config: InstructionAdapterConfig, key: str) -> bool:
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:
         return key in self._site_names
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]  # our own configuration
         self,
         peft_config: InstructionAdapterConfig,
         adapter_name: str,
@@ -116,27 +119,23 @@ class InstructionAdapterModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, CLIPTextEmbeddings):
-            adapter = self._long_positions(target, peft_config.max_instruction_length)
+        exchange(target, *target.children())
+        if isinstance(target, Sam3ITextEmbeddings):
+            table = nn.Embedding(peft_config.max_instruction_length, target.position_embedding.embedding_dim)
+            target.init_long_positions(table)
+            adapter: nn.Module = table
         else:
             adapter = build_adapter(target, peft_config, self.model.config.text_config.hidden_size)
-        exchange(target, *target.children())
         if not hasattr(target, CONTAINER):
             setattr(target, CONTAINER, InstructionAdapterLayer(target))
         getattr(target, CONTAINER).add(adapter_name, peft_config, adapter)
 
-    @staticmethod
-    def _long_positions(embeddings: CLIPTextEmbeddings, length: int) -> nn.Embedding:
-        embeddings.__class__ = Sam3ITextEmbeddings  # a tuned one shows the table of its active adapter instead
-        embeddings.extend(length)
-        table = embeddings._modules.pop("long_position_embedding")
-        embeddings.__class__ = TunedTextEmbeddings
-        return table
-
     def _check_merge_allowed(self) -> None:
         raise AdapterNotMergeableError
 
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs) -> nn.Module:
+    def _unload_and_optionally_merge(  # type: ignore[override]  # which returns the model as well
+        self, merge: bool = True, **kwargs
+    ) -> nn.Module:
         if merge:
             raise AdapterNotMergeableError
         restore_stock(self.model)
@@ -162,7 +161,7 @@ class InstructionAdapterModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls,
         model: nn.Module,
-        config: InstructionAdapterConfig,
+        config: PeftConfig,
         adapter_name: str,
         state_dict: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
@@ -174,7 +173,7 @@ class InstructionAdapterModel(BaseTuner):
             AdapterMismatchError.check(state_dict, expected)
             check_weights(state_dict.items(), f"the adapter {adapter_name!r}")
         except AdapterFileError:
-            discard_adapter(model.get_base_model() if isinstance(model, PeftModel) else model, adapter_name)
+            discard_adapter(getattr(model, "get_base_model", lambda: model)(), adapter_name)
             raise
         return state_dict
 
@@ -193,9 +192,10 @@ def discard_adapter(model: Sam3Model, adapter_name: str) -> None:
 
 
 # `peft.utils.register_peft_method` wants a member of PEFT's own enumeration, which cannot be extended.
-mapping.PEFT_TYPE_TO_CONFIG_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterConfig
-mapping.PEFT_TYPE_TO_TUNER_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel
-mapping.PEFT_TYPE_TO_PREFIX_MAPPING[Sam3IPeftType.SAM3I] = InstructionAdapterModel.prefix
+method: Any = Sam3IPeftType.SAM3I
+mapping.PEFT_TYPE_TO_CONFIG_MAPPING[method] = InstructionAdapterConfig
+mapping.PEFT_TYPE_TO_TUNER_MAPPING[method] = InstructionAdapterModel
+mapping.PEFT_TYPE_TO_PREFIX_MAPPING[method] = InstructionAdapterModel.prefix
 
 # Which layers other methods adapt in a native model when the user names none. PEFT has no function to say it.
 for name, targets in vars(constants).items():

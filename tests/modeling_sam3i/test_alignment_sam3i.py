@@ -319,6 +319,7 @@ def run_process(rank, port, results):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_process_with_all_rows():
     """Losses on every process, and gradients after the mean over processes that DistributedDataParallel takes."""
     features, weight = features_of_all()

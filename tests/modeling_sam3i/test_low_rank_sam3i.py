@@ -178,6 +178,7 @@ def test_attention_maps_are_recorded_after_the_update(low_rank_model, train_adap
         assert all((a - b).abs().max() > 1e-4 for a, b in zip(simple[name], concept[name], strict=True)), name
 
 
+@pytest.mark.slow
 def test_an_updated_layer_compiles_without_a_graph_break(low_rank_model, train_adapters):
     layer = train_adapters(low_rank_model).detr_encoder.layers[0]
     pixels, prompt, position = torch.randn(3, 16, 32), torch.randn(3, 5, 32), torch.randn(3, 16, 32)

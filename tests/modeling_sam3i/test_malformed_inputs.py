@@ -7,7 +7,6 @@ import torch
 ROWS, IMAGES = 3, 2
 BOXES = torch.full((ROWS, 2, 4), 0.4)
 LABELS = torch.ones(ROWS, 2, dtype=torch.long)
-NAN = float("nan")
 
 MALFORMED = [
     ({"pixel_values": None}, ValueError, "exactly one of pixel_values or vision_embeds, found neither"),
@@ -43,10 +42,7 @@ MALFORMED = [
     ({"input_boxes": BOXES[0]}, ValueError, r"\(rows, boxes, 4\)"),
     ({"input_boxes": LABELS[..., None].expand(-1, -1, 4)}, ValueError, "in torch.int64"),
     ({"input_boxes": BOXES[:2]}, ValueError, "for each of 3 rows, found 2"),
-    ({"input_boxes": BOXES * 100}, ValueError, "fractions of the image"),
-    ({"input_boxes": BOXES * NAN}, ValueError, "fractions of the image"),
     ({"input_boxes": BOXES, "input_boxes_labels": LABELS[:, :1]}, ValueError, "for `input_boxes_labels`"),
-    ({"input_boxes": BOXES, "input_boxes_labels": LABELS * 7}, ValueError, "1 .like this., 0 .* found .7."),
     ({"input_boxes_labels": LABELS}, ValueError, "`input_boxes` as well"),
     ({"labels": [{}]}, ValueError, "one entry per instruction row"),
     ({"instruction_level": torch.ones(ROWS).long()}, TypeError, "instruction_level. Did you mean instruction_levels?"),

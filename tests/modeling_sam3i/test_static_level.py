@@ -60,6 +60,7 @@ def test_a_call_that_names_levels_as_well_is_refused(model, inputs):
         model.set_level("hard")
 
 
+@pytest.mark.slow
 def test_exports_with_the_same_numbers(model, inputs):
     model.set_level("complex")
     graph = Outputs(model)
@@ -69,6 +70,7 @@ def test_exports_with_the_same_numbers(model, inputs):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(model, inputs):
     model.set_level("complex")
     with torch.no_grad():

@@ -54,6 +54,7 @@ def common_tests(model_class, config, levels: bool) -> type[unittest.TestCase]:
     return CommonTest
 
 
+@pytest.mark.slow
 def test_ours_fails_nothing_that_stock_passes(run_common_tests, tiny_sam3_config, tiny_config):
     ours = run_common_tests(common_tests(Sam3IForInstructionSegmentation, tiny_config, levels=True))
     assert len(ours) > 100

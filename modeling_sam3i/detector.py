@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes before the DETR encoder: images, instructions and box exemplars, checked and encoded."""
+"""The model in parts: inputs checked and encoded, prompts made, queries decoded and scored."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,11 +7,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..compat import Sam3VisionEncoderOutput, attention_of, can_return_tuple, create_bidirectional_mask
+from ..compat import (
+    Sam3DETRDecoderOutput,
+    Sam3VisionEncoderOutput,
+    attention_of,
+    can_return_tuple,
+    create_bidirectional_mask,
+    inverse_sigmoid,
+    text_embeddings,
+)
+from .adapters.calibration import ScoreCalibration
 from .adapters.router import choose_levels
 from .adapters.routing import LevelRouting
 from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
+from .decoder import Sam3IDetrDecoder, Sam3IMaskDecoder
 from .inputs import PADDING_LABEL, ModelInputs, read_rows, row_images, text_encoder_inputs, token_embeddings
+from .pretrained import Sam3IPreTrainedModel
 
 
 @dataclass
@@ -47,11 +58,16 @@ class EncodedInstructions:
     def take(self, rows: list[int]) -> "EncodedInstructions":
         """Some of the rows, on the same images."""
         index = torch.tensor(rows, device=self.text_features.device)
-        names = ("text_features", "words", "text_mask", "boxes", "box_labels")
-        tensors = {name: getattr(self, name) for name in names}
-        chosen = {name: None if tensor is None else tensor[index] for name, tensor in tensors.items()}
-        images = rows if self.images is None else [self.images[row] for row in rows]
-        return replace(self, images=images, routing=self.routing.take(rows, index), **chosen)
+        return replace(
+            self,
+            images=rows if self.images is None else [self.images[row] for row in rows],
+            routing=self.routing.take(rows, index),
+            text_features=self.text_features[index],
+            words=self.words[index],
+            text_mask=None if self.text_mask is None else self.text_mask[index],
+            boxes=None if self.boxes is None else self.boxes[index],
+            box_labels=None if self.box_labels is None else self.box_labels[index],
+        )
 
 
 @dataclass
@@ -75,9 +91,12 @@ class Prompt:
     routing: LevelRouting
 
 
-class InstructionEncoding:
-    """The part of the model that encodes what it is given; a mixin of [`Sam3IForInstructionSegmentation`]."""
+class Sam3IDetector(Sam3IPreTrainedModel):
+    """The model in parts, as the forward pass and [`SharedImages`] put them together: encode, decode, score."""
 
+    detr_decoder: Sam3IDetrDecoder
+    mask_decoder: Sam3IMaskDecoder
+    selects_instances: bool
     static_level: InstructionLevel | None = None
 
     def set_level(self, level: str | int | InstructionLevel | None) -> None:
@@ -93,11 +112,11 @@ class InstructionEncoding:
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings of the text encoder."""
-        return self.text_encoder.text_model.embeddings.token_embedding
+        return text_embeddings(self.text_encoder).token_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings of the text encoder."""
-        self.text_encoder.text_model.embeddings.token_embedding = value
+        text_embeddings(self.text_encoder).token_embedding = value
 
     @can_return_tuple
     def get_text_features(
@@ -140,7 +159,9 @@ class InstructionEncoding:
             ValueError: when the model has no router.
         """
         undecided = torch.full((input_ids.shape[0],), AUTO_LEVEL_INDEX, device=input_ids.device)
-        return self.choose_levels(LevelRouting(undecided, AUTO_LEVEL_INDEX), input_ids, attention_mask)[1]
+        _, logits = self.choose_levels(LevelRouting(undecided, AUTO_LEVEL_INDEX), input_ids, attention_mask)
+        assert logits is not None  # all rows were left to it
+        return logits
 
     def choose_levels(
         self, routing: LevelRouting, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
@@ -259,3 +280,61 @@ class InstructionEncoding:
         return create_bidirectional_mask(
             config=configs[0], inputs_embeds=prompt[:, :1], attention_mask=mask, encoder_hidden_states=prompt
         )
+
+    def decode_queries(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        size: tuple[int, int],
+        prompt: Prompt,
+        *,
+        one_to_many: bool = False,
+        last_layer_only: bool = True,
+        select: bool = True,
+        **kwargs,
+    ) -> tuple[Sam3DETRDecoderOutput, torch.Tensor, torch.Tensor]:
+        """Decode the queries of some rows and score them.
+
+        Args:
+            states (`torch.Tensor` of shape `(rows, pixels, width)`): Output of the DETR encoder.
+            positions (`torch.Tensor` of shape `(rows, pixels, width)`): Position encoding.
+            size (`tuple[int, int]`): Height and width of the feature map.
+            prompt ([`Prompt`]): Of the rows.
+            one_to_many (`bool`): Decode the queries a second time, for one-to-many supervision.
+            last_layer_only (`bool`): Whether nobody reads the scores of earlier layers.
+            select (`bool`): Whether the selector chooses among the queries.
+
+        Returns:
+            The decoder's output, boxes (cx, cy, w, h) `(layers, rows, queries, 4)` in [0, 1] and classification
+            logits `(layers, rows, queries)`, not calibrated.
+        """
+        decoded = self.detr_decoder(
+            vision_features=states,
+            text_features=prompt.features,
+            vision_pos_encoding=positions,
+            text_mask=prompt.attention_mask,
+            spatial_shapes=[size],
+            level_routing=prompt.routing,
+            one_to_many=one_to_many,
+            **kwargs,
+        )
+        queries = decoded.intermediate_hidden_states  # (layers, rows, queries, width)
+        offsets = self.detr_decoder.box_head(queries)
+        boxes_cxcywh = (inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid()
+        selection = {}
+        if self.selects_instances and select:
+            selection = {
+                "boxes": boxes_cxcywh,
+                "instruction": (prompt.words, prompt.text_mask),
+                "level_routing": prompt.routing,
+                "one_to_many_queries": queries.shape[2] - self.config.detr_decoder_config.num_queries,
+                "last_layer_only": last_layer_only,
+            }
+        logits = self.dot_product_scoring(
+            decoder_hidden_states=queries, text_features=prompt.features, text_mask=prompt.mask, **selection
+        ).squeeze(-1)  # (layers, rows, queries)
+        return decoded, boxes_cxcywh, logits
+
+    def calibrate(self, logits: torch.Tensor, routing: LevelRouting) -> torch.Tensor:
+        """Classification logits `(rows, queries)` as they are returned: calibrated, but for training."""
+        return logits if self.training else ScoreCalibration.of(self.config)(logits, routing)

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ...compat import Sam3VisionEncoderOutput, box_cxcywh_to_xyxy
 from ...modeling_sam3i.adapters.routing import LevelRouting
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...modeling_sam3i.instruction_encoding import EncodedInstructions
+from ...modeling_sam3i.detector import EncodedInstructions
 from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 
 logger = logging.get_logger(__name__)
@@ -81,7 +81,7 @@ class TextGraph(nn.Module):
             adapter_padding_mask=attention_mask.bool() if masked else None,
             level_routing=self.routing,
         )
-        words = self.model.text_encoder.text_model.embeddings.token_embedding(input_ids)
+        words = self.model.get_input_embeddings()(input_ids)
         return self.model.text_projection(outputs.last_hidden_state), words
 
 

@@ -169,7 +169,7 @@ def train_selector(model: Any, level: InstructionLevel, kept: KeptQueries, train
     parameters = [parameter.requires_grad_(True) for parameter in selector.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = get_cosine_schedule_with_warmup(optimizer, training.steps // 20, training.steps)
-    embed = model.text_encoder.text_model.embeddings.token_embedding
+    embed = model.get_input_embeddings()
     device, hits = embed.weight.device, torch.zeros((), device=embed.weight.device)
     order = _orders(len(kept), training.seed)
     progress = tqdm(range(training.steps), desc=f"{level.value}: selector", leave=False, disable=not training.progress)

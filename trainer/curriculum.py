@@ -72,7 +72,7 @@ TRAINED_NAMES: dict[TrainingStage, tuple[str, ...]] = {
 }
 """The freeze rule: a parameter trains in a stage when its name contains one of these. All others are frozen."""
 
-TEXT_PREFIX = "text_encoder.text_model."
+TEXT_LAYERS = ("text_encoder.text_model.", "text_encoder.layers.")  # of SAM3, and of SAM3-LiteText
 """Text adapters learn at a rate of their own."""
 
 RATE_FACTORS = {"dot_product_scoring.": ("selector", 0.5)}
@@ -125,7 +125,9 @@ def rate_group(name: str, learning_rate: float, text_learning_rate: float) -> tu
     for part, (group, factor) in RATE_FACTORS.items():
         if part in name:
             return group, learning_rate * factor
-    return ("text", text_learning_rate) if TEXT_PREFIX in name else ("adapters", learning_rate)
+    return (
+        ("text", text_learning_rate) if any(layers in name for layers in TEXT_LAYERS) else ("adapters", learning_rate)
+    )
 
 
 def parameter_groups(

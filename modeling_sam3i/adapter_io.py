@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import Sam3Model
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, cached_file, logging
 
@@ -27,7 +26,11 @@ from ..compat import attention_of, find_adapter_config_file, resolve_revision
 from .adapters.calibration import ScoreCalibration
 from .configuration_sam3i import AdapterSettings, Sam3IConfig
 
+if TYPE_CHECKING:
+    from .pretrained import Sam3IPreTrainedModel
+
 logger = logging.get_logger(__name__)
+ModelT = TypeVar("ModelT", bound="Sam3IPreTrainedModel")
 
 PEFT_TYPE = "SAM3I"
 CONTAINER = "level_adapters"
@@ -54,7 +57,7 @@ class AdapterMismatchError(AdapterFileError):
     """An adapter whose tensors or settings are not those of the model; nothing of it was loaded."""
 
     @classmethod
-    def check(cls, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    def check(cls, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
         """Compare the tensors of a file with those of a model, by name and shape.
 
         Raises:
@@ -137,21 +140,6 @@ class AdapterDescription(AdapterSettings):
     base_model_name_or_path: str | None = None
     revision: str | None = None
     inference_mode: bool = False
-
-
-class AdaptedModel(Protocol):
-    """What this module needs of a native model."""
-
-    config: Sam3IConfig
-    name_or_path: str
-    adapter_source: "AdapterSource | None"
-
-    def adapter_parameters(self) -> dict[str, nn.Parameter]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-
-ModelT = TypeVar("ModelT", bound=AdaptedModel)
 
 
 @dataclass
@@ -258,7 +246,7 @@ def read_adapter_tensors(repo: str | os.PathLike, **download) -> dict[str, torch
 
 
 def save_adapter(
-    model: "AdaptedModel",
+    model: "Sam3IPreTrainedModel",
     save_directory: str | os.PathLike,
     base_model_name_or_path: str | None = None,
     state_dict: Mapping[str, torch.Tensor] | None = None,

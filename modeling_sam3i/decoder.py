@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
         text_features: torch.Tensor,
         vision_pos_encoding: torch.Tensor,
         text_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        spatial_shapes: torch.Tensor | Sequence[Sequence[int]] | None = None,
         one_to_many: bool = False,
         **kwargs,
     ) -> Sam3DETRDecoderOutput:
@@ -101,7 +102,7 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
             presence_logits=torch.stack(presence),
         )
 
-    def _box_bias(self, boxes: torch.Tensor, size: torch.Tensor | tuple[int, int]) -> torch.Tensor:
+    def _box_bias(self, boxes: torch.Tensor, size: torch.Tensor | Sequence[int]) -> torch.Tensor:
         """How each query is drawn to the pixels in and around its box, added to its attention.
 
         Stock's numbers, bit for bit, written once where stock writes them four times.
@@ -167,7 +168,7 @@ class Sam3IMaskDecoder(Sam3MaskDecoder):
         pixels = self.embed_pixels(backbone_features, encoder_hidden_states)
         mask_embeddings = self.mask_embedder(decoder_queries, level_routing)
         pixel_embeddings = self.instance_projection(pixels)
-        masks = (mask_embeddings, pixel_embeddings)
+        masks: Any = (mask_embeddings, pixel_embeddings)
         if predict_all_masks:
             masks = torch.einsum("bqc,bchw->bqhw", *masks)
         return Sam3MaskDecoderOutput(pred_masks=masks, semantic_seg=self.semantic_projection(pixels))

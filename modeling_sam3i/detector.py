@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model in parts: inputs checked and encoded, prompts made, queries decoded and scored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -285,7 +286,7 @@ class Sam3IDetector(Sam3IPreTrainedModel):
         self,
         states: torch.Tensor,
         positions: torch.Tensor,
-        size: tuple[int, int],
+        size: Sequence[int],
         prompt: Prompt,
         *,
         one_to_many: bool = False,
@@ -298,7 +299,7 @@ class Sam3IDetector(Sam3IPreTrainedModel):
         Args:
             states (`torch.Tensor` of shape `(rows, pixels, width)`): Output of the DETR encoder.
             positions (`torch.Tensor` of shape `(rows, pixels, width)`): Position encoding.
-            size (`tuple[int, int]`): Height and width of the feature map.
+            size (`Sequence[int]`): Height and width of the feature map.
             prompt ([`Prompt`]): Of the rows.
             one_to_many (`bool`): Decode the queries a second time, for one-to-many supervision.
             last_layer_only (`bool`): Whether nobody reads the scores of earlier layers.

@@ -145,7 +145,7 @@ def check_token_ids(input_ids: torch.Tensor) -> None:
 
 
 def _check_pixels(config: Sam3IConfig, pixel_values: torch.Tensor) -> None:
-    vision = config.vision_config.backbone_config
+    vision: Any = config.vision_config.backbone_config
     sides = vision.image_size if isinstance(vision.image_size, list | tuple) else [vision.image_size] * 2
     shape = tuple(pixel_values.shape)
     fits = len(shape) == 4 and shape[0] > 0 and shape[1] == vision.num_channels and pixel_values.is_floating_point()

@@ -17,7 +17,7 @@ class InstructionLevel(str, Enum):
     COMPLEX = "complex"
 
     @property
-    def index(self) -> int:
+    def index(self) -> int:  # type: ignore[override]  # a string's own is of no use here
         """The integer that stands for the level in tensors: 0 concept, 1 simple, 2 complex."""
         return list(InstructionLevel).index(self)
 

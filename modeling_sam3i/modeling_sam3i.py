@@ -66,7 +66,7 @@ class Sam3IForInstructionSegmentation(Sam3IDetector):
             if config.max_instruction_length > config.text_config.max_position_embeddings:
                 embeddings.extend(config.max_instruction_length)
         else:  # its positions are interpolated to any length
-            self.text_encoder = Sam3LiteTextTextModel(text_config)
+            self.text_encoder = Sam3LiteTextTextModel(text_config)  # type: ignore[assignment, arg-type]
         for _, site in adapter_sites(self):
             adapter = build_adapter(site, config, config.text_config.hidden_size)
             if not isinstance(adapter, LevelRouter):  # the router is asked, it takes no part in its site's forward

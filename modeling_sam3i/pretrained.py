@@ -202,13 +202,14 @@ class Sam3IPreTrainedModel(Sam3Model):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _leave_adapters_alone(kwargs["quantization_config"])
         try:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
         except SafetensorError as error:
             raise DamagedCheckpointError(
                 f"The weights in {pretrained_model_name_or_path} are damaged or cut off ({error}). Fetch them again."
             ) from error
+        model, info = loaded
         adapters = model.adapter_parameters() if not model._has_fresh_adapters else {}
         check_weights(adapters.items(), str(pretrained_model_name_or_path), DamagedCheckpointError)
         return model, info

@@ -197,9 +197,8 @@ class MaskEmbedderLevels(LevelModules):
         """Copy what the stock embedder computes wherever no weights were loaded."""
         for level in (self.simple, self.complex):
             for copied, source in zip(level.layers, stock.layers, strict=True):
-                weight, bias = dense_weights(source)
-                init.copy_(copied.weight, weight)
-                init.copy_(copied.bias, bias)
+                for name, tensor in zip(("weight", "bias"), dense_weights(source), strict=True):
+                    init.copy_(copied.get_parameter(name), tensor)
 
     def start_complex_from_simple(self) -> None:
         """Hand-over to stage 2: complex instructions start with the simple level's mask embedder."""

@@ -83,9 +83,9 @@ class AdaptedTextLayer(CheckpointedSite):
 
     positional = ("hidden_states",)
     layer_norm1: nn.LayerNorm
-    self_attn: nn.Module
+    self_attn: Any
     layer_norm2: nn.LayerNorm
-    mlp: nn.Module
+    mlp: Any
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from transformers import Sam3Model
 
 from ...compat import mark_adapters_loaded
 from ..adapter_io import fill_adapters, read_adapter_config, read_adapter_tensors
+from ..pretrained import Sam3IPreTrainedModel
 from .tuner import InstructionAdapterConfig
 
 DEFAULT_ADAPTER_NAME = "instruction"
@@ -34,7 +35,7 @@ def load_instruction_adapter(
         AdapterFileError: when a file is absent, damaged or of another kind.
         AdapterMismatchError: when tensors or settings are not the model's.
     """
-    if hasattr(model, "adapter_parameters"):
+    if isinstance(model, Sam3IPreTrainedModel):
         return fill_adapters(model, repo, **download)
     return _load_on_stock(model, repo, adapter_name, download)
 

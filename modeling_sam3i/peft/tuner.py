@@ -106,7 +106,9 @@ class InstructionAdapterModel(BaseTuner):
         if peft_config.max_instruction_length > text_config.max_position_embeddings:
             self._site_names.add(EMBEDDINGS)
 
-    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:
+    def _check_target_module_exists(  # type: ignore[override]  # whose first argument has another name
+        self, peft_config: PeftConfig, key: str
+    ) -> bool:
         return key in self._site_names
 
     def _create_and_replace(  # type: ignore[override]  # our own configuration
@@ -178,7 +180,7 @@ class InstructionAdapterModel(BaseTuner):
         return state_dict
 
 
-def discard_adapter(model: Sam3Model, adapter_name: str) -> None:
+def discard_adapter(model: Any, adapter_name: str) -> None:
     """Take one instruction adapter off a stock model; the last one leaves the model as stock has it."""
     for module in model.modules():
         if isinstance(module, InstructionAdapterLayer):

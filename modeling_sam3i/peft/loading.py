@@ -3,6 +3,7 @@
 
 import os
 from dataclasses import asdict
+from typing import Any
 
 from peft import inject_adapter_in_model
 from peft.utils import set_peft_model_state_dict
@@ -10,7 +11,6 @@ from transformers import Sam3Model
 
 from ...compat import mark_adapters_loaded
 from ..adapter_io import fill_adapters, read_adapter_config, read_adapter_tensors
-from ..pretrained import Sam3IPreTrainedModel
 from .tuner import InstructionAdapterConfig
 
 DEFAULT_ADAPTER_NAME = "instruction"
@@ -35,8 +35,9 @@ def load_instruction_adapter(
         AdapterFileError: when a file is absent, damaged or of another kind.
         AdapterMismatchError: when tensors or settings are not the model's.
     """
-    if isinstance(model, Sam3IPreTrainedModel):
-        return fill_adapters(model, repo, **download)
+    native: Any = model
+    if hasattr(model, "adapter_parameters"):  # also that of an exported repository, whose class is its own
+        return fill_adapters(native, repo, **download)
     return _load_on_stock(model, repo, adapter_name, download)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat models behind an OpenAI-compatible address, and the scripted one of the tests."""
+"""Chat models behind an OpenAI-compatible address or on this machine, and their prompts."""
 
 from ...lazy import lazy_names
 

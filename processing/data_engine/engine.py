@@ -177,7 +177,7 @@ class DataEngine:
             self.run.check_images()
             with self.calls:
                 self._work(summary, max_pictures, progress)
-            self.run.store.note_left_out("", self.source.left_out.to_dict())
+            self.run.store.note_left_out("", self.source.left_out)
         summary.seconds = time.monotonic() - started
         return summary
 
@@ -219,7 +219,7 @@ class DataEngine:
                 yield scene
             else:
                 scene.left_out.add("picture without a usable instance", scene.image_id)
-                self.run.store.note_left_out(scene.image_id, scene.left_out.to_dict())
+                self.run.store.note_left_out(scene.image_id, scene.left_out)
 
     def _take(self, future: Future, scene: AnnotatedScene, summary: SessionSummary) -> None:
         try:
@@ -229,7 +229,7 @@ class DataEngine:
             return
         except UnusableImageError as error:
             scene.left_out.add(error.reason, str(error))
-            self.run.store.note_left_out(scene.image_id, scene.left_out.to_dict())
+            self.run.store.note_left_out(scene.image_id, scene.left_out)
             return
         except (ChatUnavailableError, ChatRequestError) as error:
             if isinstance(error, ChatRequestError) and error.status in REFUSED_FOR_GOOD:
@@ -241,7 +241,7 @@ class DataEngine:
                 summary.stopped = f"No endpoint answered for {MAX_UNAVAILABLE} pictures in a row: {error}"
             return
         self._unavailable_in_a_row = 0
-        self.run.store.add_picture(record, scene.left_out.to_dict())
+        self.run.store.add_picture(record, scene.left_out)
         summary.add(record)
 
     def _picture(self, scene: AnnotatedScene) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, uniform_filter
 from scipy.optimize import linear_sum_assignment
 from scipy.signal import fftconvolve
+from scripted_chat import Answer, ScriptedChatServer, images_of, texts_of
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.chat.endpoint import encode_image
-from sam3i.processing.chat.server import Answer, ScriptedChatServer, images_of, texts_of
 from sam3i.processing.data_engine.scene import set_of_marks
 from sam3i.processing.data_engine.scene.facts import Facts
 from sam3i.processing.data_engine.scene.sources import ShapesSource

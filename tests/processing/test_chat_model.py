@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from scripted_chat import Answer, ScriptedChatServer, images_of
 
 from sam3i.processing.chat.client import (
     ChatRequestError,
@@ -21,7 +22,6 @@ from sam3i.processing.chat.client import (
     extract_json,
 )
 from sam3i.processing.chat.endpoint import EndpointChatModel, encode_image
-from sam3i.processing.chat.server import Answer, ScriptedChatServer, images_of
 
 SCHEMA = {
     "type": "object",

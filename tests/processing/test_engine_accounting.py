@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from scripted_chat import Answer, ScriptedChatServer, texts_of
 from typer.testing import CliRunner
 
 from sam3i.cli import app
-from sam3i.processing.chat.server import Answer, ScriptedChatServer, texts_of
 from sam3i.processing.data_engine.run import RunDirectory
 from sam3i.processing.masks import encode_mask
 

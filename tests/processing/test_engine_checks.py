@@ -244,7 +244,7 @@ def test_coco_lvis_and_paco_fields(tmp_path):
     assert changed.fingerprint != source.fingerprint
     scene = next(changed.scenes())
     assert [item.annotation_id for item in scene.instances] == [8, 9]
-    assert scene.left_out.to_dict()["annotation of an unknown category"][0] == 1
+    assert scene.left_out["annotation of an unknown category"][0] == 1
 
 
 def test_rows_become_scenes(cups):

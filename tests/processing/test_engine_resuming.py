@@ -13,10 +13,10 @@ import pytest
 from engine_faulty_models import FaultyModels
 from engine_session import run_session
 from PIL import Image
+from scripted_chat import Answer, ScriptedChatServer
 
 from sam3i.processing.atomic import FolderInUseError, folder_lock
 from sam3i.processing.chat.client import ChatModel, ChatReply, ChatUnavailableError, ChatUsage, chat_message
-from sam3i.processing.chat.server import Answer, ScriptedChatServer
 from sam3i.processing.data_engine.calls import (
     Budget,
     BudgetExhaustedError,

@@ -9,11 +9,11 @@ from engine_disputed import disputed_run
 from engine_faulty_models import FaultyModels
 from engine_session import run_session
 from PIL import Image, ImageDraw
+from scripted_chat import ScriptedChatServer
 from typer.testing import CliRunner
 
 from sam3i.cli import app
 from sam3i.processing.chat.prompts import PromptError
-from sam3i.processing.chat.server import ScriptedChatServer
 from sam3i.processing.data_engine.calls import EndpointSpec
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import ExportError, accepted_rows, export_run

@@ -9,11 +9,11 @@ import threading
 import time
 
 import pytest
+from scripted_chat import Answer, ScriptedChatServer
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.chat.client import ChatModelError, chat_message, one_line
 from sam3i.processing.chat.endpoint import EndpointChatModel
-from sam3i.processing.chat.server import Answer, ScriptedChatServer
 from sam3i.processing.data_engine.writers.chat_writer import ChatChecker, ChatWriter, UnusableAnswerError
 from sam3i.trainer.baselines.agent.tools import UnusableReplyError, check_call, parse_tool_call, parse_verdict
 

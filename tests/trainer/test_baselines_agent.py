@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scripted_chat import Answer, ScriptedChatServer, images_of, texts_of
 
 from sam3i.processing.chat.client import ChatRequestError
 from sam3i.processing.chat.endpoint import EndpointChatModel
-from sam3i.processing.chat.server import Answer, ScriptedChatServer, images_of, texts_of
 from sam3i.trainer.baselines.agent.agent import AgentSegmenter
 from sam3i.trainer.baselines.agent.oracle import OracleAgent, OracleTruth, image_key
 from sam3i.trainer.baselines.segmenters import Detections, EncodedImages

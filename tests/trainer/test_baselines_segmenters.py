@@ -292,7 +292,7 @@ class TestPrompts:
 
 def test_the_agent_runs_on_a_real_sam3(detector, images):
     """The whole chain with transformers' own model: HTTP, SAM3, drawing, selection."""
-    from sam3i.processing.chat.server import ScriptedChatServer, texts_of
+    from scripted_chat import ScriptedChatServer, texts_of
 
     def script(request, index):
         last = texts_of(request["messages"][-1])

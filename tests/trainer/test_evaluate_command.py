@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 import typer
+from scripted_chat import Answer, ScriptedChatServer
 from typer.testing import CliRunner
 
 from sam3i.processing.chat.client import ChatUnavailableError
-from sam3i.processing.chat.server import Answer, ScriptedChatServer
 from sam3i.processing.datasets.conversion import write_jsonl
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.processing_sam3i import Sam3IProcessor

@@ -17,8 +17,6 @@ from ...masks import box_of_rle, decode_mask, rle_area
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-GRANULARITIES = ("object", "part")
-
 
 @dataclass(frozen=True)
 class SceneInstance:
@@ -59,20 +57,13 @@ class SceneInstance:
         return decode_mask(self.mask)
 
 
-class LeftOut:
-    """Counts of what is not used, by reason, with the first example of each."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
+class LeftOut(dict[str, tuple[int, str]]):
+    """What is not used: {reason: (how often, the first example)}."""
 
     def add(self, reason: str, example: str = "", count: int = 1) -> None:
         """Count something."""
-        known, first = self._found.get(reason, (0, example))
-        self._found[reason] = (known + count, first)
-
-    def to_dict(self) -> dict[str, tuple[int, str]]:
-        """{reason: (count, the first example)}."""
-        return dict(self._found)
+        known, first = self.get(reason, (0, example))
+        self[reason] = (known + count, first)
 
 
 @dataclass(frozen=True)
@@ -126,7 +117,7 @@ class AnnotatedScene:
     size_bounds: tuple[float, float] | None = None
     reserved_pairs: frozenset[tuple[str, str]] = frozenset()
     row_targets: tuple[RowTarget, ...] = ()
-    left_out: LeftOut = field(default_factory=lambda: LeftOut(), repr=False, compare=False)
+    left_out: LeftOut = field(default_factory=LeftOut, repr=False, compare=False)
 
     @cached_property
     def by_id(self) -> dict[int, SceneInstance]:

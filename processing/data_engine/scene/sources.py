@@ -72,7 +72,7 @@ class CocoSource:
         names = {number: _split_name(name) for number, name in self.index.nouns.items()}
         self._names = {number: name for number, name in names.items() if is_text(name[0]) and name[0] != "background"}
         if not self._names or not len(self.index):
-            faults = "".join(f"; {example}" for _, example in self.left_out.to_dict().values())
+            faults = "".join(f"; {example}" for _, example in self.left_out.values())
             raise ValueError(
                 f"{self.path}: expected `images` and `categories` with names, found {len(self.index)} images and "
                 f"{len(self._names)} names{faults}"

@@ -37,11 +37,20 @@ class LevelModules(nn.Module):
         return {}
 
 
+class AdapterLinear(nn.Linear):
+    """A linear layer of an adapter; torch's dynamic quantization, which goes by the class, leaves it whole."""
+
+    def reset_parameters(self) -> None:
+        """As every linear layer, but not on the meta device, where loading builds models and nothing is kept."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 def init_linear(linear: nn.Linear, zero: bool = False) -> None:
     """PyTorch's default initialization, or zero for an output projection (which makes the adapter the identity)."""
     bound = 0.0 if zero else linear.in_features**-0.5
     for parameter in (linear.weight, linear.bias):
-        if parameter is not None:
+        if parameter is not None and not parameter.is_meta:
             init.uniform_(parameter, -bound, bound)
 
 

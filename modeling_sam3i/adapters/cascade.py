@@ -26,7 +26,7 @@ from ...compat import (
     text_layers,
 )
 from ..configuration_sam3i import AdapterSettings, InstructionLevel
-from .base import LevelModules, has_selector, init_linear, init_norm
+from .base import AdapterLinear, LevelModules, has_selector, init_linear, init_norm
 from .low_rank import LowRankLevels
 from .router import LevelRouter
 from .routing import LevelRouting
@@ -55,11 +55,11 @@ class TextAdapter(nn.Module):
         self.num_heads = settings.adapter_heads
         self.dropout = settings.adapter_dropout
         self.attention_norm = nn.LayerNorm(hidden_size, eps=1e-5)
-        self.qkv_proj = nn.Linear(hidden_size, 3 * hidden_size)
-        self.attn_proj = nn.Linear(hidden_size, hidden_size)
+        self.qkv_proj = AdapterLinear(hidden_size, 3 * hidden_size)
+        self.attn_proj = AdapterLinear(hidden_size, hidden_size)
         self.bottleneck_norm = nn.LayerNorm(hidden_size, eps=1e-5)
-        self.down_proj = nn.Linear(hidden_size, settings.adapter_dim)
-        self.up_proj = nn.Linear(settings.adapter_dim, hidden_size)
+        self.down_proj = AdapterLinear(hidden_size, settings.adapter_dim)
+        self.up_proj = AdapterLinear(settings.adapter_dim, hidden_size)
 
     def init_weights(self) -> None:
         """Start as the identity: only the two output projections are zero, so gradients reach every weight."""
@@ -112,9 +112,9 @@ class BottleneckAdapter(nn.Module):
     def __init__(self, hidden_size: int, settings: AdapterSettings, skip: bool = False):
         super().__init__()
         self.skip = skip
-        self.down_proj = nn.Linear(hidden_size, settings.adapter_dim)
+        self.down_proj = AdapterLinear(hidden_size, settings.adapter_dim)
         self.norm = nn.LayerNorm(settings.adapter_dim, eps=1e-5)
-        self.up_proj = nn.Linear(settings.adapter_dim, hidden_size)
+        self.up_proj = AdapterLinear(settings.adapter_dim, hidden_size)
 
     def init_weights(self) -> None:
         """Start at zero (at the identity with `skip`)."""

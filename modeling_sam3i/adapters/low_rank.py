@@ -22,7 +22,7 @@ from ...compat import (
     Sam3MLP,
 )
 from ..configuration_sam3i import AdapterSettings, InstructionLevel
-from .base import LevelModules, init_linear
+from .base import AdapterLinear, LevelModules, init_linear
 from .routing import LevelRouting, precision_of
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2")
@@ -38,8 +38,8 @@ class LowRankUpdate(nn.Module):
 
     def __init__(self, linear: Any, rank: int):
         super().__init__()
-        self.down_proj = nn.Linear(linear.in_features, rank, bias=False)
-        self.up_proj = nn.Linear(rank, linear.out_features, bias=False)
+        self.down_proj = AdapterLinear(linear.in_features, rank, bias=False)
+        self.up_proj = AdapterLinear(rank, linear.out_features, bias=False)
 
     def init_weights(self) -> None:
         init_linear(self.down_proj)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
-from .base import LevelModules, init_linear, init_norm
+from .base import AdapterLinear, LevelModules, init_linear, init_norm
 from .routing import LevelRouting, precision_of
 
 
@@ -28,8 +28,8 @@ class LevelRouter(LevelModules):
     def __init__(self, width: int, inner: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.down_proj = nn.Linear(width, inner)
-        self.level_proj = nn.Linear(2 * inner, len(InstructionLevel))
+        self.down_proj = AdapterLinear(width, inner)
+        self.level_proj = AdapterLinear(2 * inner, len(InstructionLevel))
         self.init_weights()
 
     def init_weights(self) -> None:

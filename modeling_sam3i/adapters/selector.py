@@ -15,7 +15,7 @@ from torch import nn
 
 from ...compat import init
 from ..configuration_sam3i import AdapterSettings, InstructionLevel
-from .base import LevelModules, init_linear, init_norm
+from .base import AdapterLinear, LevelModules, init_linear, init_norm
 from .routing import LevelRouting, precision_of
 
 PAIR_NUMBERS = 12
@@ -40,34 +40,34 @@ class PairwiseSelector(nn.Module):
         inner = settings.selector_dim
         self.heads = settings.selector_heads
         self.queries = settings.selector_queries
-        self.pooling = nn.Linear(text_width, 2, bias=False)
-        self.instruction_proj = nn.Linear(text_width, inner)
+        self.pooling = AdapterLinear(text_width, 2, bias=False)
+        self.instruction_proj = AdapterLinear(text_width, inner)
         self.instruction_norm = nn.LayerNorm(inner)
-        self.reference_text_proj = nn.Linear(text_width, inner)
+        self.reference_text_proj = AdapterLinear(text_width, inner)
         self.reference_text_norm = nn.LayerNorm(inner)
-        self.reference_query_proj = nn.Linear(width, inner, bias=False)
-        self.content_proj = nn.Linear(width, inner)
-        self.place_proj = nn.Linear(5, inner, bias=False)
+        self.reference_query_proj = AdapterLinear(width, inner, bias=False)
+        self.content_proj = AdapterLinear(width, inner)
+        self.place_proj = AdapterLinear(5, inner, bias=False)
         self.query_norm = nn.LayerNorm(inner)
-        self.query_gate = nn.Linear(inner, inner)
-        self.pair_proj = nn.Linear(PAIR_NUMBERS, inner)
-        self.pair_gate = nn.Linear(inner, inner)
-        self.pair_bias = nn.Linear(inner, self.heads)
-        self.attention_query = nn.Linear(2 * inner, inner)
-        self.attention_key = nn.Linear(inner, inner)
-        self.attention_value = nn.Linear(inner, inner)
-        self.pair_value = nn.Linear(inner, inner)
-        self.likeness_query_proj = nn.Linear(width, inner, bias=False)
-        self.likeness_reference_proj = nn.Linear(width, inner, bias=False)
-        self.likeness_proj = nn.Linear(inner, inner)
-        self.match_query_proj = nn.Linear(width, 2 * inner, bias=False)
-        self.match_word_proj = nn.Linear(text_width, 2 * inner, bias=False)
-        self.match_pooling = nn.Linear(text_width, 2 * self.heads, bias=False)
-        self.match_proj = nn.Linear(4 * self.heads, inner)
+        self.query_gate = AdapterLinear(inner, inner)
+        self.pair_proj = AdapterLinear(PAIR_NUMBERS, inner)
+        self.pair_gate = AdapterLinear(inner, inner)
+        self.pair_bias = AdapterLinear(inner, self.heads)
+        self.attention_query = AdapterLinear(2 * inner, inner)
+        self.attention_key = AdapterLinear(inner, inner)
+        self.attention_value = AdapterLinear(inner, inner)
+        self.pair_value = AdapterLinear(inner, inner)
+        self.likeness_query_proj = AdapterLinear(width, inner, bias=False)
+        self.likeness_reference_proj = AdapterLinear(width, inner, bias=False)
+        self.likeness_proj = AdapterLinear(inner, inner)
+        self.match_query_proj = AdapterLinear(width, 2 * inner, bias=False)
+        self.match_word_proj = AdapterLinear(text_width, 2 * inner, bias=False)
+        self.match_pooling = AdapterLinear(text_width, 2 * self.heads, bias=False)
+        self.match_proj = AdapterLinear(4 * self.heads, inner)
         self.logit_weight = nn.Parameter(torch.ones(self.heads))
         self.output_norm = nn.LayerNorm(4 * inner)
-        self.hidden_proj = nn.Linear(4 * inner, inner)
-        self.logit_proj = nn.Linear(inner, 1)
+        self.hidden_proj = AdapterLinear(4 * inner, inner)
+        self.logit_proj = AdapterLinear(inner, 1)
 
     def init_weights(self) -> None:
         """PyTorch's defaults; only the last projection is zero."""

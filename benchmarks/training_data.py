@@ -3,7 +3,8 @@
 
 A sample is one row: a JPEG of 1280 x 960 pixels, a simple and a complex instruction, and one to three instances as
 run-length masks. `whole` is what training without a feature cache needs, `cached` what it needs with one; the parts
-say what limits them. Only the data side runs, no model.
+say what limits them; stock's preparation of the same pictures (equal to the last bit) stands beside ours. Only the
+data side runs, no model.
 Run: `python benchmarks/training_data.py [--side 1008] [--samples 64] [--rounds 5]`.
 """
 
@@ -90,6 +91,7 @@ def main() -> None:
     cached = InstructionCollator(prepared, "joint", load_images=False)
     without_pictures = dataset.remove_columns(["image"])
     small = InstructionCollator(prepared, "joint", load_images=False, mask_size=(options.side // 4,) * 2)
+    stock = prepared.image_processor
     pictures = [row["image"].convert("RGB") for row in dataset]
     masks = [rle for row in without_pictures for rle in row["masks"]]
     batches = [range(start, start + 8) for start in range(0, options.samples, 8)]
@@ -106,6 +108,7 @@ def main() -> None:
         "cached, masks of a quarter of the side": collate(small, without_pictures),
         "part: read and decode JPEG": lambda: [row["image"].convert("RGB") for row in dataset],
         "part: resize and normalise": resize,
+        "part: resize and normalise, stock": lambda: [stock(images=p, return_tensors="pt") for p in pictures],
         "part: decode masks": lambda: [decode_mask(rle) for rle in masks],
     }
     torch.set_num_threads(1)

@@ -151,6 +151,22 @@ def test_router_gets_the_automatic_rows(image_processor, tiny_tokenizer, tmp_pat
     assert inputs["instruction_levels"] == [-1, 1]
 
 
+@pytest.mark.parametrize("size", [(40, 60), (56, 56), (3, 500), (700, 9), (1, 1)])
+def test_pixels_equal_stock_to_the_last_bit(processor, image_processor, size):
+    images = [_image(*size, seed=seed) for seed in range(2)]
+    expected = image_processor(images=images, return_tensors="pt")
+    found = processor(images=images, return_tensors="pt")
+    for name in ("pixel_values", "original_sizes"):
+        assert torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype
+
+
+def test_other_image_processors_prepare_images_their_own_way(image_processor, tiny_tokenizer):
+    image_processor.do_normalize = False
+    found = Sam3IProcessor(image_processor, tiny_tokenizer)(images=_image(), return_tensors="pt")["pixel_values"]
+    assert torch.equal(found, image_processor(images=_image(), return_tensors="pt")["pixel_values"])
+    assert 0 <= found.min() and found.max() <= 1
+
+
 def _warnings(caplog):
     return [record.message for record in caplog.records if "cut to" in record.message]
 

@@ -174,7 +174,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        if layer.getchannel("A").getextrema()[0] < 255:
+        if layer.getchannel("A").histogram()[255] < layer.width * layer.height:
             return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
         return layer.convert("RGB")
     return image.convert("RGB")
@@ -206,10 +206,9 @@ def _to_8_bit(array: np.ndarray) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError("it holds pixels that are NaN or infinite")
     low, high = float(array.min()), float(array.max())
+    limits: tuple[float, ...] = (255.0, 4095.0, 65535.0)
     if np.issubdtype(array.dtype, np.floating):
         limits = (1.0, 255.0)
-    else:
-        limits = (255.0, 4095.0, 65535.0)
     full = next((limit for limit in limits if high <= limit), None)
     if low < 0 or full is None:
         raise ValueError(

@@ -39,12 +39,8 @@ def check_probability(name: str, value: Any) -> float:
 
 
 def _is_length(value: Any) -> bool:
-    return (
-        isinstance(value, int | float | np.integer | np.floating)
-        and math.isfinite(value)
-        and value > 0
-        and value == int(value)
-    )
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    return is_number and math.isfinite(value) and bool(value > 0) and bool(value == int(value))
 
 
 def row_target_sizes(

@@ -278,7 +278,7 @@ def _load(model: Any, device: str | None) -> Any:
             first = str(error).splitlines()[0]
             raise ValueError(f"Expected a `device` of this machine, found {device!r}: {first}") from error
     register_pipeline()
-    return pipeline(TASK, model=str(model), device=device)
+    return pipeline(TASK, model=str(model), device=device)  # type: ignore[call-overload]
 
 
 def _identity(pipe: Any) -> str:

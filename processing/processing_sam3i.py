@@ -127,7 +127,7 @@ class Sam3IProcessor(Sam3Processor):
         self.auto_levels = auto_levels
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path, *, base_model_name_or_path: str | None = None, **kwargs
     ) -> "Sam3IProcessor":
         """Load a processor as every Transformers processor; adapters saved without one have that of their base model.

@@ -34,8 +34,9 @@ def read_texts(text: Any, num_images: int | None, num_boxes: int | None) -> tupl
     Raises:
         TypeError, ValueError: for other types or nesting, empty lists or texts, or counts that do not fit the images.
     """
+    counts: list[int] | None
     if text is None:
-        text = [None] * num_boxes
+        text = [None] * (num_boxes or 0)
     if isinstance(text, str):
         texts, counts = [text] * (num_images or 1), None if num_images is None else [1] * num_images
     elif not isinstance(text, list | tuple):

@@ -67,7 +67,7 @@ class CocoIndex:
     def images(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every image record with its place in the file, by ascending id."""
         table = self._tables["images"]
-        for row in table.order:
+        for row in map(int, table.order):
             yield table.label("images", row), self._read("images", row)
 
     def annotations_of(self, image_id: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -76,13 +76,14 @@ class CocoIndex:
         if number is None:
             return []
         low, high = np.searchsorted(table.owner_keys, (number, number + 1))
-        return [(table.label("annotations", r), self._read("annotations", r)) for r in table.owner_order[low:high]]
+        rows = table.owner_order[low:high].tolist()
+        return [(table.label("annotations", row), self._read("annotations", row)) for row in rows]
 
     def orphans(self) -> Iterator[RecordFault]:
         """A fault for every annotation of an image the file does not have."""
         table = self._tables["annotations"]
         known = np.isin(np.asarray(table.owners), np.asarray(self._tables["images"].ids))
-        for row in np.flatnonzero(~known):
+        for row in np.flatnonzero(~known).tolist():
             label, fix = table.label("annotations", row), "add the image or remove the annotation"
             yield RecordFault(str(self.path), label, "image_id", str(table.owners[row]), "the id of an image", fix)
 
@@ -114,7 +115,7 @@ class CocoIndex:
             where = f"line {line_of(self.path, error.offset)}, byte {error.offset}"
             self.faults.append(RecordFault(str(self.path), where, "(syntax)", error.reason, "JSON", "mend the syntax"))
         for key, table in self._tables.items():
-            for row in table.close():
+            for row in table.close().tolist():
                 expected = f"an id used once in {key!r}"
                 self._fault(table.label(key, row), "id", str(table.ids[row]), expected, "give it an id of its own")
         return {self.number(value) for value in used}
@@ -169,7 +170,7 @@ class CocoIndex:
         place = int(np.searchsorted(table.keys, number))
         if place == len(table.keys) or table.keys[place] != number:
             return None
-        return self._read(key, table.order[place])
+        return self._read(key, int(table.order[place]))
 
     def _read(self, key: str, row: int) -> dict[str, Any]:
         if key not in self._files:  # one for each table: both are read in the order they are written, mostly

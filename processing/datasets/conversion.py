@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from ..images import image_size, read_image
 from ..masks import rle_area
 from .faults import DatasetFormatError
 from .readers.official import TEXT_KEYS
-from .schema import LEVEL_FIELDS, ROW_FIELDS, InstructionRow, row_features
+from .schema import LEVEL_FIELDS, InstructionRow, row_features
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -63,7 +63,7 @@ def write_jsonl(dataset: Iterable[InstructionRow], path: Path) -> int:
     images, count = _ImageFolder(path.parent / "images"), 0
     with open(path, "w", encoding="utf-8") as file:
         for row in tqdm(_raw_rows(dataset), desc=path.name, unit=" rows"):
-            line = {name: row[name] for name in ROW_FIELDS if name != "image"}
+            line: dict[str, Any] = {name: value for name, value in row.items() if name != "image"}
             line["file_name"] = images.name(row)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             count += 1
@@ -149,18 +149,19 @@ def _batches(rows: Iterable[InstructionRow], size: int) -> Iterable[list[Instruc
 
 def _record(row: InstructionRow, number: int, file_name: str | None) -> dict[str, Any]:
     kept = ("row_id", "image_id", "annotation_ids", "target_kind", "ignore_masks", "dataset", "split")
+    fields: Mapping[str, Any] = row
     return {
         "id": number,
         "file_name": file_name,
         "width": row["width"],
         "height": row["height"],
         "text_inst_input": {key: row[level] for level, key in TEXT_KEYS.items()},
-        "sam3i": {name: row[name] for name in kept},
+        "sam3i": {name: fields[name] for name in kept},
     }
 
 
 def _annotations(row: InstructionRow, number: int, numbers: _Numbering) -> Iterable[dict[str, Any]]:
-    ids = row["annotation_ids"] or [None] * len(row["masks"])
+    ids: Sequence[int | None] = row["annotation_ids"] or [None] * len(row["masks"])
     for mask, box, crowd, source_id in zip(row["masks"], row["boxes"], row["is_crowd"], ids, strict=True):
         yield {
             "id": numbers.assign(source_id),

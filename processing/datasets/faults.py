@@ -148,7 +148,7 @@ class RecordReader:
     def text(self, field: str) -> str:
         """A non-empty string, or a fault and ""."""
         value = self.data.get(field)
-        if is_text(value):
+        if isinstance(value, str) and is_text(value):
             return value
         self.fault(field, self._found(field), "a non-empty string in UTF-8", f"write {field!r} as a string")
         return ""

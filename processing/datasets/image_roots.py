@@ -23,6 +23,7 @@ from .faults import DatasetFormatError, RecordFault, RecordReader, RowAccount
 from .schema import InstructionRow
 
 ImageRoot = str | Path | Mapping[str, str | Path] | None
+MAX_SHOWN = 200  # characters of a file name in a message
 IMAGE_NOT_FOUND = "image not found"
 SIZE_FROM_IMAGE = "size read from the image"
 IMAGE_FAULT = "row whose image has a fault"
@@ -69,7 +70,7 @@ class ImageRoots:
         absolute = ABSOLUTE.match(name)
         parts = [part for part in name[absolute.end() if absolute else 0 :].split("/") if part not in ("", ".")]
         if ".." in parts or "\0" in name or not parts:
-            raise OutsideRootsError(f"{file_name!r} leads out of the folders of the data")
+            raise OutsideRootsError(f"{file_name[:MAX_SHOWN]!r} leads out of the folders of the data")
         if not absolute:
             relative = "/".join(parts)
             if self.roots is not None:
@@ -83,7 +84,9 @@ class ImageRoots:
             if found is not None:
                 self.notes[f"path of another machine, found by its end under {' or '.join(self.folders)}"] += 1
                 return found
-        raise OutsideRootsError(f"{file_name!r} lies outside, and no end of it is in {' or '.join(self.folders)}")
+        raise OutsideRootsError(
+            f"{file_name[:MAX_SHOWN]!r} lies outside, and no end of it is in {' or '.join(self.folders)}"
+        )
 
     def _inside(self, places: Sequence[str], file_name: str) -> str | None:
         for place in places:
@@ -96,7 +99,7 @@ class ImageRoots:
 
     def _checked(self, place: str, is_link: bool, file_name: str) -> str:
         if not self._is_home(os.path.dirname(os.path.realpath(place) if is_link else place)):
-            raise OutsideRootsError(f"{file_name!r} is a link out of {' or '.join(self.homes)}")
+            raise OutsideRootsError(f"{file_name[:MAX_SHOWN]!r} is a link out of {' or '.join(self.homes)}")
         return place
 
     def _is_home(self, folder: str) -> bool:
@@ -119,10 +122,11 @@ class ImageRoots:
 
 
 def _list_files(folder: str) -> dict[str, bool]:
-    """Names of what is no folder in a folder, and whether each is a link; one listing is cheaper than asking each."""
+    """Names of the files (no pipes, no devices) in a folder, and whether each is a link; one listing is cheaper than
+    asking each."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name: entry.is_symlink() for entry in entries if not entry.is_dir()}
+            return {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
     except (OSError, ValueError):
         return {}
 
@@ -219,11 +223,12 @@ class ImageChecks:
 
     def faults(self, file: str, row: InstructionRow) -> Iterator[RecordFault]:
         """What is wrong with the image of a row; a row that names no image has none to be wrong."""
-        record, image = f"row {row['row_id']}", row["image"]
+        record, image = f"row {row['row_id'][:80]}", row["image"]
         if image is None:
             if row["file_name"] is not None:
                 fix = "put the image there, or pass its folder (--image-root)"
-                yield RecordFault(file, record, "image", f"no file {row['file_name']!r}", "an image to be found", fix)
+                found = f"no file {row['file_name'][:MAX_SHOWN]!r}"
+                yield RecordFault(file, record, "image", found, "an image to be found", fix)
             return
         if isinstance(image, dict) and image.get("bytes") is None:
             image = image["path"]

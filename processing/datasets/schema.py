@@ -9,9 +9,8 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from ...modeling_sam3i.instruction_levels import InstructionLevel
 from ..images import MAX_PIXELS
 from ..language.meaning import TARGET_KINDS
 from ..masks import CompressedRLE, box_of_rle, rle_fault
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from datasets import Features
 
 
-LEVEL_FIELDS = tuple(level.value for level in InstructionLevel)
+LevelField = Literal["concept", "simple", "complex"]
+LEVEL_FIELDS: tuple[LevelField, ...] = ("concept", "simple", "complex")
 MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1  # what a 64-bit column holds
 MAX_SIDE = 1 << 20  # pixels
 MAX_NUMBER = 1e9  # no coordinate is larger

@@ -247,8 +247,8 @@ def _outline(canvas: np.ndarray, mask: Image.Image, color: Color, line: float) -
     soft = soft / max(float(soft.max()), 1e-3)  # what is thinner than a line has an outline, too
     distance = np.abs(soft - 0.5)[..., None]
     view = canvas[top:bottom, left:right]
-    view += np.clip((0.494 - distance) / 0.03, 0, 1) * 0.75 * (np.float32(BACKGROUND) - view)
-    view += np.clip((0.40 - distance) / 0.12, 0, 1) * (np.float32(color) - view)
+    view += np.clip((0.494 - distance) / 0.03, 0, 1) * 0.75 * (np.asarray(BACKGROUND, dtype=np.float32) - view)
+    view += np.clip((0.40 - distance) / 0.12, 0, 1) * (np.asarray(color, dtype=np.float32) - view)
 
 
 def _innermost(mask: Image.Image, box: tuple[int, int, int, int]) -> tuple[float, float]:

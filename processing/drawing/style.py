@@ -39,7 +39,8 @@ _MOST_LINES = 4
 def load_font(size: float) -> ImageFont.FreeTypeFont:
     """A sans-serif font with Latin, Greek and Cyrillic letters: matplotlib's, else Pillow's."""
     spec = importlib.util.find_spec("matplotlib")
-    path = Path(spec.submodule_search_locations[0]) / "mpl-data/fonts/ttf/DejaVuSans.ttf" if spec else Path()
+    places = (spec.submodule_search_locations if spec else None) or []
+    path = Path(places[0]) / "mpl-data/fonts/ttf/DejaVuSans.ttf" if places else Path()
     font = ImageFont.truetype(path, round(size)) if path.is_file() else ImageFont.load_default(round(size))
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font

@@ -41,10 +41,14 @@ class InstructionSegmentationPipeline(Pipeline):
     ```
     """
 
-    _load_processor = True
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    model: Any
+    processor: Any
+
+    # Transformers declares these as None
+    _load_processor = True  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -101,7 +105,9 @@ class InstructionSegmentationPipeline(Pipeline):
             for step in (preprocess, forward, postprocess)
         )
 
-    def __call__(self, image: Any = None, text: str | list[str] | list[list[str]] | None = None, **kwargs):
+    def __call__(  # type: ignore[override]
+        self, image: Any = None, text: str | list[str] | list[list[str]] | None = None, **kwargs: Any
+    ):
         r"""
         Segment images by instructions.
 
@@ -182,14 +188,15 @@ class InstructionSegmentationPipeline(Pipeline):
         model_inputs = self.preprocess([inputs], **preprocess_params)
         return self.postprocess(self.forward(model_inputs, **forward_params), **postprocess_params)[0]
 
-    def preprocess(self, batch: list, timeout: float = TIMEOUT, **shared) -> dict[str, Any]:
+    def preprocess(self, batch: list, timeout: float = TIMEOUT, **shared: Any) -> dict[str, Any]:  # type: ignore[override]
         """Read the images of a batch and lay out their instructions."""
         images, texts, levels, boxes, box_labels, several = [], [], [], [], [], []
         for item in batch:
             own = item if isinstance(item, dict) else {"image": item}
             if "image" not in own:
                 raise ValueError(f"Expected the key 'image' in an input, found {sorted(own)}.")
-            text, level, item_boxes, item_labels = (own.get(name, shared.get(name)) for name in _ITEM_KEYS)
+            given: list[Any] = [own.get(name, shared.get(name)) for name in _ITEM_KEYS]
+            text, level, item_boxes, item_labels = given
             if text is None and item_boxes is None:
                 raise ValueError("Give an instruction: pipe(image, text='the dog on the left').")
             images.append(read_image(own["image"], allow_remote=True, timeout=timeout))
@@ -240,14 +247,14 @@ class InstructionSegmentationPipeline(Pipeline):
             raise ValueError(f"Expected boxes and their labels for each of {rows} instructions, found {len(value)}.")
         return list(value)
 
-    def _forward(
+    def _forward(  # type: ignore[override]
         self, batch: dict[str, Any], threshold: float = 0.5, row_chunk_size: int | None = None
     ) -> dict[str, Any]:
         outputs = self.model.segment(**batch["model_inputs"], threshold=threshold, row_chunk_size=row_chunk_size)
         described = {name: value for name, value in batch.items() if name != "model_inputs"}
         return described | {"image_ids": batch["model_inputs"]["image_ids"], "outputs": dict(outputs)}
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self,
         batch: dict[str, Any],
         threshold: float = 0.5,

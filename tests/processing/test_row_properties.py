@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from datasets import Dataset
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -15,8 +16,10 @@ from sam3i.processing.datasets.conversion import convert_dataset
 from sam3i.processing.datasets.faults import RecordFault
 from sam3i.processing.datasets.image_roots import ReadOptions
 from sam3i.processing.datasets.loading import find_source, read_items
-from sam3i.processing.datasets.schema import ROW_FIELDS, make_row, validate_row
+from sam3i.processing.datasets.schema import ROW_FIELDS, make_row, row_features, validate_row
 from sam3i.processing.masks import box_of_rle, encode_mask
+from sam3i.trainer.collator import usable_rows
+from sam3i.trainer.evaluation.evaluate import evaluate_model
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 texts = st.lists(
@@ -78,6 +81,31 @@ def test_a_row_that_validates_comes_back_equal(name):
             (again,) = read(path)
             assert not isinstance(again, RecordFault), again
             assert without_image(again) == without_image(row)
+
+    check()
+
+
+@pytest.mark.slow
+def test_rows_that_validate_train_two_steps_and_evaluate(tmp_path_factory, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "trainer")
+    from training_fixtures import tiny_processor, tiny_trainer
+
+    @settings(QUICK, max_examples=3)
+    @given(st.lists(rows(), min_size=4, max_size=6))
+    def check(found):
+        for number, row in enumerate(found):
+            row |= {"row_id": str(number), "image_id": str(number), "split": "train"}
+            row["simple"] = row["simple"] or ["it"]
+        dataset = Dataset.from_list(found, features=row_features())
+        usable = usable_rows(dataset, "simple")
+        assert len(usable.indices) + usable.left_out.total() == len(found)
+        assume(usable.with_target)
+        folder = tmp_path_factory.mktemp("run")
+        settings = {"stages": ["simple"], "max_steps": 2, "per_device_train_batch_size": 2, "selector_steps": 0}
+        trainer = tiny_trainer(folder, rows=dataset, **settings)
+        assert all(np.isfinite(stage["train_loss"]) for stage in trainer.train().metrics.values())
+        result = evaluate_model(trainer.instruction_model, tiny_processor(), dataset, level="simple")
+        assert np.isfinite(result.metrics["simple_gIoU"])
 
     check()
 

@@ -3,10 +3,16 @@
 
 from pathlib import Path
 
+import datasets
 import pytest
 from typer.testing import CliRunner
 
 from sam3i.cli import app
+from sam3i.processing.datasets.faults import DatasetFormatError, RowAccount
+from sam3i.processing.images import ImageError, read_image
+from sam3i.trainer.cli import _Sources
+from sam3i.trainer.collator import usable_rows
+from sam3i.trainer.evaluation.cli import _load_data
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "cases"
 OK, FAULT = 0, 1
@@ -152,6 +158,54 @@ def test_each_case_gets_its_verdict(name, file, verdict):
 def test_label_studio_tasks_are_refused_by_name(name):
     result = validate(CASES / "label_studio" / name)
     assert result.exit_code == 1 and "Label Studio" in result.output
+
+
+def rows_of_training(folder, skip_faulty=False):
+    """The rows as `sam3i train --data FOLDER` reads them."""
+    nothing = dict.fromkeys(_Sources.__dataclass_fields__)
+    return _Sources(**{**nothing, "skip_faulty": skip_faulty}).rows(str(folder), None)
+
+
+@pytest.mark.parametrize(("name", "verdict"), [(name, v[0]) for name, v in COCO.items()] + list(OFFICIAL.items()))
+def test_training_and_evaluation_read_each_case_as_it_is_validated(name, verdict, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    if verdict == OK:
+        rows, (evaluated, _) = rows_of_training(CASES / name), _load_data(str(CASES / name), *[None] * 3, False, None)
+        assert len(rows) == len(evaluated) > 0 and len(RowAccount.of(rows).faults) == 0
+        trained = usable_rows(rows, "simple")
+        assert len(trained.indices) + trained.left_out.total() == len(rows)
+        if "box" in SAYS.get(name, "") and "mask" in SAYS[name]:
+            assert trained.left_out["an instance has a box and no mask"] > 0
+        return
+    if name == "68_truncated_jpeg":  # training and evaluation read headers; `data validate` decodes every image
+        pictures = rows_of_training(CASES / name).cast_column("image", datasets.Image(decode=False))["image"]
+        with pytest.raises(ImageError, match="truncated"):
+            [read_image(picture) for picture in pictures]
+        return
+    for read in (rows_of_training, lambda folder: _load_data(str(folder), *[None] * 3, False, None)):
+        with pytest.raises(DatasetFormatError) as fault:
+            read(CASES / name)
+        assert "\n" not in str(fault.value) and name in str(fault.value)
+    try:
+        rows = rows_of_training(CASES / name, skip_faulty=True)
+    except DatasetFormatError as error:
+        assert "no usable row" in str(error) or name in str(error)
+    else:
+        account = RowAccount.of(rows)
+        assert account.kept == len(rows) > 0 and account.left_out.total() > 0 and account.num_faults > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COCO)
+def test_a_build_goes_on_after_faults_counts_them_and_never_ends_with_nothing_in_silence(name, tmp_path):
+    folder, run = CASES / name, tmp_path / "run"
+    call = ["data", "build", str(run), "--coco", str(folder / "instances.json"), "--image-root", str(folder)]
+    result = CliRunner().invoke(app, [*call, "--targets", "2"])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert "Traceback" not in result.output and len(errors) == result.exit_code
+    if COCO[name][1] == FAULT:
+        assert errors or "left out: " in result.output, result.output
 
 
 def test_every_case_has_a_verdict():

@@ -108,7 +108,7 @@ def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: st
         _, image, width, height = name_and_size(record, roots, str(dataset))
     else:
         width, height = record.size()
-    texts = {level: record.texts(level) for level in LEVEL_FIELDS}
+    texts: dict[str, Any] = {level: record.texts(level) for level in LEVEL_FIELDS}
     if record.faults:
         return None
     masks = _masks(record, "masks", height, width)

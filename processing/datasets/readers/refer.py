@@ -158,14 +158,14 @@ def _annotation_ids(record: RecordReader) -> list[int]:
         found = shown(value) if "ann_id" in record.data else "missing"
         record.fault("ann_id", found, "an annotation id or a list of them ([-1]: no target)", "write the ids")
         return []
-    return numbers
+    return [int(number) for number in numbers]
 
 
 def _sentences(record: RecordReader) -> list[str]:
     texts = []
     for position, sentence in enumerate(record.items("sentences")):
         text = (sentence.get("sent") or sentence.get("raw")) if isinstance(sentence, dict) else None
-        if is_text(text):
+        if isinstance(text, str) and is_text(text):
             texts.append(text)
         else:
             fix = "write the expression or remove the entry"

@@ -11,6 +11,7 @@ import sys
 import zlib
 
 import numpy as np
+import pytest
 from PIL import Image
 from test_row_accounts import HEIGHT, HOSTILE, TEXTS, WIDTH, annotation, coco, line
 
@@ -132,6 +133,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_hostile_files_are_a_line_each(tmp_path):
     folder, elsewhere = tmp_path / "data", tmp_path / "not-yours"
     folder.mkdir()

@@ -105,7 +105,7 @@ def test_rows_that_validate_train_two_steps_and_evaluate(tmp_path_factory, monke
         trainer = tiny_trainer(folder, rows=dataset, **settings)
         assert all(np.isfinite(stage["train_loss"]) for stage in trainer.train().metrics.values())
         result = evaluate_model(trainer.instruction_model, tiny_processor(), dataset, level="simple")
-        assert np.isfinite(result.metrics["simple_gIoU"])
+        assert result.errors == 0 and result.instructions > 0
 
     check()
 

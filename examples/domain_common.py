@@ -40,7 +40,7 @@ def domain_arguments(description: str, steps: int, test_scenes: int = 50) -> arg
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--scenes", type=int, default=180, help="to train on, of each domain")
     parser.add_argument("--test-scenes", type=int, default=test_scenes, help="of each domain")
-    parser.add_argument("--threshold", type=float, default=0.25)
+    parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--device", default="cpu")
     return parser
 

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--data", help="rows to score on; held-out scenes of the shapes world if not given")
     parser.add_argument("--protocol", default="default")
     parser.add_argument("--scenes", type=int, default=20)
-    parser.add_argument("--threshold", type=float, default=0.25)
+    parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--chat-url")
     parser.add_argument("--chat-model")
     parser.add_argument("--device", default="cpu")

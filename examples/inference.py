@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, nargs="+")
     parser.add_argument("--text", help="the instruction")
     parser.add_argument("--level", default="auto", choices=("auto", "concept", "simple", "complex"))
-    parser.add_argument("--threshold", type=float, default=0.25)
+    parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/inference"))
     options = parser.parse_args()

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(Path(__file__).parent / "shapes_tiny"))
     parser.add_argument("--images", type=Path, nargs="+")
     parser.add_argument("--text", nargs="+", default=[], help="the instructions, asked of every image")
-    parser.add_argument("--threshold", type=float, default=0.25)
+    parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     if options.images and not options.text:

@@ -46,6 +46,7 @@ RATES = {"cascade": 2e-3, "selective": 6e-3}  # peak learning rate of the first 
 JOINT_RATE = 0.05  # that of the joint stage, as a share; higher ones undo what the second stage has learned
 BATCH = (16, 16, 8)  # targets; the joint stage reads two instructions of each
 SCENES = 6000
+CALIBRATION_SCENES = 160  # of the validation split: some 500 rows, to set the scores so that 0.5 is the best threshold
 STEPS = (800, 500, 500)
 SELECTOR_STEPS = (1000, 2000, 2500)  # in which selectors learn alone: before the first two stages, after the last
 
@@ -56,6 +57,14 @@ def load(stock: str, design: str, loss: dict = LOSS, **adapters):
         stock, dtype=torch.float32, loss_config=loss, adapter_design=design, **ADAPTERS | adapters
     )
     return model, Sam3IProcessor.from_pretrained(stock)
+
+
+def start_from(model, repository: str) -> None:
+    """Go on with the adapters of a SAM3-I repository; its base may be another."""
+    trained = Sam3IForInstructionSegmentation.from_pretrained(repository, dtype=torch.float32).adapter_parameters()
+    with torch.no_grad():
+        for name, parameter in model.adapter_parameters().items():
+            parameter.copy_(trained[name])
 
 
 def rows_of_blocks(blocks: list[range], world: int) -> Iterator[InstructionRow]:
@@ -77,9 +86,11 @@ def training_rows(scenes: int, world: int, folder: Path) -> Dataset:
     return rows
 
 
-def training_arguments(design: str, steps: Sequence[int], folder: Path, **changes) -> Sam3ITrainingArguments:
+def training_arguments(
+    design: str, steps: Sequence[int], folder: Path, rate: float | None = None, **changes
+) -> Sam3ITrainingArguments:
     """How the adapters of a design are trained on the shapes world, with vision features cached."""
-    rate = RATES[design]
+    rate = rate or RATES[design]
     rates = (rate, rate, JOINT_RATE * rate)
     settings = {
         "output_dir": str(folder),
@@ -102,10 +113,18 @@ def training_arguments(design: str, steps: Sequence[int], folder: Path, **change
 def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3ITrainer:
     """The curriculum."""
     rows = training_rows(options.scenes, options.world, folder / "data")
-    arguments = training_arguments(
-        options.design, options.steps, folder, seed=options.seed, selector_steps=options.selector_steps
+    validation = Dataset.from_list(
+        list(shapes_rows("validation", CALIBRATION_SCENES, options.world)), features=row_features()
     )
-    trainer = Sam3ITrainer(model, arguments, rows, processing_class=processor)
+    arguments = training_arguments(
+        options.design,
+        options.steps,
+        folder,
+        options.learning_rate,
+        seed=options.seed,
+        selector_steps=options.selector_steps,
+    )
+    trainer = Sam3ITrainer(model, arguments, rows, validation, processing_class=processor)
     trainer.train(resume_from_checkpoint=options.resume)
     return trainer
 
@@ -163,6 +182,8 @@ def main():
     parser.add_argument("--design", choices=("cascade", "selective"), default="selective", help="kind of adapters")
     parser.add_argument("--steps", type=int, nargs=3, default=STEPS, help="steps of each stage")
     parser.add_argument("--selector-steps", type=int, nargs=3, default=SELECTOR_STEPS, help="of the selectors alone")
+    parser.add_argument("--learning-rate", type=float, help="peak of the first two stages; default: the design's")
+    parser.add_argument("--start", help="a SAM3-I repository whose adapters are trained on, instead of fresh ones")
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
@@ -174,6 +195,8 @@ def main():
     torch.manual_seed(options.seed)
     model, processor = load(options.stock, options.design)
     stock = copy.deepcopy(model)
+    if options.start:
+        start_from(model, options.start)
     print(f"{sum(p.numel() for p in model.adapter_parameters().values()):,} weights to train", flush=True)
     folder = options.output.with_name(options.output.name + "_training")
     trainer = train(model, processor, options, folder)

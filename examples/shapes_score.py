@@ -4,8 +4,9 @@
     python examples/shapes_score.py --model examples/shapes_tiny --seed 12345 --cases 100
 
 Figures are those of the package's evaluation, in percent: gIoU, AP50, instances found per true instance, and the share
-of cases with exactly the true instances. The best threshold of a level is the one of its highest gIoU on these very
-cases: it says how far .5 is from it, and is no figure to report.
+of cases with exactly the true instances; "top-1", of no threshold, is the share of cases of one true instance of which
+the best scored instance is it. Below stands the expected calibration error of a level's scores. The best threshold of
+a level is the one of its highest gIoU on these very cases: it says how far .5 is from it, and is no figure to report.
 """
 
 import argparse
@@ -19,10 +20,12 @@ from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProces
 from sam3i.trainer.evaluation import (
     LOWEST_SCORE,
     THRESHOLDS,
+    calibration_error,
     choose_threshold,
     encode_prediction,
     encode_reference,
     get_protocol,
+    match_instances,
     number_references,
     sweep_masks,
 )
@@ -71,21 +74,28 @@ def table(dataset: ShapesInstructionDataset, predictions: list[dict], level: Ins
     swept = dict(zip(thresholds, sweep_masks(predictions, number_references(references), thresholds), strict=True))
     best = choose_threshold({threshold: protocol.mean_iou(scores) for threshold, scores in swept.items()})
     cells = "".join(f"{name:>10}" for name in FIGURES)
-    yield f"\n{level.value:<28}{'cases':>7}{cells}  |{cells}"
-    yield f"{'':<35}{'at 0.5':>40}  |{f'at {best}':>40}"
+    yield f"\n{level.value:<28}{'cases':>7}{'top-1':>8}{cells}  |{cells}"
+    yield f"{'':<43}{'at 0.5':>40}  |{f'at {best}':>40}"
     groups = {"all": np.ones(len(dataset), dtype=bool)}
     for of_case in (lambda case: case.target.kind, lambda case: case.target.meaning.family):
         names = [of_case(case) for case in dataset.cases]
         groups |= {name: np.array([each == name for each in names]) for name in Counter(names)}
     held_out = np.array([case.is_held_out for case in dataset.cases])
     groups |= {"held-out words": held_out, "words of training": ~held_out} if held_out.any() else {}
+    pairs = list(zip(predictions, references, strict=True))
+    matches = [match_instances(*pair) for pair in pairs]
+    single = np.array([match.instances == 1 for match in matches])
+    right = np.array([match.correct[:1].any() for match in matches])
     for name, rows in groups.items():
+        top = format(right[rows & single].mean() * 100, ".1f") if (rows & single).any() else "-"
         sides = []
         for threshold in (0.5, best):
             figures = protocol.compute(swept[threshold].take(rows))
             values = [figures[key] for key in FIGURES.values()]
             sides.append("".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in values))
-        yield f"{name:<28}{rows.sum():>7}{sides[0]}  |{sides[1]}"
+        yield f"{name:<28}{rows.sum():>7}{top:>8}{sides[0]}  |{sides[1]}"
+    error = calibration_error(pairs)
+    yield f"expected calibration error: {'-' if error is None else format(error, '.1f')} %"
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def scores_by_kind(ious: torch.Tensor, dataset: ShapesInstructionDataset) -> dic
 
 @dataclass(frozen=True)
 class LevelScore:
-    """How a system answers the test cases of a level, at the threshold of its highest gIoU on validation cases."""
+    """How a system answers the test cases of a level at a threshold."""
 
     test: ShapesInstructionDataset
     threshold: float
@@ -136,12 +136,26 @@ def best_column(ious: torch.Tensor) -> int:
 
 
 def score_level(
-    model: nn.Module, tokenizer, level: InstructionLevel, cases: int, world: int = 0, asked_at: int | None = None
+    model: nn.Module,
+    tokenizer,
+    level: InstructionLevel,
+    cases: int,
+    world: int = 0,
+    asked_at: int | None = None,
+    threshold: float | None = None,
 ) -> LevelScore:
-    """Score a system on a level; `asked_at`: the level (0 to 2) at which it is asked, if not the cases' own."""
+    """Score a system on a level.
+
+    Args:
+        asked_at: the level (0 to 2) at which it is asked, if not the cases' own.
+        threshold: one of `THRESHOLDS`; chosen on validation cases if not given.
+    """
     validation, test = splits(level, cases, world)
     asked_at = level.index if asked_at is None else asked_at
-    chosen = best_column(union_ious(model, tokenizer, validation, [asked_at] * len(validation)))
+    if threshold is None:
+        chosen = best_column(union_ious(model, tokenizer, validation, [asked_at] * len(validation)))
+    else:
+        chosen = THRESHOLDS.index(threshold)
     common, either = mask_areas(model, tokenizer, test, [asked_at] * len(test))
     return LevelScore(test, THRESHOLDS[chosen], (common[:, chosen], either[:, chosen]))
 

@@ -67,8 +67,10 @@ def test_shapes_score_prints_every_level_kind_and_family(run):
     output = run("shapes_score", "--model", str(EXAMPLES / "shapes_tiny"), "--seed", "5", "--cases", "2")
     names = {line.split("  ")[0] for line in output.splitlines()}
     assert {"concept", "simple", "complex", "all", "1-to-1", "1-to-N", "1-to-all", "none", "held-out words"} <= names
-    counts = re.findall(r"^all +(\d+) +\d+\.\d\d", output, re.MULTILINE)
-    assert counts == ["10", "8", "8"]
+    counts = re.findall(r"^all +(\d+) +\d+\.\d +\d+\.\d\d", output, re.MULTILINE)
+    assert (
+        counts == ["10", "8", "8"] and len(re.findall(r"^expected calibration error: \d", output, re.MULTILINE)) == 3
+    )
 
 
 def test_convert_checkpoint(run, tmp_path):

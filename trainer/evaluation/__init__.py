@@ -7,10 +7,16 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "evaluate": ["evaluate_model", "evaluate_segmenter"],
-        "mask_scores": ["encode_prediction", "encode_reference", "number_references", "sweep_masks"],
+        "mask_scores": [
+            "encode_prediction",
+            "encode_reference",
+            "match_instances",
+            "number_references",
+            "sweep_masks",
+        ],
         "metrics": ["InstructionSegmentationMetric"],
         "protocols": ["get_protocol"],
-        "result": ["LOWEST_SCORE", "THRESHOLDS", "choose_threshold"],
+        "result": ["LOWEST_SCORE", "THRESHOLDS", "calibration_error", "choose_threshold"],
         "stage_evaluation": ["ConceptCheck"],
         "tables": ["format_results"],
     },

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, help="a folder of pictures, in order of their names")
     parser.add_argument("--text")
     parser.add_argument("--level", help="concept, simple or complex; read from the text if not given")
-    parser.add_argument("--threshold", type=float, default=0.25)
+    parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("runs/video.png"))
     options = parser.parse_args()

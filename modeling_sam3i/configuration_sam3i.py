@@ -26,7 +26,7 @@ LITE_TEXT = "sam3_lite_text"
 
 def explain_other_family(model_type: str | None) -> str:
     """Why a repository of another family of models is none of ours, and what to name instead."""
-    found = "no config.json" if model_type is None else repr(model_type)
+    found = "no config.json with one" if model_type is None else repr(model_type)
     why = "Name a SAM3-I, SAM3, SAM3 video or SAM3-LiteText repository."
     if model_type in ("sam3_tracker", "sam3_tracker_video"):
         why = "That is SAM 3's tracker alone, which reads no text: name a repository that holds the detector."

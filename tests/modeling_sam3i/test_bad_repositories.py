@@ -63,7 +63,11 @@ BROKEN = {
     ),
     "truncated weights": (truncate, DamagedCheckpointError, "damaged or cut off .* Fetch them again"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), OSError, "no file named|model.safetensors"),
-    "another model family": (change_config(model_type="clip"), ValueError, "'sam3i', 'sam3' or 'sam3_video'"),
+    "another model family": (
+        change_config(model_type="clip"),
+        ValueError,
+        "or 'sam3_lite_text', found 'clip'",
+    ),
     "SAM 2": (change_config(model_type="sam2"), ValueError, "found 'sam2'. That model is pointed at"),
     "the tracker of SAM 3": (
         change_config(model_type="sam3_tracker_video"),
@@ -80,7 +84,7 @@ BROKEN = {
         DamagedCheckpointError,
         "Expected weights in fp32, bf16 or fp16 .* is I8",
     ),
-    "no model type": (change_config(model_type=None), ValueError, "'sam3i', 'sam3' or 'sam3_video'"),
+    "no model type": (change_config(model_type=None), ValueError, "found no config.json with one"),
     "an unknown adapter design": (change_config(adapter_design="bigger"), Exception, "adapter_design"),
     "a bottleneck of zero": (change_config(adapter_dim=0), ValueError, "`adapter_dim` must be at least 1, got 0"),
     "a bottleneck of another size": (

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-slow versions package examples bench docs quality types style clean
+.PHONY: help install quickstart test test-slow versions package examples bench docs quality style clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -47,12 +47,10 @@ bench: install  ## print the ratios of benchmarks/ at tiny and middle size (minu
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/post_processing.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_data.py
 
-quality: install  ## check style and formatting
+quality: install  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: install  ## check types; not part of `quality` until it finds nothing
-	$(BIN)/mypy -p sam3i
+	$(BIN)/mypy -p sam3i.modeling_sam3i -p sam3i.processing -p sam3i.trainer -p sam3i.hub -m sam3i.cli -m sam3i.compat
 
 style: install  ## fix style and formatting
 	$(BIN)/ruff check --fix .

@@ -28,7 +28,7 @@ _SPEAK_FOR_THEMSELVES = (OSError, ValueError, TypeError, ImportError)
 class _ErrorsInOneLine(TyperGroup):
     """Whatever goes wrong in a command becomes `Error: ...` and exit status 1; SAM3I_TRACEBACK=1 shows where."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except Exception as error:

@@ -34,6 +34,7 @@ def read_texts(text: Any, num_images: int | None, num_boxes: int | None) -> tupl
     Raises:
         TypeError, ValueError: for other types or nesting, empty lists or texts, or counts that do not fit the images.
     """
+    texts: list[str | None]
     counts: list[int] | None
     if text is None:
         text = [None] * (num_boxes or 0)

@@ -186,7 +186,7 @@ class VisionFeatureCache:
 
     def bytes_per_image(self) -> int:
         """Disk space of one image's features."""
-        config = self.model.config.vision_config.backbone_config  # type: ignore[union-attr]
+        config: Any = self.model.config.vision_config.backbone_config  # type: ignore[union-attr]
         size = self.processor.image_processor.size
         tokens = (size["height"] // config.patch_size) * (size["width"] // config.patch_size)
         return tokens * config.hidden_size * self.model.dtype.itemsize + _FILE_OVERHEAD

@@ -149,13 +149,13 @@ def _batches(rows: Iterable[InstructionRow], size: int) -> Iterable[list[Instruc
 
 def _record(row: InstructionRow, number: int, file_name: str | None) -> dict[str, Any]:
     kept = ("row_id", "image_id", "annotation_ids", "target_kind", "ignore_masks", "dataset", "split")
-    fields: Mapping[str, Any] = row
+    fields: Mapping[str, Any] = {**row}
     return {
         "id": number,
         "file_name": file_name,
         "width": row["width"],
         "height": row["height"],
-        "text_inst_input": {key: row[level] for level, key in TEXT_KEYS.items()},
+        "text_inst_input": {key: fields[level] for level, key in TEXT_KEYS.items()},
         "sam3i": {name: fields[name] for name in kept},
     }
 

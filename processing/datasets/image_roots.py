@@ -227,8 +227,8 @@ class ImageChecks:
         if image is None:
             if row["file_name"] is not None:
                 fix = "put the image there, or pass its folder (--image-root)"
-                found = f"no file {row['file_name'][:MAX_SHOWN]!r}"
-                yield RecordFault(file, record, "image", found, "an image to be found", fix)
+                missing = f"no file {row['file_name'][:MAX_SHOWN]!r}"
+                yield RecordFault(file, record, "image", missing, "an image to be found", fix)
             return
         if isinstance(image, dict) and image.get("bytes") is None:
             image = image["path"]

@@ -147,7 +147,7 @@ class CocoSource:
             return None, "annotation of a crowd (iscrowd; --crowd instance takes those of one piece)", where
         if mask is None:
             return None, "annotation with a box and no mask", where
-        if rle_area(dict(mask)) < MIN_AREA:
+        if rle_area(mask) < MIN_AREA:
             return None, f"annotation with a mask of under {MIN_AREA} pixels", where
         return mask, "", ""
 
@@ -208,7 +208,7 @@ class RowSource:
             numbers: Sequence[int | None] = row["annotation_ids"] or [None] * len(row["masks"])
             target = []
             for mask, number, crowd in zip(row["masks"], numbers, row["is_crowd"], strict=True):
-                if mask is None or crowd or rle_area(dict(mask)) < MIN_AREA:
+                if mask is None or crowd or rle_area(mask) < MIN_AREA:
                     reason = (
                         "box and no mask" if mask is None else "crowd" if crowd else f"less than {MIN_AREA} pixels"
                     )

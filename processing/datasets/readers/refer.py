@@ -151,7 +151,7 @@ def _row(
 
 def _annotation_ids(record: RecordReader) -> list[int]:
     value = record.data.get("ann_id")
-    numbers = value if isinstance(value, list) else [value]
+    numbers: list[Any] = value if isinstance(value, list) else [value]
     if record.data.get("source") == "zero" or numbers == [-1]:
         return []
     if not numbers or any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):

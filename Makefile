@@ -50,7 +50,9 @@ bench: install  ## print the ratios of benchmarks/ at tiny and middle size (minu
 quality: install  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p sam3i.modeling_sam3i -p sam3i.processing -p sam3i.trainer -p sam3i.hub -m sam3i.cli -m sam3i.compat
+	mkdir -p build/types && ln -sfn ../.. build/types/sam3i  # the root is the package: mypy wants a folder of its name
+	MYPYPATH=build/types $(BIN)/mypy -p sam3i.modeling_sam3i -p sam3i.processing -p sam3i.trainer -p sam3i.hub \
+		-m sam3i.cli -m sam3i.compat
 
 style: install  ## fix style and formatting
 	$(BIN)/ruff check --fix .

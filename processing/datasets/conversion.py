@@ -62,7 +62,7 @@ def write_jsonl(dataset: Iterable[InstructionRow], path: Path) -> int:
     """One row per line, every field, images by name."""
     images, count = _ImageFolder(path.parent / "images"), 0
     with open(path, "w", encoding="utf-8") as file:
-        for row in tqdm(_raw_rows(dataset), desc=path.name, unit=" rows"):
+        for row in tqdm(_raw_rows(dataset), desc="writing", unit=" rows"):
             line: dict[str, Any] = {name: value for name, value in row.items() if name != "image"}
             line["file_name"] = images.name(row)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -77,7 +77,7 @@ def write_official(dataset: Iterable[InstructionRow], path: Path) -> int:
     with open(path, "w", encoding="utf-8") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as annotations:
         file.write('{"images": [')
         first = True
-        for row in tqdm(_raw_rows(dataset), desc=path.name, unit=" rows"):
+        for row in tqdm(_raw_rows(dataset), desc="writing", unit=" rows"):
             number = numbers.assign(row["row_id"])
             file.write(("\n" if count == 0 else ",\n") + json.dumps(_record(row, number, images.name(row))))
             for annotation in _annotations(row, number, instance_numbers):
@@ -90,7 +90,7 @@ def write_official(dataset: Iterable[InstructionRow], path: Path) -> int:
         shutil.copyfileobj(annotations, file)
         file.write('\n], "categories": [{"id": 1, "name": "object"}]}\n')
     if incomplete:
-        logger.warning(f"{path}: {incomplete} of {count} records lack a level; the authors' trainer needs all three")
+        logger.warning(f"{incomplete} of {count} records lack a level; the authors' trainer needs all three")
     return count
 
 
@@ -104,7 +104,7 @@ def write_parquet(dataset: Dataset | IterableDataset | Iterable[InstructionRow],
     schema = features.arrow_schema
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for batch in _batches(_raw_rows(dataset), 100):
-            for row in tqdm(batch, desc=path.name, leave=False):
+            for row in tqdm(batch, desc="writing", leave=False):
                 if row["image"] is not None:
                     read_image(row["image"])
             encoded = [features.encode_example(row) for row in batch]

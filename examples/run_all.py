@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run every workflow as it is, and check its targets and its time.
 
-python examples/run_all.py [--only finetune_lora video] [--limit 300]
+python examples/run_all.py [--only finetune_lora video] [--limit 900]
 
 A script fails when it exits with an error, prints that a target is MISSED, or takes longer than the limit.
 """
@@ -47,7 +47,7 @@ def run(name: str, limit: float) -> tuple[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS)
-    parser.add_argument("--limit", type=float, default=300, help="seconds for each, after which it counts as hanging")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for each, after which it counts as hanging")
     options = parser.parse_args()
     outcomes = {name: run(name, options.limit) for name in options.only}
     print(f"\n{'script':<20}{'seconds':>8}  outcome")

@@ -18,6 +18,8 @@ import torch
 from finetune_lora import TARGETS
 from peft import LoraConfig, get_peft_model
 from transformers import Sam3Config, Sam3Model
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils.peft_utils import check_peft_version
 
 from sam3i import Sam3IForInstructionSegmentation, VisionFeatureCache, save_adapter
 
@@ -38,6 +40,11 @@ def main() -> None:
     parser.add_argument("--base", help="stock SAM3 repository; taken from --model if not given")
     parser.add_argument("--adapter", help="repository of an instruction adapter; taken from --model if not given")
     options = parser.parse_args()
+    try:
+        check_peft_version(min_version=MIN_PEFT_VERSION)
+    except (ImportError, ValueError) as error:
+        print(f"NOT RUN: Transformers' own methods for adapters refuse the PEFT that is installed. {error}")
+        return
     with tempfile.TemporaryDirectory() as folder:
         model, processor = domain.load_model(options)
         base, adapter = take_apart(model, Path(folder))

@@ -13,8 +13,8 @@ labeler.label("images", extension=".jpg", output_folder="labeled")
 import numpy as np
 from PIL import Image
 
+from ..processing.pipeline.loading import load_pipeline
 from ..processing.post_processing import MAX_OVERLAP
-from .pipelines import load_pipeline
 
 try:
     from autodistill.detection import DetectionBaseModel, DetectionOntology

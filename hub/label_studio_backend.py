@@ -13,7 +13,7 @@ import os
 from functools import cache
 from typing import Any
 
-from .pipelines import load_pipeline
+from ..processing.pipeline.loading import load_pipeline
 
 try:
     from label_studio_ml.model import LabelStudioMLBase

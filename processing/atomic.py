@@ -50,6 +50,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def refuse_full(folder: str | os.PathLike[str]) -> None:
+    """Refuse an output folder that holds files, before anything is made for it.
+
+    Raises:
+        FileExistsError: it is a file, or a folder that is not empty.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"Expected a new or empty folder to write to, found {path} in use. Name another folder.")
+
+
 def refuse_same(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Refuse a target that is the source, or a file that already lies in the source folder.
 

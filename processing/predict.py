@@ -202,6 +202,7 @@ def predict_images(
     from .atomic import folder_lock
     from .frames import is_video
     from .images import ImageError, read_image
+    from .pipeline.loading import load_pipeline
     from .post_processing import check_probability
 
     settings, output = settings or PredictionSettings(), Path(output)
@@ -215,7 +216,7 @@ def predict_images(
         raise FileExistsError(f"Expected a folder to write to, found the file {output}.")
     if len(tasks) == 1 and not is_video(tasks[0].image):
         read_image(tasks[0].image, allow_remote=True)  # a typo costs no loading of weights
-    pipe = _load(model, device)
+    pipe = load_pipeline(model, device) if isinstance(model, str | Path) else model
     run, identity = PredictionRun(), _identity(pipe)
     has_video = any(is_video(task.image) for task in tasks)
     documents = []
@@ -261,24 +262,6 @@ def _open_images(
                 yield replace(task, image=f"{task.image}#{number}"), f"{stem}.{number:06d}", frame
         except ImageError as error:
             yield task, stem, error
-
-
-def _load(model: Any, device: str | None) -> Any:
-    if not isinstance(model, str | Path):
-        return model
-    import torch
-    from transformers import pipeline
-
-    from .pipeline.registration import TASK, register_pipeline
-
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            first = str(error).splitlines()[0]
-            raise ValueError(f"Expected a `device` of this machine, found {device!r}: {first}") from error
-    register_pipeline()
-    return pipeline(TASK, model=str(model), device=device)  # type: ignore[call-overload]
 
 
 def _identity(pipe: Any) -> str:

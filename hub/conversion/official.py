@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ...modeling_sam3i.configuration_sam3i import Sam3IConfig
 from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from ...processing.atomic import write_whole
+from ...processing.atomic import refuse_full, write_whole
 from ...processing.processing_sam3i import Sam3IProcessor
 from .official_checkpoint import CheckpointConversionError, read_official_checkpoint
 from .official_keys import (
@@ -259,8 +259,7 @@ def convert_official_checkpoint(
         CheckpointConversionError: when the checkpoint is damaged, unsafe, unexplained or incomplete.
     """
     output_dir = Path(output_dir).absolute()
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"Expected a new or empty folder to write to, found {str(output_dir)!r} in use.")
+    refuse_full(output_dir)
     weights, beside = read_official_checkpoint(checkpoint)
     prefixed = any(str(name).startswith(DETECTOR_PREFIX) for name in weights)
     layout = f"prefix {DETECTOR_PREFIX!r}" if prefixed else "plain names"

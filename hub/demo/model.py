@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ..pipelines import load_pipeline
+from ...processing.pipeline.loading import load_pipeline
 from .segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation
 
 MOST_INSTRUCTIONS = 12

@@ -6,8 +6,8 @@ import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
-from ...processing.atomic import write_whole
-from ..pipelines import check_model_name
+from ...processing.atomic import refuse_full, write_whole
+from ...processing.pipeline.loading import check_model_name
 from ..publish.staging import RepositoryForm, find_form, stage_repository
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -61,8 +61,7 @@ def export_demo_space(model: str, output_dir: str | Path) -> Path:
     from .layout import gr
 
     output_dir, local = Path(output_dir), Path(model).is_dir()
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"Expected a new or empty folder to write to, found {output_dir}.")
+    refuse_full(output_dir)
     check_model_name(model)
     source = 'str(Path(__file__).parent / "model")' if local else repr(model)
     app = _APP.format(source=source)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...processing.atomic import write_whole
+from ...processing.atomic import refuse_full, write_whole
 from ...trainer.baselines.segmenters import SegmentationResult, Segmenter
 from .graphs import OUTPUTS, GraphFormat, require_packages, write_graphs
 
@@ -91,8 +91,7 @@ def export_graphs(
         raise ValueError("Expected onnx or openvino for 8-bit weights, found pt2: quantize the model (torchao).")
     if model.dtype != torch.float32:
         raise ValueError(f"Expected the model in float32, found {model.dtype}: load it with dtype=torch.float32.")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"Expected a new or empty folder, found files in {output_dir}. Name another folder.")
+    refuse_full(output_dir)
     require_packages(to.packages(int8))
     with write_whole(output_dir) as folder:
         folder.mkdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ...processing.atomic import write_whole
+from ...processing.atomic import refuse_full, write_whole
 
 logger = logging.get_logger(__name__)
 
@@ -162,8 +162,7 @@ def export_repository(source: str | Path, output_dir: str | Path) -> Path:
 
     output_dir = Path(output_dir)
     card = Path(source) / CARD_NAME
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"Expected a new or empty folder, found files in {output_dir}. Name another folder.")
+    refuse_full(output_dir)
     with write_whole(output_dir) as folder:
         Sam3IForInstructionSegmentation.from_pretrained(source).save_pretrained(folder)
         Sam3IProcessor.from_pretrained(source).save_pretrained(folder)

@@ -6,12 +6,13 @@ from ...lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        ".pipeline.loading": ["load_pipeline"],
         "engine": ["DataEngine"],
         "export": ["export_run"],
         "review.page": ["ReviewPage"],
         "review.desk": ["ReviewDesk"],
         "run": ["EngineConfig", "RunDirectory"],
-        "scene.segmentation": ["PipelineGrounder", "load_pipeline"],
+        "scene.segmentation": ["PipelineGrounder"],
         "scene.sources": ["CocoSource", "RowSource", "ShapesSource"],
     },
 )

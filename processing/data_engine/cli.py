@@ -69,10 +69,11 @@ def build(
     if executor is not None:
         _run_shards(arguments)
         return
+    from ..pipeline.loading import load_pipeline
     from .calls import Budget, EndpointSpec
     from .engine import DataEngine, describe_prompts
     from .run import EngineConfig, RunDirectory
-    from .scene.segmentation import PipelineGrounder, load_pipeline
+    from .scene.segmentation import PipelineGrounder
     from .writers.chat_writer import engine_prompts
 
     try:
@@ -297,7 +298,8 @@ def _source(given: dict[str, Any], roots: ImageRoot, split: str, seed: int, crow
         raise ValueError(f"Expected one of --coco, --rows, --images and --shapes, found {len(named)} of them.")
     value = given[named[0]]
     if named == ["images"]:
-        from .scene.segmentation import ProposalSource, load_pipeline
+        from ..pipeline.loading import load_pipeline
+        from .scene.segmentation import ProposalSource
 
         folder, concepts, sam3, device = value
         proposals = ProposalSource(folder, concepts, load_pipeline(sam3, device), split=split)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3i.hub.pipelines import load_pipeline
+from sam3i.processing.pipeline.loading import load_pipeline
 from sam3i.processing.shapes.world import ShapesWorld
 
 SHAPES_TINY = str(Path(__file__).resolve().parents[2] / "examples" / "shapes_tiny")

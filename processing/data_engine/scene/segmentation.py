@@ -22,16 +22,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SAME_INSTANCE = 0.7  # IoU from which two proposals show one thing; the better score keeps it
 
 
-def load_pipeline(name: str, device: str | None = None) -> Any:
-    """The instruction-segmentation pipeline of a SAM3-I or stock SAM3 repository or folder."""
-    from transformers import pipeline
-
-    from ...pipeline.registration import TASK, register_pipeline
-
-    register_pipeline()
-    return pipeline(TASK, model=name, device=device)  # type: ignore[call-overload]
-
-
 class PipelineGrounder:
     """Finds the masks of instructions with an instruction-segmentation pipeline, one picture at a time.
 

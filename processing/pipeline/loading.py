@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline of a model that a person named: for the command line, the data engine, the demo and other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .pipeline_sam3i import InstructionSegmentationPipeline
+
+
+def check_model_name(name: str) -> None:
+    """Raise `FileNotFoundError` for a name that is neither a folder nor fit for the Hub."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        if not Path(name).is_dir():
+            validate_repo_id(name)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"expected a folder or a name on the Hub, found no folder {name}") from error
+
+
+def load_pipeline(name: str | Path, device: str | None = None) -> InstructionSegmentationPipeline:
+    """Load a model with its processor.
+
+    Args:
+        name (`str` or `Path`): SAM3-I or stock SAM3, a folder or a Hub name.
+        device (`str`, *optional*): Where it runs; the first accelerator if not given.
+
+    Raises:
+        OSError, TypeError, ValueError: when there is no such model, or it is of another family; the message says.
+    """
+    import torch
+
+    from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+    from ..processing_sam3i import Sam3IProcessor
+    from .pipeline_sam3i import InstructionSegmentationPipeline
+
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(f"Expected a `device` of this machine, found {device!r}: {first}") from error
+    name = str(name)
+    check_model_name(name)
+    model = Sam3IForInstructionSegmentation.from_pretrained(name).eval()
+    processor = Sam3IProcessor.from_pretrained(name)
+    return InstructionSegmentationPipeline(model=model, processor=processor, device=device)
+
+
+__all__ = ["check_model_name", "load_pipeline"]

@@ -258,6 +258,13 @@ class UsableRows:
     small_instances: int = 0
 
 
+def named_parts(dataset: Any, name: str = "") -> dict[str, Any]:
+    """The data sets of a dictionary, or the one that is given under `name`; none of None."""
+    if dataset is None:
+        return {}
+    return dataset if isinstance(dataset, dict) else {name: dataset}
+
+
 def usable_rows(dataset: Any, sampling: str | Mapping[str, float], labels: bool = True) -> UsableRows:
     """Which rows of a `datasets.Dataset` can be trained with this sampling; images are not opened."""
     sampling, found = read_sampling(sampling), UsableRows()

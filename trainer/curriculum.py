@@ -125,9 +125,9 @@ def rate_group(name: str, learning_rate: float, text_learning_rate: float) -> tu
     for part, (group, factor) in RATE_FACTORS.items():
         if part in name:
             return group, learning_rate * factor
-    return (
-        ("text", text_learning_rate) if any(layers in name for layers in TEXT_LAYERS) else ("adapters", learning_rate)
-    )
+    if any(layers in name for layers in TEXT_LAYERS):
+        return "text", text_learning_rate
+    return "adapters", learning_rate
 
 
 def parameter_groups(

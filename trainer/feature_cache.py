@@ -165,8 +165,10 @@ class VisionFeatureCache:
 
     def _encode(self, dataset: Any, missing: list[tuple[str, int]], batch_size: int, progress: bool) -> None:
         images = dataset.select_columns(["image"])
-        hidden = not (progress and missing)
-        with tqdm(total=len(missing), desc="Encoding images once", unit="image", leave=False, disable=hidden) as bar:
+        shown = progress and len(missing) > 0
+        with tqdm(
+            total=len(missing), desc="Encoding images once", unit="image", leave=False, disable=not shown
+        ) as bar:
             for start in range(0, len(missing), batch_size):
                 batch = missing[start : start + batch_size]
                 features = self.encode([images[place]["image"].convert("RGB") for _, place in batch])

@@ -16,7 +16,7 @@ from ..modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..processing.datasets.faults import RowAccount
 from ..processing.datasets.schema import ROW_FIELDS
 from ..processing.images import read_image
-from .collator import usable_rows
+from .collator import named_parts, usable_rows
 from .curriculum import TrainingStage, is_trained, rate_group
 from .heads.selector import HEAD_STEPS_PER_STAGE_STEP
 from .heads.selector import LEARNING_RATE as SELECTOR_RATE
@@ -114,8 +114,7 @@ def make_plan(trainer: Sam3ITrainer) -> TrainingPlan:
     stages = []
     for stage in trainer.stages:
         stages.append(_plan_stage(trainer, stage, used))
-    data = trainer.eval_dataset
-    parts = data if isinstance(data, dict) else {} if data is None else {"eval_dataset": data}
+    parts = named_parts(trainer.eval_dataset, "eval_dataset")
     for name, part in parts.items():
         _check_evaluation(trainer, name, part)
     _check_metric(trainer, list(parts))
@@ -211,10 +210,6 @@ def check_rows(name: str, rows: Any) -> None:
         )
 
 
-def _parts(data: Any) -> list[Any]:
-    return list(data.values()) if isinstance(data, dict) else [data]
-
-
 def _check_evaluation(trainer: Sam3ITrainer, name: str, rows: Any) -> None:
     if trainer.args.eval_strategy == IntervalStrategy.NO:
         return
@@ -300,8 +295,10 @@ def _notes(trainer: Sam3ITrainer, stages: list[StagePlan], evaluated: dict[str, 
     elif trainer.args.eval_strategy == IntervalStrategy.NO:
         notes.append("nothing is scored while training (`eval_strategy='no'`)")
     if trainer.calibrating_rows is not None and trainer.args.load_best_model_at_end:
-        halves = [sum(map(len, parts)) for parts in (_parts(trainer.choosing_rows), _parts(trainer.calibrating_rows))]
-        notes.append(f"{halves[0]:,} validation rows choose checkpoints, {halves[1]:,} others calibrate scores")
+        chosen_by, calibrated_by = (
+            sum(map(len, named_parts(half).values())) for half in (trainer.choosing_rows, trainer.calibrating_rows)
+        )
+        notes.append(f"{chosen_by:,} validation rows choose checkpoints, {calibrated_by:,} others calibrate scores")
     if trainer.args.save_strategy == SaveStrategy.NO:
         notes.append("no checkpoints within a stage: a run that is killed begins its stage anew")
     short = [plan.stage.value for plan in stages if plan.steps < 1]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..processing.atomic import write_whole
 from ..processing.fingerprint import fingerprint_files, fingerprint_json, fingerprint_tensors
+from .collator import named_parts
 from .curriculum import TrainingStage
 from .evaluation.protocols import get_protocol
 
@@ -79,7 +80,7 @@ def shared_identity(trainer: Sam3ITrainer) -> dict[str, str]:
         "processor": fingerprint_json(json.loads(json.dumps(shown, default=str))),
     }
     if trainer.eval_dataset is not None and (args.load_best_model_at_end or args.calibrate):
-        parts = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+        parts = named_parts(trainer.eval_dataset)
         identity["eval_data"] = fingerprint_json({name: fingerprint_rows(rows) for name, rows in parts.items()})
     if trainer.before is not None:
         identity["replay"] = fingerprint_rows(trainer.replay)
@@ -205,8 +206,7 @@ def _stage_entry(trainer: Sam3ITrainer) -> dict[str, Any]:
 
 def _rows(dataset: Any) -> dict[str, int]:
     """Rows by the name of the data set they are from, the largest first."""
-    parts = dataset.values() if isinstance(dataset, dict) else [dataset]
-    return dict(Counter(name for part in parts for name in part["dataset"]).most_common())
+    return dict(Counter(name for part in named_parts(dataset).values() for name in part["dataset"]).most_common())
 
 
 def _base_name(model: Any) -> str | None:

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PredictionOutput, SaveStrategy
 from transformers.utils import logging
 
 from .checkpoints import load_trained_weights, rotate_checkpoints, save_trained_weights, seal_checkpoint
-from .collator import InstructionCollator, WithReplay, select_rows, usable_rows
+from .collator import InstructionCollator, WithReplay, named_parts, select_rows, usable_rows
 from .curriculum import StageSampler, TrainingStage, parameter_groups
 from .evaluation.stage_evaluation import ConceptCheck, evaluate_levels
 from .feature_cache import VisionFeatureCache
@@ -244,7 +244,7 @@ class StageTrainer(HubUploads):
         if rows is None:
             raise ValueError("Expected `eval_dataset` to evaluate, found None.")
         figures: dict[str, float] = {}
-        for name, part in (rows if isinstance(rows, dict) else {"": rows}).items():
+        for name, part in named_parts(rows).items():
             found, _ = self._answers(part, ignore_keys)
             figures |= {f"{name}_{key}" if name else key: value for key, value in found.items()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}

@@ -27,7 +27,7 @@ from .checkpoints import (
     seal_checkpoint,
     set_aside_later,
 )
-from .collator import InstructionCollator, read_sampling
+from .collator import InstructionCollator, named_parts, read_sampling
 from .curriculum import TrainingStage, complex_is_fresh, freeze_for_stage, read_stages
 from .evaluation.stage_evaluation import ConceptCheck
 from .heads.calibration import calibrate_stage, set_calibration, split_validation
@@ -95,8 +95,8 @@ class Sam3ITrainer(StageTrainer):
             raise ValueError(f"Expected `args` as Sam3ITrainingArguments, found {type(args).__name__}.")
         if processing_class is None:
             raise ValueError("Expected the model's processor as `processing_class`, found None.")
-        parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for name, rows in {"train_dataset": train_dataset, "replay": replay, **parts}.items():
+        given = {"train_dataset": train_dataset, "replay": replay, **named_parts(eval_dataset, "eval_dataset")}
+        for name, rows in given.items():
             if rows is not None:
                 check_rows(name, rows)
         if transform is not None and args.feature_cache is not None:
@@ -340,8 +340,7 @@ class Sam3ITrainer(StageTrainer):
 
     def _check_concepts(self) -> None:
         if self.concept_check is None and not self.is_fsdp_enabled:
-            rows = self.eval_dataset if self.eval_dataset is not None else self.all_rows
-            rows = next(iter(rows.values())) if isinstance(rows, dict) else rows
+            rows = next(iter(named_parts(self.eval_dataset).values()), self.all_rows)
             first = [rows[index] for index in range(min(CONCEPT_CHECK_ROWS, len(rows)))]
             self.concept_check = ConceptCheck.on_rows(self.instruction_model, self.processing_class, first)
 

@@ -18,7 +18,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ..collator import InstructionCollator, image_key, usable_rows
+from ..collator import InstructionCollator, image_key, named_parts, usable_rows
 from ..transforms import keyed_random
 
 if TYPE_CHECKING:
@@ -206,8 +206,9 @@ def calibrate_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
 
 
 def _rows_of_level(dataset: Any, level: InstructionLevel) -> list[tuple[Any, int]]:
-    parts = dataset.values() if isinstance(dataset, dict) else [dataset]
-    return [(part, index) for part in parts for index in usable_rows(part, level.value).indices]
+    return [
+        (part, index) for part in named_parts(dataset).values() for index in usable_rows(part, level.value).indices
+    ]
 
 
 __all__ = [

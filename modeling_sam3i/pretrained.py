@@ -2,7 +2,7 @@
 """What every SAM3-I model needs beside its forward pass: first weights, loading, and which of them train."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any, ClassVar, Self
@@ -47,15 +47,14 @@ class DamagedCheckpointError(ValueError):
     """A weight file that cannot be read, or holds other than weights; nothing of it was loaded."""
 
 
-def _check_stored_types(files: list[str], names: set[str]) -> None:
+def _check_stored_types(files: Mapping[str, Any], names: set[str]) -> None:
     """Refuse integers and truth values among weights, which Transformers would cast to numbers that mean nothing.
 
     Tensors of other names are not cast: they are left over, which is refused where nobody asked for the list of them.
     """
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            ours = [name for name in file.keys() if name in names or name.removeprefix("detector_model.") in names]
-            stored = {name: file.get_slice(name).get_dtype() for name in ours}
+    for path, file in files.items():
+        ours = [name for name in file.keys() if name in names or name.removeprefix("detector_model.") in names]
+        stored = {name: file.get_slice(name).get_dtype() for name in ours}
         wrong = [f"{name} is {kind}" for name, kind in stored.items() if kind not in ("F64", "F32", "F16", "BF16")]
         if wrong:
             raise DamagedCheckpointError(
@@ -65,7 +64,9 @@ def _check_stored_types(files: list[str], names: set[str]) -> None:
             )
 
 
-def _read_apart(files: list[Any], adapters: dict[str, nn.Parameter]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read_apart(
+    files: Iterable[Any], adapters: dict[str, nn.Parameter]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What Transformers shall load, not read yet, and the adapters, which it would compile an expression for each."""
     others, found = {}, {}
     for file in files:
@@ -135,10 +136,10 @@ class Sam3IPreTrainedModel(Sam3Model):
         with ExitStack() as opened:
             if checkpoint_files and checkpoint_files[0].endswith(".safetensors") and not load_config.is_quantized:
                 weights = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-                _check_stored_types(checkpoint_files, weights)
+                files = {path: opened.enter_context(safe_open(path, framework="pt")) for path in checkpoint_files}
+                _check_stored_types(files, weights)
                 if load_config.device_map is None:
-                    files = [opened.enter_context(safe_open(path, framework="pt")) for path in checkpoint_files]
-                    state_dict, adapters = _read_apart(files, model.adapter_parameters())
+                    state_dict, adapters = _read_apart(files.values(), model.adapter_parameters())
             info, *rest = Sam3Model._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, *args, **kwargs
             )

@@ -212,10 +212,8 @@ def predict_instances(
     model: Sam3IDetector, inputs: EncodedInstructions, threshold: float, row_chunk_size: int | None
 ) -> Sam3IInstancesOutput:
     """Only the queries whose score exceeds a threshold; the masks of the others are never made."""
-    count = len(inputs.routing.levels)
     shared = SharedImages(model, inputs)
-    masks: list[torch.Tensor] = [inputs.text_features] * count  # each is replaced
-    boxes, logits = list(masks), list(masks)
+    found: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}  # masks, boxes and logits of a row
     rows: list[int] = []
     presence: list[tuple[torch.Tensor, ...]] = []
     for decoded in shared.decode(row_chunk_size):
@@ -230,12 +228,13 @@ def predict_instances(
         kept = [row.nonzero()[:, 0].to(scores.device) for row in (~(scores <= threshold)).cpu()]
         for index, (row_masks, _) in enumerate(shared.masks(decoded, kept)):
             row, queries = decoded.rows[index], kept[index]
-            masks[row], boxes[row], logits[row] = row_masks, all_boxes[index, queries], all_logits[index, queries]
+            found[row] = (row_masks, all_boxes[index, queries], all_logits[index, queries])
     (presence_logits,) = _in_order(rows, presence)
+    masks, boxes, logits = zip(*(found[row] for row in sorted(found)), strict=True)
     return Sam3IInstancesOutput(
-        pred_masks=masks,
-        pred_boxes=boxes,
-        pred_logits=logits,
+        pred_masks=list(masks),
+        pred_boxes=list(boxes),
+        pred_logits=list(logits),
         presence_logits=presence_logits,
         instruction_levels=inputs.routing.levels,
         level_logits=inputs.level_logits,

@@ -140,8 +140,8 @@ def write_graphs(
     model: Sam3IForInstructionSegmentation,
     folder: Path,
     to: GraphFormat,
-    levels: Sequence[str | InstructionLevel] = tuple(InstructionLevel),
-    int8: bool = False,
+    levels: Sequence[InstructionLevel],
+    int8: bool,
 ) -> None:
     """Write `vision`, and `text_LEVEL` and `decoder_LEVEL` for every level, into a folder; see `export_graphs`."""
     config: Any = model.config
@@ -159,7 +159,7 @@ def write_graphs(
         maps = vision(pixels)
         names = [f"fpn_{number}" for number in range(len(maps))]
         writer.write("vision", vision, {"pixel_values": pixels}, names)
-        for level in (InstructionLevel.from_any(level) for level in levels):
+        for level in levels:
             text, decoder = TextGraph(model, level), DecoderGraph(model, level, positions)
             features, words = text(ids, mask)
             prompt = {"input_ids": ids, "attention_mask": mask}

@@ -47,7 +47,7 @@ class InstructionAdapterConfig(AdapterSettings, PeftConfig):
 
     ```python
     >>> from peft import get_peft_model
-    >>> from transformers import CLIPTextConfig, Sam3Model
+    >>> from transformers import Sam3Model
     >>> from sam3i import InstructionAdapterConfig
 
     >>> stock = Sam3Model.from_pretrained("facebook/sam3")

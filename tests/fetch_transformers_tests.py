@@ -10,7 +10,7 @@ import sys
 import tarfile
 import tempfile
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 TARGET = Path(__file__).resolve().parents[1] / ".transformers-tests"
 
@@ -32,12 +32,12 @@ def fetch(release: str) -> Path:
         command += ["--no-binary", ":all:", "--dest", folder, f"transformers=={release}"]
         subprocess.run(command, check=True)
         (archive,) = Path(folder).glob("transformers-*.tar.gz")
+        package.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive) as content:
-            content.extractall(folder, filter="data")
-        (source,) = Path(folder).glob("transformers-*/tests")
-        for file in source.glob("*.py"):
-            (package / file.name).parent.mkdir(parents=True, exist_ok=True)
-            (package / file.name).write_text(file.read_text())
+            for member in content:
+                path = PurePosixPath(member.name)
+                if path.parts[1:-1] == ("tests",) and path.suffix == ".py" and (file := content.extractfile(member)):
+                    (package / path.name).write_bytes(file.read())
     for name, text in STAND_INS.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)

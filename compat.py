@@ -6,6 +6,7 @@ supported version; what a new version changes is mended in this file.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,11 @@ from transformers.masking_utils import create_bidirectional_mask
 # Adapted layers recompute their activations when the model is told to.
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+# How attention is computed once its projections are: the blocks of stock look it up themselves.
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
 # The layers and blocks of the text encoder that have adapters, and how each calls what is in it.
+from transformers.models.clip import modeling_clip
 from transformers.models.clip.modeling_clip import (
     CLIPMLP,
     CLIPAttention,
@@ -29,6 +34,7 @@ from transformers.models.clip.modeling_clip import (
 )
 
 # The layers, blocks and outputs of SAM3 that SAM3-I extends or builds.
+from transformers.models.sam3 import modeling_sam3
 from transformers.models.sam3.modeling_sam3 import (
     Sam3Attention,
     Sam3DetrDecoder,
@@ -56,7 +62,7 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
 # Decorators without which a sub-model's own `forward` returns no hidden states or attentions, and the registry of
 # what a model can record, which only constructors fill.
 from transformers.utils import output_capturing
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 
 # Uploads of the trainer, in the background as Transformers' own.
 from transformers.utils.hub import PushInProgress, hf_api
@@ -102,6 +108,18 @@ def text_layers(text_encoder: Any) -> str:
 def text_embeddings(text_encoder: Any) -> Any:
     """The token and position embeddings of a text encoder: CLIP's, or that of SAM3-LiteText."""
     return getattr(text_encoder, "text_model", text_encoder).embeddings
+
+
+def clip_attention(config: Any) -> Callable:
+    """How the text encoders of SAM3 and of SAM3-LiteText attend, by the implementation that was chosen."""
+    return ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(config), modeling_clip.eager_attention_forward)
+
+
+def sam3_attention(config: Any, mask: torch.Tensor | None) -> Callable:
+    """How the DETR layers attend; flash attention cannot add a bias to its logits, so stock takes another there."""
+    if is_flash_attention_requested(config) and mask is not None and mask.dtype != torch.bool:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(config), modeling_sam3.eager_attention_forward)
 
 
 def record_outputs(module: Any) -> None:
@@ -160,6 +178,7 @@ __all__ = [
     "box_cxcywh_to_xyxy",
     "can_return_tuple",
     "capture_outputs",
+    "clip_attention",
     "create_bidirectional_mask",
     "find_adapter_config_file",
     "has_adapters_loaded",
@@ -170,6 +189,7 @@ __all__ = [
     "merge_with_config_defaults",
     "record_outputs",
     "resolve_revision",
+    "sam3_attention",
     "set_loaded_parameter",
     "text_embeddings",
     "text_layers",

@@ -20,6 +20,8 @@ from ...compat import (
     Sam3LiteTextTextAttention,
     Sam3LiteTextTextMLP,
     Sam3MLP,
+    clip_attention,
+    sam3_attention,
 )
 from ..configuration_sam3i import AdapterSettings, InstructionLevel
 from .base import AdapterLinear, LevelModules, init_linear
@@ -139,65 +141,82 @@ def projections(site: nn.Module) -> Iterator[tuple[str, Any]]:
                     yield update_name(part, name), linear
 
 
-class UpdatedBlock:
-    """An attention or MLP block of SAM3 as its own `forward` sees it, with updated projections."""
+class Sam3IAttention(Sam3Attention):
+    """Attention of the DETR layers; `level_updates(name, projection, states)` replaces `projection(states)`."""
 
-    def __init__(self, block: nn.Module, level_updates: Callable):
-        self.block = block
-        self.level_updates = level_updates
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self.block, name)
-        return partial(self.level_updates, name, attribute) if name in PROJECTIONS else attribute
-
-
-class UpdatableBlock(nn.Module):
-    """Base of stock blocks: their `forward` can run with updated projections."""
-
-    stock: type[nn.Module]
-
-    def forward(self, *args, level_updates: Callable | None = None, **kwargs):
-        """As in stock; `level_updates(name, projection, states)` replaces `projection(states)` when given."""
+    def forward(self, query, key, value, attention_mask=None, level_updates: Callable | None = None, **kwargs):
+        """As in stock, whose own code runs where nothing is updated."""
         if level_updates is None:
-            return self.stock.forward(self, *args, **kwargs)
-        # Stock's own code, run on a view of this block: no copy of it, and no state that outlives the call.
-        return self.stock.forward(UpdatedBlock(self, level_updates), *args, **kwargs)
+            return super().forward(query, key, value, attention_mask, **kwargs)
+        heads = [
+            split_heads(level_updates(name, getattr(self, name), states), self.num_attention_heads)
+            for name, states in (("q_proj", query), ("k_proj", key), ("v_proj", value))
+        ]
+        attend = sam3_attention(self.config, attention_mask)
+        options = {"dropout": 0.0, "scaling": self.scaling, "is_causal": self.is_causal} | kwargs
+        attended, weights = attend(self, *heads, attention_mask=attention_mask, **options)
+        return level_updates("o_proj", self.o_proj, attended.flatten(2).contiguous()), weights
 
 
-class Sam3IAttention(UpdatableBlock, Sam3Attention):
-    """Attention of the DETR layers."""
+class UpdatableTextAttention(nn.Module):
+    """Base of the attention of text encoders; see [`Sam3IAttention`]."""
 
-    stock = Sam3Attention
+    def forward(self, hidden_states, attention_mask=None, level_updates: Callable | None = None, **kwargs):
+        """As in stock, whose own code runs where nothing is updated."""
+        stock: Any = super()
+        if level_updates is None:
+            return stock.forward(hidden_states, attention_mask, **kwargs)
+        block: Any = self
+        heads = [
+            split_heads(level_updates(name, getattr(block, name), hidden_states), block.num_heads)
+            for name in ("q_proj", "k_proj", "v_proj")
+        ]
+        options = {"scaling": block.scale, "dropout": block.dropout if self.training else 0.0} | kwargs
+        attended, weights = clip_attention(block.config)(block, *heads, attention_mask, **options)
+        return level_updates("out_proj", block.out_proj, attended.flatten(2).contiguous()), weights
 
 
-class Sam3IMLP(UpdatableBlock, Sam3MLP):
-    """MLP of the DETR layers."""
-
-    stock = Sam3MLP
-
-
-class Sam3ITextAttention(UpdatableBlock, CLIPAttention):
+class Sam3ITextAttention(UpdatableTextAttention, CLIPAttention):
     """Attention of the text encoder."""
 
-    stock = CLIPAttention
+
+class Sam3ILiteTextAttention(UpdatableTextAttention, Sam3LiteTextTextAttention):
+    """Attention of SAM3-LiteText's text encoder, which takes no further arguments."""
+
+    def forward(self, hidden_states, attention_mask=None, level_updates: Callable | None = None, **kwargs):
+        return super().forward(hidden_states, attention_mask, level_updates, is_causal=self.is_causal)
 
 
-class Sam3ITextMLP(UpdatableBlock, CLIPMLP):
+class UpdatableMLP(nn.Module):
+    """Base of the MLPs; see [`Sam3IAttention`]."""
+
+    def forward(self, hidden_states: torch.Tensor, level_updates: Callable | None = None) -> torch.Tensor:
+        """As in stock, whose own code runs where nothing is updated."""
+        stock: Any = super()
+        if level_updates is None:
+            return stock.forward(hidden_states)
+        block: Any = self
+        hidden_states = level_updates("fc1", block.fc1, hidden_states)
+        if hasattr(self, "dropout"):
+            hidden_states = block.dropout(hidden_states)
+        return level_updates("fc2", block.fc2, block.activation_fn(hidden_states))
+
+
+class Sam3IMLP(UpdatableMLP, Sam3MLP):
+    """MLP of the DETR layers."""
+
+
+class Sam3ITextMLP(UpdatableMLP, CLIPMLP):
     """MLP of the text encoder."""
 
-    stock = CLIPMLP
 
-
-class Sam3ILiteTextAttention(UpdatableBlock, Sam3LiteTextTextAttention):
-    """Attention of SAM3-LiteText's text encoder."""
-
-    stock = Sam3LiteTextTextAttention
-
-
-class Sam3ILiteTextMLP(UpdatableBlock, Sam3LiteTextTextMLP):
+class Sam3ILiteTextMLP(UpdatableMLP, Sam3LiteTextTextMLP):
     """MLP of SAM3-LiteText's text encoder."""
 
-    stock = Sam3LiteTextTextMLP
+
+def split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
+    """`(rows, tokens, width)` to `(rows, heads, tokens, width / heads)`."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 BLOCK_CLASSES: dict[type[nn.Module], type[nn.Module]] = {

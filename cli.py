@@ -33,7 +33,8 @@ class _ErrorsInOneLine(TyperGroup):
             return super().invoke(ctx)
         except Exception as error:
             for_typer = isinstance(error, typer.Abort) or hasattr(error, "exit_code")  # usage errors and early exits
-            if for_typer or os.environ.get(_TRACEBACK):
+            reader_left = isinstance(error, BrokenPipeError)  # `sam3i ... | head`: typer ends quietly
+            if for_typer or reader_left or os.environ.get(_TRACEBACK):
                 raise
             typer.echo(f"Error: {describe_error(error)}", err=True)
             raise typer.Exit(code=1) from error
@@ -57,6 +58,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in help texts are meant
 )
 
 
@@ -90,7 +92,9 @@ def _with_models(command: Callable) -> Callable:
 
 @app.command()
 def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) -> None:
-    """Say what a repository holds: levels, adapters, sizes, base. No weights are loaded."""
+    """Say what a repository holds.
+
+    Levels, adapters, sizes and base are read without loading weights."""
     from .hub.repo_info import repo_info
 
     typer.echo(str(repo_info(model)))

@@ -57,7 +57,9 @@ def validate(
     limit: Annotated[int, typer.Option(help="Print at most this many faults of each file; 0 for all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Name file, record and field of every fault; exit with 1 when there is one."""
+    """Name file, record and field of every fault.
+
+    Exit status 1 says that there is one."""
     from .datasets.image_roots import ReadOptions
     from .datasets.validation import validate_dataset
 
@@ -87,7 +89,9 @@ def inspect(
     count: Annotated[int, typer.Option(min=1, help="Rows on the contact sheet.")] = 12,
     as_json: AsJson = False,
 ) -> None:
-    """Count rows, instructions per level, target kinds and sizes; draw a sample of the rows."""
+    """Count what the rows hold, and draw a sample of them.
+
+    Counts instructions per level, target kinds and sizes."""
     from datasets import Image as ImageFeature
     from tqdm.auto import tqdm
 
@@ -134,7 +138,9 @@ def convert(
     push: Annotated[bool, typer.Option(help="Upload to the Hub instead, images included.")] = False,
     private: Annotated[bool, typer.Option(help="Make the uploaded repository private.")] = False,
 ) -> None:
-    """Read any format and write JSON Lines, the authors' JSON or parquet, or upload."""
+    """Write data of any format in another, or upload it.
+
+    Writes JSON Lines, the authors' JSON or parquet."""
     from .atomic import refuse_same
     from .datasets.conversion import convert_dataset, push_to_hub
     from .datasets.faults import RowAccount

@@ -441,7 +441,9 @@ def predict(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Of a video each so many-th frame.")] = 1,
 ) -> None:
-    """Segment images by instructions; write masks as JSON, over the picture, and for other tools."""
+    """Segment pictures and videos by instructions.
+
+    Writes masks as JSON, over the picture, and in the formats of other tools."""
     images, left_out = find_images(image or [])
     tasks = read_tasks(images, text or [], level, instructions)
     settings = PredictionSettings(threshold, mask_threshold, duplicates)

@@ -38,6 +38,19 @@ def test_usage_errors_keep_their_status():
     assert CliRunner().invoke(app, ["--version"]).output == f"sam3i {__version__}\n"
 
 
+def test_help_says_everything():
+    assert "[synonym, ...]" in CliRunner().invoke(app, ["data", "build", "--help"]).output
+    for group in ([], ["data"]):
+        listed = CliRunner().invoke(app, [*group, "--help"]).output.partition("Commands:")[2]
+        assert listed and "..." not in listed  # each command's first sentence fits its line
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m sam3i train --help | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd="/")
+    assert done.stdout.startswith("Usage") and not done.stderr
+
+
 def test_a_traceback_is_shown_when_asked_for(monkeypatch):
     monkeypatch.setenv("SAM3I_TRACEBACK", "1")
     monkeypatch.setattr("sam3i.hub.repo_info.repo_info", lambda model: 1 / 0)

@@ -116,11 +116,11 @@ def train(
         typer.Option(help="With --resume: what may differ from before, such as data or learning_rate; repeatable."),
     ] = None,
 ) -> None:
-    """Train instruction adapters on a frozen SAM3: simple, complex, then both jointly.
+    """Train instruction adapters on a frozen SAM3.
 
-    The plan (rows used and left out, steps, rates, memory) is checked and printed before the first step. SIGTERM ends
-    the run after a step, saved; --resume goes on. Runs on as many processes as torchrun or accelerate start. The
-    result in --output-dir loads with from_pretrained.
+    The stages are simple, complex, then both jointly. The plan (rows used and left out, steps, rates, memory) is
+    checked and printed before the first step. SIGTERM ends the run after a step, saved; --resume goes on. Runs on as
+    many processes as torchrun or accelerate start. The result in --output-dir loads with from_pretrained.
     """
     given: dict[str, Any] = {
         "max_steps": _staged("--steps", steps, int),

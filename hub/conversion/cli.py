@@ -19,7 +19,9 @@ def convert(
         int | None, typer.Option(min=1, help="Attention heads of the text adapters, if not the released 4.")
     ] = None,
 ) -> None:
-    """Convert a checkpoint of SAM3-I, SAM 3 or SAM 3.1 into a repository, and report on every tensor."""
+    """Make a repository of a SAM3-I, SAM 3 or SAM 3.1 file.
+
+    Every tensor is accounted for and reported."""
     from .official import convert_official_checkpoint
 
     report = convert_official_checkpoint(checkpoint, output_dir, config=config, base=base, adapter_heads=adapter_heads)

@@ -34,7 +34,9 @@ def demo(
         Path | None, typer.Option(help="Write a folder for a Hub Space instead of serving the page.")
     ] = None,
 ) -> None:
-    """Open a page on which to try a model: instructions, levels, thresholds, boxes."""
+    """Open a page on which to try a model.
+
+    It has instructions, levels, thresholds and boxes."""
     if export_space is not None:
         from .space import export_demo_space
 

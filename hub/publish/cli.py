@@ -23,7 +23,9 @@ def export(
     ] = False,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes of the shapes world, for --int8.")] = 25,
 ) -> None:
-    """Write a folder that works with trust_remote_code=True, or graphs for other runtimes, held against the model."""
+    """Write a folder or graphs that run without this package.
+
+    A folder works with trust_remote_code=True; graphs for other runtimes are held against the model."""
     if to not in TARGETS:
         raise ValueError(f"--to takes {', '.join(TARGETS)}, found {to!r}.")
     if to == TARGETS[0]:
@@ -66,7 +68,9 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch; made if need be.")] = None,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
 ) -> None:
-    """Upload a model, its processor and a model card to the Hub, in one commit."""
+    """Upload a model with its processor and card to the Hub.
+
+    All of it is one commit."""
     if form not in (None, *FORMS):
         raise typer.BadParameter(f"--as takes {', '.join(FORMS)}, found {form!r}.")
     from .push import push_folder
@@ -97,7 +101,9 @@ def card(
         Path | None, typer.Option(help="Output folder of the training, if it is another; kept as training.json.")
     ] = None,
 ) -> None:
-    """Write the model card of a folder from what lies in it, or bring it up to date; edited text stays."""
+    """Write the model card of a folder, or renew it.
+
+    It is made from what lies in the folder; edited text stays."""
     from ..cards.model_card import keep_records, write_model_card
 
     keep_records(folder, results or (), training)

@@ -64,7 +64,9 @@ def build(
     tasks: Annotated[int, typer.Option(min=1, help="Shards for --executor.")] = 4,
     executor_option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for datatrove's executor.")] = None,
 ) -> None:
-    """Write and check instructions; run it again to go on after a stop of any kind."""
+    """Write and check instructions for images.
+
+    Run it again to go on after a stop of any kind."""
     arguments = {name: str(item) if isinstance(item, Path) else item for name, item in locals().items()}
     if executor is not None:
         _run_shards(arguments)
@@ -190,7 +192,9 @@ def _has_instructions(run: RunDirectory) -> bool:
 
 
 def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Count what a run has written, accepted and spent; it may be at work."""
+    """Count what a run wrote, accepted and spent.
+
+    It may be at work."""
     from .run import RunDirectory
     from .status import run_status
 
@@ -222,7 +226,9 @@ def export(
     push_to: Annotated[str | None, typer.Option(help="Upload the folder to this data set of the Hub, too.")] = None,
     private: Annotated[bool, typer.Option(help="Make an uploaded data set private.")] = False,
 ) -> None:
-    """Write the accepted instructions with a dataset card, and upload them where asked."""
+    """Write the accepted instructions, with a card.
+
+    They are uploaded where asked."""
     from .export import export_run, push_export
     from .run import RunDirectory
 
@@ -243,7 +249,9 @@ def review(
     tokenizer: Annotated[str | None, typer.Option(help="SAM3 repository or folder to count tokens with.")] = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
 ) -> None:
-    """Open a page on which people decide what the checks disagree on; several may work on it at a time."""
+    """Open a page on which people decide in doubt.
+
+    They see what the checks disagree on; several may work on it at a time."""
     from .review.desk import ReviewDesk
     from .review.edits import EditChecks
     from .review.page import ReviewPage
@@ -264,7 +272,9 @@ def review_export(
     file: Annotated[Path, typer.Argument(help="JSON file for Label Studio.")],
     image_url: Annotated[str | None, typer.Option(help="Address of a picture, with {file} in it.")] = None,
 ) -> None:
-    """Write the review queue as Label Studio tasks, the labeling configuration beside it."""
+    """Write the review queue for Label Studio.
+
+    The labeling configuration lies beside the tasks."""
     from .review.desk import ReviewDesk
     from .review.label_studio import export_tasks
     from .run import RunDirectory

@@ -97,7 +97,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Agent: most tokens per instruction; no limit when absent.")
     ] = None,
 ) -> None:
-    """Score a model on data, compare it with baselines, or score prediction files alone.
+    """Score a model, baselines or prediction files on data.
 
     Runs on as many processes as torchrun or accelerate start, and continues after a kill with --resume. The protocol
     is printed beside the figures; all figures are percent, count_ratio is a ratio. Besides the figures at --threshold

@@ -16,10 +16,8 @@ from pathlib import Path
 import domain_common as domain
 import torch
 from finetune_lora import TARGETS
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Sam3Config, Sam3Model
-from transformers.integrations.peft import MIN_PEFT_VERSION
-from transformers.utils.peft_utils import check_peft_version
 
 from sam3i import Sam3IForInstructionSegmentation, VisionFeatureCache, save_adapter
 
@@ -40,11 +38,6 @@ def main() -> None:
     parser.add_argument("--base", help="stock SAM3 repository; taken from --model if not given")
     parser.add_argument("--adapter", help="repository of an instruction adapter; taken from --model if not given")
     options = parser.parse_args()
-    try:
-        check_peft_version(min_version=MIN_PEFT_VERSION)
-    except (ImportError, ValueError) as error:
-        print(f"NOT RUN: Transformers' own methods for adapters refuse the PEFT that is installed. {error}")
-        return
     with tempfile.TemporaryDirectory() as folder:
         model, processor = domain.load_model(options)
         base, adapter = take_apart(model, Path(folder))
@@ -64,20 +57,20 @@ def main() -> None:
         domain.tune(tuned, new, old, domain.without_adapter(tuned), options.steps, 4e-3, score_weight=3.0)
         tuned.save_pretrained(folder)
 
-        # Both on stock: named adapters, active alone or together.
-        stock = Sam3Model.from_pretrained(base, dtype=torch.float32).to(options.device).eval()
-        stock.load_adapter(adapter, adapter_name="instruction")
-        stock.load_adapter(f"{folder}/domain", adapter_name="domain")
-        systems = {"instruction adapter": ["instruction"], "domain LoRA": ["domain"]}
+        # Four systems of one stock repository: it alone (fresh adapters change nothing), with either, and with both.
         lines = {}
-        for name, active in (systems | {"both": ["instruction", "domain"]}).items():
-            stock.set_adapter(active)
-            lines[name] = data.score(stock, processor, options.threshold)
-        stock.disable_adapters()
-        lines = {"stock SAM3": data.score(stock, processor, options.threshold), **lines}
+        for repository, alone, with_lora in (
+            (base, "stock SAM3", "domain LoRA"),
+            (adapter, "instruction adapter", "both"),
+        ):
+            system = Sam3IForInstructionSegmentation.from_pretrained(repository, dtype=torch.float32)
+            system = system.to(options.device).eval()
+            lines[alone] = data.score(system, processor, options.threshold)
+            PeftModel.from_pretrained(system, f"{folder}/domain", adapter_name="domain")  # puts the LoRA into `system`
+            lines[with_lora] = data.score(system, processor, options.threshold)
         domain.print_table(lines, ("new concept", "new simple", "old simple", "new nothing", "old nothing"))
-        alone = max(lines["instruction adapter"]["new simple"], lines["domain LoRA"]["new simple"])
-        domain.report("both, above the better one", lines["both"]["new simple"] - alone, least=3, unit=" points")
+        better = max(lines["instruction adapter"]["new simple"], lines["domain LoRA"]["new simple"])
+        domain.report("both, above the better one", lines["both"]["new simple"] - better, least=3, unit=" points")
 
 
 if __name__ == "__main__":

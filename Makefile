@@ -23,7 +23,7 @@ quickstart: install  ## segment pictures on this machine and write the results t
 
 test: install  ## run the tests (minutes, CPU)
 	$(BIN)/python tests/fetch_transformers_tests.py
-	$(BIN)/python -m pytest -n auto --quiet
+	$(BIN)/python -m pytest -n auto --dist loadfile --quiet
 
 test-slow: install  ## run the slow and real-size tests as well
 	$(BIN)/python tests/fetch_transformers_tests.py

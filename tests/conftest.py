@@ -7,11 +7,12 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors; more threads only wait for each other, here and below
 
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tiny tensors; more threads only wait for each other
+torch.set_num_threads(1)
 
 REFERENCE = Path(__file__).resolve().parents[1] / ".." / "shared" / "reference"
 

@@ -45,9 +45,14 @@ def test_commands_and_their_options_exist(page):
     from sam3i.cli import app
 
     root = typer.main.get_command(app)
-    for block in blocks(page, "bash"):
+    text = page.read_text(encoding="utf-8")
+    mentioned = [" ".join(span.split()) for span in re.findall(r"(?<!`)`(sam3i [^`]+)`(?!`)", text)]
+    for block in [*blocks(page, "bash"), *blocks(page, "text"), *mentioned]:
         for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+            try:
+                words = shlex.split(line, comments=True)
+            except ValueError:  # a block in another language
+                continue
             if words[:1] != ["sam3i"]:
                 continue
             command, rest = root, words[1:]

@@ -38,10 +38,18 @@ BOX_EVERY = 6  # one step in six shows an object as a box
 IMAGES = 9  # pictures in a batch, about 30 prompts
 SHOWN = ("loss_bbox", "loss_dice", "loss_mask", "loss_ce", "presence_accuracy", "ce_f1")
 LOSS = {"scale_by_rows": False, "classification_min_queries": 50}
-# The paper's weights of the classification (10 and 2) forgive a second query on the same object. They learn faster, so
-# most of the training keeps them; the last part, at a lower rate, pays for every object once.
-SINGLE_LOSS = LOSS | {"classification_positive_weight": 2.0, "classification_gamma": 0.5}
-SINGLE_RATE = 0.4  # peak of the last part, as a share
+# The paper's weights of the classification (10 and 2) forgive a second query on the same object, and its one-to-many
+# queries, which share all weights with the others, ask for one. They learn faster, so most of the training keeps them;
+# the last part, at a lower rate, pays for every object once, and keeps an object with the query that already has it.
+SINGLE_LOSS = LOSS | {
+    "classification_weight": 40.0,
+    "classification_positive_weight": 2.0,
+    "classification_gamma": 0.5,
+    "one_to_many_weight": 0.0,
+    "match_class_cost": 5.0,
+}
+SINGLE_SHARE = 2.0  # factor on that loss, which has lost its one-to-many part, beside those of the heads for training
+SINGLE_RATE = 0.7  # peak of the last part, as a share
 
 
 class Pretraining(nn.Module):
@@ -59,14 +67,20 @@ class Pretraining(nn.Module):
         self.vision_head, self.query_head = VisionHead(), QueryHead()
         self.tokenizer = tokenizer
         self.model.detr_decoder.register_forward_hook(self._keep)
-        self._decoded = None
+        self.model.dot_product_scoring.register_forward_hook(self._keep_logits)
+        self._decoded = self._logits = None
+        self.find_weight = 1.0
 
     def expect_singles(self) -> None:
         """From now on the loss makes a second query on the same object expensive."""
         self.model.criterion = type(self.model.criterion)(SINGLE_LOSS)
+        self.find_weight = SINGLE_SHARE
 
     def _keep(self, module, inputs, output):
         self._decoded = output
+
+    def _keep_logits(self, module, inputs, output):
+        self._logits = output
 
     def stock_state_dict(self) -> dict[str, torch.Tensor]:
         """The weights of SAM3 alone."""
@@ -95,12 +109,13 @@ class Pretraining(nn.Module):
         boxes = torch.logit(decoded.reference_boxes[:, :, : queries.shape[2]], eps=1e-3)
         boxes = (boxes + self.model.detr_decoder.box_head(queries)).sigmoid()
         dense, right = self.vision_head(vision.fpn_hidden_states[1], scenes)
-        query = self.query_head(queries, boxes, [scenes[number] for number, _, _ in rows])
+        scores = self._logits[:, :, : queries.shape[2], 0].detach().sigmoid()
+        query = self.query_head(queries, boxes, scores, [scenes[number] for number, _, _ in rows])
         language = self.next_word_loss(sentences)
         figures = {name: outputs.loss_dict[name].item() for name in SHOWN} | right
         for name, value in (("find", outputs.loss), ("dense", dense), ("query", query), ("lm", language)):
             figures[name] = value.item()
-        return outputs.loss + 4 * dense + 3 * query + language, figures
+        return self.find_weight * outputs.loss + 4 * dense + 3 * query + language, figures
 
     def vision_only(self, scenes, images) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of the first, short part of the training: the vision encoder alone."""

@@ -78,15 +78,20 @@ class QueryHead(nn.Module):
         super().__init__()
         self.predict = nn.Linear(WIDTH, len(NOUNS) + 1 + len(COLORS))
 
-    def forward(self, queries: torch.Tensor, boxes: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
-        """`queries` [layers, R, Q, C], `boxes` [layers, R, Q, 4] cxcywh, the scene of each row; a scalar."""
+    def forward(
+        self, queries: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor, scenes: list[Scene]
+    ) -> torch.Tensor:
+        """`queries` [layers, R, Q, C], `boxes` [layers, R, Q, 4] cxcywh, `scores` [layers, R, Q], scenes of rows.
+
+        The query that answers for an object that was asked for is the one that covers it here.
+        """
         noun, color = self.predict(queries).split([len(NOUNS) + 1, len(COLORS)], dim=-1)
         wanted = [torch.from_numpy(scene.boxes) for scene in scenes]
         found = boxes.detach()
         where, which = [], []
         for layer in range(len(boxes)):
             for row, target in enumerate(wanted):
-                cost = torch.cdist(found[layer, row], target, p=1)
+                cost = torch.cdist(found[layer, row], target, p=1) - scores[layer, row, :, None]
                 query, item = linear_sum_assignment(cost.numpy())
                 where += [(layer, row, q) for q in query]
                 which += [(row, i) for i in item]

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..datasets.conversion import write_official
 from ..datasets.schema import InstructionRow, make_row
 from ..language.meaning import NONE
 from ..masks import encode_mask
-from .questions import families_of
+from .questions import families_of, one_of
 from .world import Scene, ShapesWorld
 from .writer import InstructionWriter, WrittenTarget, kinds_of
 
@@ -53,7 +54,11 @@ class ShapesCase:
 
 
 def write_targets(
-    world: ShapesWorld, scenes: Sequence[int], targets_per_scene: int = 4, concepts_per_scene: int = 2
+    world: ShapesWorld,
+    scenes: Sequence[int],
+    targets_per_scene: int = 4,
+    concepts_per_scene: int = 2,
+    emphasis: Mapping[str, float] | None = None,
 ) -> list[tuple[int, WrittenTarget]]:
     """Targets for a set of scenes, balanced over the whole set; (scene index, target) in order of the scenes.
 
@@ -62,8 +67,9 @@ def write_targets(
         scenes: their indices.
         targets_per_scene: at most so many with simple and complex phrasings per scene.
         concepts_per_scene: at most so many concepts per scene.
+        emphasis: families that are asked more or less often than others; see `writer.cell_weights`.
     """
-    follow = InstructionWriter(world.split)
+    follow = InstructionWriter(world.split, emphasis=emphasis)
     name = InstructionWriter(world.split, families_of(CONCEPT), (CONCEPT,))
     written = []
     for index in scenes:
@@ -196,21 +202,31 @@ class ShapesInstructionDataset(Dataset):
 
 
 def shapes_rows(
-    split: str, scenes: int | Sequence[int], seed: int = 0, targets_per_scene: int = 4
+    split: str,
+    scenes: int | Sequence[int],
+    seed: int = 0,
+    targets_per_scene: int = 4,
+    more_phrasings: int = 0,
+    emphasis: Mapping[str, float] | None = None,
 ) -> Iterator[InstructionRow]:
     """Rows of the common schema, one per target, with PIL images, of the first so many scenes or of the ones given.
 
     `concept` holds the category's noun as the official files do: it anchors the row, and denotes the row's target only
     where `target_kind` is not "1-to-N" and the row asks for the whole category (its id contains "-category-").
-    Questions that only the complex level can ask have no simple instruction.
+    Questions that only the complex level can ask have no simple instruction. To train on, a row may have up to
+    `more_phrasings` further instructions of each level (`WrittenTarget.more_texts`), and some families of questions
+    more rows than others (`emphasis`, by which the share of a family is multiplied).
     """
     world = ShapesWorld(seed, split)
     numbers = range(scenes) if isinstance(scenes, int) else scenes
-    scene = None
-    for index, target in write_targets(world, numbers, targets_per_scene, concepts_per_scene=0):
+    scene, choose = None, None
+    for index, target in write_targets(world, numbers, targets_per_scene, concepts_per_scene=0, emphasis=emphasis):
         if scene is None or scene.index != index:
             scene = world.scene(index)
+            choose = partial(one_of, world.rng(index, stream=4))
         texts = {level.value: [phrasing.text] for level, phrasing in target.phrasings.items()}
+        for level in target.phrasings if more_phrasings else ():
+            texts[level.value] += target.more_texts(level, choose, more_phrasings)
         yield make_row(
             **world_fields(scene, _image_id(world, index), target.asked, target.targets),
             concept=[target.concept],

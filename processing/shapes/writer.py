@@ -9,7 +9,7 @@ learns nothing about whether there is a target.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,8 +17,9 @@ import numpy as np
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..language.meaning import ALL, NONE, ONE, SOME, Meaning
-from ..language.phrasing import Phrasing, say
+from ..language.phrasing import Choose, Phrasing, say
 from .lexicon import LEXICON, MIRROR_WORDS
+from .phrasings import VARIED
 from .questions import (
     FAMILIES,
     denotation,
@@ -79,6 +80,11 @@ class WrittenTarget:
         """What makes the question one of its own, for ids."""
         return [self.meaning.family, *details(self.meaning), self.number]
 
+    def more_texts(self, level: InstructionLevel, choose: Choose, count: int) -> list[str]:
+        """Up to so many other instructions of a level that mean the same, in phrasings that training uses."""
+        said = [say(self.meaning, self.number, level, choose, VARIED, held_out=False).text for _ in range(count)]
+        return [text for text in dict.fromkeys(said) if text != self.phrasings[level].text]
+
     def mirror(self) -> WrittenTarget:
         """The same target in the mirrored scene: left and right exchanged in meaning and words."""
         phrasings = {
@@ -87,14 +93,19 @@ class WrittenTarget:
         return replace(self, meaning=self.meaning.mirror(), phrasings=phrasings)
 
 
-def cell_weights(families: Sequence[str]) -> dict[Cell, float]:
-    """The wanted share of every cell; sums to 1, and to a quarter for each target kind that occurs."""
+def cell_weights(families: Sequence[str], emphasis: Mapping[str, float] | None = None) -> dict[Cell, float]:
+    """The wanted share of every cell; sums to 1, and to a quarter for each target kind that occurs.
+
+    `emphasis` multiplies the share that a family has of each kind (1 where it is not named).
+    """
+    emphasis = emphasis or {}
     weights: dict[Cell, float] = {}
     kinds = sorted({kind for name in families for kinds in FAMILIES[name].kinds.values() for kind in kinds} - {NONE})
     for kind in kinds:
         places = [(name, number) for name in families for number, own in FAMILIES[name].kinds.items() if kind in own]
+        parts = sum(emphasis.get(name, 1.0) for name, _ in places)
         for name, number in places:
-            share = (1 - NONE_SHARE) / len(kinds) / len(places)
+            share = (1 - NONE_SHARE) / len(kinds) * emphasis.get(name, 1.0) / parts
             flags = (False, True) if name == "beside" else (None,)
             for flag in flags:
                 weights[Cell(name, number, kind, flag)] = share / len(flags)
@@ -116,15 +127,17 @@ class InstructionWriter:
         split: "train" says neither held-out pairs nor held-out phrasings.
         families: what may be asked.
         levels: the levels to put each meaning into words for (those that can say it).
+        emphasis: families that are asked more or less often than others; see [`cell_weights`].
     """
 
     split: str
     families: tuple[str, ...] = families_of(InstructionLevel.COMPLEX)
     levels: tuple[InstructionLevel, ...] = (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
     counts: Counter = field(default_factory=Counter)
+    emphasis: Mapping[str, float] | None = None
 
     def __post_init__(self):
-        self.weights = cell_weights(self.families)
+        self.weights = cell_weights(self.families, self.emphasis)
         self._siblings = defaultdict(list)
         for cell in self.weights:
             self._siblings[cell.family, cell.number].append(cell)

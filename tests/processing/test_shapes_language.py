@@ -11,7 +11,9 @@ from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.language import phrasing as language
 from sam3i.processing.language.lexicon import PLURAL, SINGULAR
 from sam3i.processing.shapes import lexicon
+from sam3i.processing.shapes.dataset import shapes_rows
 from sam3i.processing.shapes.lexicon import vocabulary
+from sam3i.processing.shapes.phrasings import VARIED
 from sam3i.processing.shapes.questions import (
     FAMILIES,
     denotation,
@@ -183,6 +185,50 @@ def test_held_out_phrasings_are_new_but_their_words_are_not(sentences):
 
     assert words(True) <= words(False)
     assert not templates(True) & templates(False)
+
+
+def test_more_phrasings_for_training_say_none_that_is_held_out():
+    def sentences_of(texts, carriers):
+        return {carrier.format(np=text) for text in texts for carrier in carriers}
+
+    base = lexicon.LEXICON
+    for tables, carriers, more, more_carriers in (
+        (base.simple, base.simple_carriers, VARIED.simple, VARIED.simple_carriers),
+        (base.complex, base.complex_carriers, VARIED.complex, VARIED.complex_carriers),
+    ):
+        assert tables.keys() == more.keys() and more_carriers[-1] == carriers[-1]
+        for family, texts in more.items():
+            assert len(set(texts)) == len(texts) > len(tables[family]) and texts[-1] == tables[family][-1]
+            held_out = sentences_of(texts[-1:], more_carriers) | sentences_of(texts, carriers[-1:])
+            assert not sentences_of(texts[:-1], more_carriers[:-1]) & held_out
+
+
+def test_more_phrasings_mean_the_same_in_words_of_the_world(training):
+    choose, said = partial(one_of, np.random.default_rng(3)), []
+    for _, target in training[:400]:
+        for level in target.phrasings:
+            said += target.more_texts(level, choose, 8)
+    assert {word for text in said for word in text.split()} <= set(vocabulary())
+    assert max(len(text.split()) for text in said) <= MAX_TOKENS - 2
+    assert not any("{" in text or "  " in text for text in said)
+    rows = {row["row_id"]: row for row in shapes_rows("train", 8)}
+    for row in shapes_rows("train", 8, more_phrasings=3):
+        plain = rows[row["row_id"]]
+        for level in ("simple", "complex"):
+            assert row[level][: len(plain[level])] == plain[level]
+            assert len(row[level]) > len(plain[level]) or not plain[level]
+            assert len(set(row[level])) == len(row[level])
+
+
+def test_families_can_be_asked_more_often():
+    families = ("colour", "distance", "extreme")
+    weights, more = cell_weights(families), cell_weights(families, {"distance": 3.0})
+    assert sum(more.values()) == pytest.approx(1)
+    of_one = {cell.family: weight for cell, weight in more.items() if cell.kind == "1-to-1"}
+    assert of_one["distance"] == pytest.approx(3 * of_one["extreme"])
+    assert sum(w for c, w in more.items() if c.kind == "1-to-1") == pytest.approx(
+        sum(w for c, w in weights.items() if c.kind == "1-to-1")
+    )
 
 
 def test_levels_say_only_what_they_can():

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""More ways to say what the shapes world says, for training alone: synonyms of constructions and other word orders.
+
+A text encoder that has heard each question in two constructions falls by ten points on a third one. Every phrasing
+here is made of words that the world has anyway, and none is a held-out one: those stay the last of their lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ..language.lexicon import Lexicon, Table
+from .lexicon import LEXICON
+
+SIMPLE: Table = {
+    "category": ("only {the} {n}", "{the} {n} of the picture", "{the} {n} to be found here"),
+    "colour": (
+        "the {n} that {have} the color {c}",
+        "the {n} with {c} color",
+        "{the} {c} {n} in the picture",
+        "the {n} that {be} in {c} color",
+        "{the} {c} {n} here",
+    ),
+    "size": (
+        "the {n} that {have} a {s} size",
+        "{the} {s} {n} in the picture",
+        "the {n} with a {s} size",
+        "{the} {s} {n} here",
+    ),
+    "colour_size": (
+        "the {c} {s} {n}",
+        "the {n} that {be} {s} and {c}",
+        "the {n} that {be} {c} and {s}",
+        "the {s} {n} with {c} color",
+        "the {c} {n} of {s} size",
+    ),
+    "not_colour": (
+        "the {n} in any color but {c}",
+        "the {n} of any color except {c}",
+        "the {n} that {have} any color but {c}",
+        "the {n} that {be} in any color but {c}",
+    ),
+    "region": (
+        "the {n} at the {x} side",
+        "the {n} that {be} on the {x} side",
+        "the {n} that {be} in the {x} half",
+        "the {n} on the {x} side of the picture",
+    ),
+    "extreme": (
+        "the {x} one of the {ns}",
+        "the {x} one of all the {ns}",
+        "the {x} {n} here",
+        "the {n} found {x}",
+        "the {x} of all {ns}",
+    ),
+    "all_but_extreme": (
+        "all {ns} but the {x} one",
+        "all the {ns} without the {x} one",
+        "the {ns} but the {x} one",
+    ),
+    "extreme_size": (
+        "the {x} one of the {ns}",
+        "the {x} one of all the {ns}",
+        "the {x} {n} here",
+        "the {x} of all {ns}",
+        "the {n} with the {x} size",
+    ),
+    "side": (
+        "the {n} anywhere {x} the {ref}",
+        "the {n} found {x} the {ref}",
+        "all {ns} {x} the {ref}",
+    ),
+    "beside": (
+        "the {n} next {x} the {ref}",
+        "the next {n} {x} the {ref}",
+        "the {n} found just {x} the {ref}",
+    ),
+    "distance": (
+        "the {n} {x} the {ref} in the picture",
+        "only the {n} {x} the {ref}",
+        "the {n} found {x} the {ref}",
+        "the {n} that is the one {x} the {ref}",
+    ),
+    "same_colour": (
+        "the {n} in the color of the {ref}",
+        "the {n} that {have} the same color as the {ref}",
+        "the {n} in the same color as the {ref}",
+        "the {n} with the color of the {ref}",
+        "the {n} that {be} in color like the {ref}",
+    ),
+}
+SIMPLE_CARRIERS = (
+    "point to {np}",
+    "look for {np}",
+    "please show {np}",
+    "please segment {np}",
+    "show only {np}",
+    "find {np} here",
+)
+COMPLEX: Table = {
+    "category": ("what {d}", "whatever {d}", "{the} {t} in the picture that {d}"),
+    "modified": (
+        "only the {t} {m} that {d}",
+        "the {t} here that {d} and {be} {m}",
+        "the {t} that {d} {m}",
+        "whatever {d} and {be} {m}",
+        "the {t} {m} of all that {d}",
+    ),
+    "related": (
+        "the {t} here that {d} and {be} {m}",
+        "the {t} that {d} {m}",
+        "whatever {d} and {be} {m}",
+        "the {t} {m} of all that {d}",
+    ),
+    "all_but_extreme": (
+        "everything that {d} but the one {m}",
+        "whatever {d} except the one {m}",
+        "all that {d} without the one {m}",
+    ),
+    "any_colour": ("{all} that is {m}", "{all} found here {m}", "{all} to be found {m}"),
+    "except": ("{all} except whatever {d}", "{all} here except what {d}", "{all} that is not whatever {d}"),
+    "shape_shared": (
+        "everything with the shape of another",
+        "everything that has the same shape as another",
+        "everything here that has a twin in shape",
+        "all things that have the shape of another",
+    ),
+    "shape_alone": (
+        "{all} that has no twin in shape",
+        "{all} with a shape found only once",
+        "{all} of a shape that is found once",
+    ),
+    "colour_shared": (
+        "everything with the color of another",
+        "everything that has the same color as another",
+        "everything here that has a twin in color",
+        "all things that have the color of another",
+    ),
+    "colour_alone": (
+        "{all} that has no twin in color",
+        "{all} with a color found only once",
+        "{all} of a color that is found once",
+    ),
+}
+COMPLEX_CARRIERS = ("i look for {np}", "we need {np}", "can you show {np}", "can we find {np}", "help find {np}")
+
+
+def _more(table: Mapping[str, Sequence[str]], phrasings: Table) -> dict[str, tuple[str, ...]]:
+    """Both tables' phrasings; the held-out one stays the last."""
+    return {family: (*own[:-1], *phrasings.get(family, ()), own[-1]) for family, own in table.items()}
+
+
+VARIED: Lexicon = replace(
+    LEXICON,
+    simple=_more(LEXICON.simple, SIMPLE),
+    complex=_more(LEXICON.complex, COMPLEX),
+    simple_carriers=(*LEXICON.simple_carriers[:-1], *SIMPLE_CARRIERS, LEXICON.simple_carriers[-1]),
+    complex_carriers=(*LEXICON.complex_carriers[:-1], *COMPLEX_CARRIERS, LEXICON.complex_carriers[-1]),
+)

@@ -7,9 +7,11 @@ supported version; what a new version changes is mended in this file.
 
 import os
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 # First weights: unlike those of `torch.nn.init`, these functions leave alone what `from_pretrained` has loaded.
 from transformers import initialization as init
@@ -122,9 +124,13 @@ def sam3_attention(config: Any, mask: torch.Tensor | None) -> Callable:
     return ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(config), modeling_sam3.eager_attention_forward)
 
 
-def record_outputs(module: Any) -> None:
-    """Enter a module whose class was exchanged among those whose hidden states and attentions can be asked for."""
-    output_capturing._CAN_RECORD_REGISTRY[module] = module._can_record_outputs
+def exchange_class(module: torch.nn.Module, ours: type[torch.nn.Module]) -> None:
+    """Give a module another class of the same weights, and tell those who keep books of classes and methods."""
+    module.__class__ = ours
+    if isinstance(module, PreTrainedModel):  # whose hidden states and attentions can be asked for, by class
+        dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(ours), module._can_record_outputs)
+    if "_old_forward" in vars(module):  # Accelerate, which places weights, calls the method that it found there
+        module._old_forward = MethodType(ours.forward, module)
 
 
 def set_loaded_parameter(model: Any, name: str, tensor: torch.Tensor) -> None:
@@ -180,6 +186,7 @@ __all__ = [
     "capture_outputs",
     "clip_attention",
     "create_bidirectional_mask",
+    "exchange_class",
     "find_adapter_config_file",
     "has_adapters_loaded",
     "hf_api",
@@ -187,7 +194,6 @@ __all__ = [
     "inverse_sigmoid",
     "mark_adapters_loaded",
     "merge_with_config_defaults",
-    "record_outputs",
     "resolve_revision",
     "sam3_attention",
     "set_loaded_parameter",

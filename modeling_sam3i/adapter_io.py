@@ -23,6 +23,7 @@ from transformers import Sam3Model
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, cached_file, logging
 
 from ..compat import attention_of, find_adapter_config_file, resolve_revision
+from .adapters.base import CONTAINER
 from .adapters.calibration import ScoreCalibration
 from .configuration_sam3i import AdapterSettings, Sam3IConfig
 
@@ -33,9 +34,7 @@ logger = logging.get_logger(__name__)
 ModelT = TypeVar("ModelT", bound="Sam3IPreTrainedModel")
 
 PEFT_TYPE = "SAM3I"
-CONTAINER = "level_adapters"
-"""Where a layer keeps PEFT's adapters. PEFT passes over modules with "sam3i_", the method's prefix, in their name."""
-
+STOCK_CLASS = {"base_model_class": Sam3Model.__name__, "parent_library": Sam3Model.__module__}
 FILE_PREFIX = "base_model.model."
 DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -278,7 +277,7 @@ def save_adapter(
     description = AdapterDescription.from_model_config(
         model.config,
         peft_type=PEFT_TYPE,
-        auto_mapping={"base_model_class": Sam3Model.__name__, "parent_library": Sam3Model.__module__},
+        auto_mapping=STOCK_CLASS,
         peft_version=_peft_version(),
         base_model_name_or_path=None if base is None else str(base),
         inference_mode=True,
@@ -330,6 +329,13 @@ def fill_adapters(model: ModelT, repo: str | os.PathLike, **download) -> ModelT:
         )
     parameters = {to_file_name(name): parameter for name, parameter in model.adapter_parameters().items()}
     AdapterMismatchError.check(tensors, parameters)
+    elsewhere = [name for name, parameter in parameters.items() if parameter.is_meta]
+    if elsewhere:
+        raise AdapterFileError(
+            f"Expected a model whose adapters are in memory, found {len(elsewhere)} on the disk (`device_map`), "
+            f"{elsewhere[0]!r} among them. Load base and adapters without `device_map`, write the whole model once "
+            "with `save_pretrained`, and load that one with `device_map`."
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
@@ -391,7 +397,6 @@ def load_with_base(
 
 
 __all__ = [
-    "CONTAINER",
     "PEFT_TYPE",
     "AdapterDescription",
     "AdapterFileError",

@@ -40,6 +40,7 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
         text_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | Sequence[Sequence[int]] | None = None,
         one_to_many: bool = False,
+        clamp_presence_logits: bool = True,
         **kwargs,
     ) -> Sam3DETRDecoderOutput:
         """
@@ -51,6 +52,7 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
             spatial_shapes (`torch.LongTensor` of shape `(1, 2)`, or a list): Height and width of the feature map.
                 Numbers need not be fetched from an accelerator, and an exported graph has them as constants.
             one_to_many (`bool`): Decode the queries a second time; doubles the query axis of the output.
+            clamp_presence_logits (`bool`): Whether presence logits are clamped as stock does.
 
         Returns:
             [`Sam3DETRDecoderOutput`]: layer-first tensors, as in stock.
@@ -95,7 +97,9 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
             boxes.append(refined)  # not detached: a layer's loss also trains the box refinement of the layer before
             outputs.append(normed)
             logits = self.presence_head(self.presence_layer_norm(hidden_states[:, :1])).squeeze(-1)
-            presence.append(logits.clamp(-self.clamp_presence_logit_max_val, self.clamp_presence_logit_max_val))
+            if clamp_presence_logits:
+                logits = logits.clamp(-self.clamp_presence_logit_max_val, self.clamp_presence_logit_max_val)
+            presence.append(logits)
         return Sam3DETRDecoderOutput(
             intermediate_hidden_states=torch.stack(outputs),
             reference_boxes=torch.stack(boxes[:-1]),

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Sam3Model
 
 from ..compat import (
+    CLIPTextEmbeddings,
     Sam3DETRDecoderOutput,
     Sam3VisionEncoderOutput,
     attention_of,
@@ -17,13 +19,13 @@ from ..compat import (
     inverse_sigmoid,
     text_embeddings,
 )
+from .adapters.base import adapter_of, has_selector
 from .adapters.calibration import ScoreCalibration
 from .adapters.router import choose_levels
 from .adapters.routing import LevelRouting
-from .configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
+from .configuration_sam3i import AUTO_LEVEL_INDEX, AdapterSettings, InstructionLevel, Sam3IConfig
 from .decoder import Sam3IDetrDecoder, Sam3IMaskDecoder
 from .inputs import PADDING_LABEL, ModelInputs, read_rows, row_images, text_encoder_inputs, token_embeddings
-from .pretrained import Sam3IPreTrainedModel
 
 
 @dataclass
@@ -92,13 +94,25 @@ class Prompt:
     routing: LevelRouting
 
 
-class Sam3IDetector(Sam3IPreTrainedModel):
-    """The model in parts, as the forward pass and [`SharedImages`] put them together: encode, decode, score."""
+class Sam3IDetector(Sam3Model):
+    """The model in parts, as the forward pass and [`SharedImages`] put them together: encode, decode, score.
+
+    Subclasses say whose adapters are in force: the native model's own, or those that PEFT keeps on a stock SAM3.
+    """
 
     detr_decoder: Sam3IDetrDecoder
     mask_decoder: Sam3IMaskDecoder
-    selects_instances: bool
     static_level: InstructionLevel | None = None
+
+    @property
+    def adapter_settings(self) -> AdapterSettings | Sam3IConfig:
+        """The settings of the adapters in force."""
+        raise NotImplementedError
+
+    @property
+    def selects_instances(self) -> bool:
+        """Whether the adapters in force choose among queries."""
+        return has_selector(self.adapter_settings)
 
     def set_level(self, level: str | int | InstructionLevel | None) -> None:
         """Fix the level of all instructions to a Python value; with `None`, calls choose it again.
@@ -174,7 +188,7 @@ class Sam3IDetector(Sam3IPreTrainedModel):
                 concept = LevelRouting(torch.zeros_like(routing.levels), InstructionLevel.CONCEPT.index)
                 return self._encode_text(input_ids, attention_mask, concept).last_hidden_state
 
-        return choose_levels(routing, getattr(self.text_encoder, "sam3i_adapter", None), states, attention_mask)
+        return choose_levels(routing, adapter_of(self.text_encoder), states, attention_mask)
 
     def _levels(self, given: Any) -> Any:
         if self.static_level is None:
@@ -187,7 +201,7 @@ class Sam3IDetector(Sam3IPreTrainedModel):
         return self.static_level
 
     def _encode_text(self, input_ids, attention_mask, routing: LevelRouting, **kwargs):
-        inputs = text_encoder_inputs(self.text_encoder, self.config, input_ids, attention_mask)
+        inputs = text_encoder_inputs(self.text_encoder, self.adapter_settings, input_ids, attention_mask)
         outputs = self.text_encoder(input_ids=input_ids, level_routing=routing, **inputs, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.last_hidden_state)
         outputs.word_embeds = self.get_input_embeddings()(input_ids)
@@ -205,9 +219,12 @@ class Sam3IDetector(Sam3IPreTrainedModel):
         rows = inputs.check(self.config, options)
         text_features, input_ids, text_mask = inputs.text_features, inputs.input_ids, inputs.attention_mask
         device = (input_ids if text_features is None else text_features).device
-        used = inputs.used_columns(self.config) if drop_padding else None
+        used = inputs.used_columns() if drop_padding and self._ignores_padding() else None
+        levels = inputs.instruction_levels
+        if levels is None:  # text that is encoded beforehand may know its level
+            levels = getattr(inputs.text_embeds, "instruction_levels", None)
         routing, (images, columns) = read_rows(
-            self._levels(inputs.instruction_levels),
+            self._levels(levels),
             rows,
             device,
             inputs.image_ids,
@@ -238,6 +255,11 @@ class Sam3IDetector(Sam3IPreTrainedModel):
             vision, images, routing.expand(rows), level_logits, text_features, words, text_mask, boxes, labels
         )
 
+    def _ignores_padding(self) -> bool:
+        """Whether nothing looks at padding: no later token, and no adapter that was trained to."""
+        has_causal_text = isinstance(text_embeddings(self.text_encoder), CLIPTextEmbeddings)
+        return has_causal_text and self.adapter_settings.mask_padding_in_adapters
+
     def make_prompt(
         self, rows: EncodedInstructions, fpn_states: list[torch.Tensor], fpn_positions: list[torch.Tensor]
     ) -> Prompt:
@@ -251,7 +273,7 @@ class Sam3IDetector(Sam3IPreTrainedModel):
         count, device = features.shape[0], features.device
         if boxes is not None and not boxes.shape[1]:
             boxes = None
-        if boxes is None and self.config.always_encode_geometry:
+        if boxes is None and self.adapter_settings.always_encode_geometry:
             # A box that is only padding leaves the geometry CLS token alone.
             boxes = torch.zeros(count, 1, 4, device=device)
             labels = torch.full((count, 1), PADDING_LABEL, dtype=torch.long, device=device)
@@ -317,6 +339,7 @@ class Sam3IDetector(Sam3IPreTrainedModel):
             spatial_shapes=[size],
             level_routing=prompt.routing,
             one_to_many=one_to_many,
+            clamp_presence_logits=self.adapter_settings.clamp_presence_logits,
             **kwargs,
         )
         queries = decoded.intermediate_hidden_states  # (layers, rows, queries, width)
@@ -338,4 +361,4 @@ class Sam3IDetector(Sam3IPreTrainedModel):
 
     def calibrate(self, logits: torch.Tensor, routing: LevelRouting) -> torch.Tensor:
         """Classification logits `(rows, queries)` as they are returned: calibrated, but for training."""
-        return logits if self.training else ScoreCalibration.of(self.config)(logits, routing)
+        return logits if self.training else ScoreCalibration.of(self.adapter_settings)(logits, routing)

@@ -10,13 +10,16 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+from transformers import Sam3Config
 from transformers.utils import TransformersKwargs
 
-from ..compat import CLIPTextEmbeddings, Sam3VisionEncoderOutput, text_embeddings
+from ..compat import CLIPTextEmbeddings, text_embeddings
 from .adapters.routing import LevelRouting
-from .configuration_sam3i import AUTO_LEVEL_INDEX, AdapterSettings, InstructionLevel, Sam3IConfig
+from .configuration_sam3i import AUTO_LEVEL_INDEX, AdapterSettings, InstructionLevel
 
 PADDING_LABEL = -10
+BOX_TOLERANCE = 0.1
+"""By which a box may leave the image: exemplars are drawn by hand, and the processor allows a pixel of the image."""
 
 OPTIONS = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "use_cache"}
 """What Transformers' callers pass to every model."""
@@ -52,7 +55,7 @@ class ModelInputs:
         """Encoded instructions `(rows, tokens, width)`, where they are given."""
         return getattr(self.text_embeds, "pooler_output", self.text_embeds)
 
-    def check(self, config: Sam3IConfig, options: dict[str, Any]) -> int:
+    def check(self, config: Sam3Config, options: dict[str, Any]) -> int:
         """Check that they are complete and fit each other.
 
         Args:
@@ -103,13 +106,9 @@ class ModelInputs:
         _check_boxes(self.input_boxes, self.input_boxes_labels)
         return text.shape[0]
 
-    def used_columns(self, config: Sam3IConfig) -> torch.Tensor | None:
-        """How many columns of the token ids hold more than padding, where nothing looks at padding; a tensor `(1,)`.
-
-        Nothing does, unless adapters were trained to (`mask_padding_in_adapters`).
-        """
-        unseen = config.mask_padding_in_adapters and config.has_causal_text
-        if self.input_ids is None or self.attention_mask is None or not unseen:
+    def used_columns(self) -> torch.Tensor | None:
+        """How many columns of the token ids hold more than padding; a tensor `(1,)`."""
+        if self.input_ids is None or self.attention_mask is None:
             return None
         columns = torch.arange(1, self.attention_mask.shape[1] + 1, device=self.attention_mask.device)
         return (columns * self.attention_mask.any(dim=0)).amax(0, keepdim=True).clamp(min=1)
@@ -144,7 +143,7 @@ def check_token_ids(input_ids: torch.Tensor) -> None:
         )
 
 
-def _check_pixels(config: Sam3IConfig, pixel_values: torch.Tensor) -> None:
+def _check_pixels(config: Sam3Config, pixel_values: torch.Tensor) -> None:
     vision: Any = config.vision_config.backbone_config
     sides = vision.image_size if isinstance(vision.image_size, list | tuple) else [vision.image_size] * 2
     shape = tuple(pixel_values.shape)
@@ -167,6 +166,21 @@ def _check_boxes(boxes: torch.Tensor | None, labels: torch.Tensor | None) -> Non
     if labels is not None and (boxes is None or labels.shape != boxes.shape[:2]):
         expected = "`input_boxes` as well" if boxes is None else f"shape {tuple(boxes.shape[:2])}"
         raise ValueError(f"Expected {expected} for `input_boxes_labels`, found {tuple(labels.shape)}.")
+    if labels is not None and _is_readable(labels):
+        unknown = [label for label in labels.unique().tolist() if label not in (PADDING_LABEL, 0, 1)]
+        if unknown:
+            raise ValueError(
+                f"Expected `input_boxes_labels` of 1 (like this), 0 (not like this) or -10 (padding), found {unknown}."
+            )
+    if boxes is not None and _is_readable(boxes):
+        wrong = ~((boxes >= -BOX_TOLERANCE) & (boxes <= 1 + BOX_TOLERANCE)).all(-1)  # NaN is wrong too
+        if labels is not None and labels.device == boxes.device:
+            wrong &= labels != PADDING_LABEL
+        if bool(wrong.any()):
+            raise ValueError(
+                "Expected `input_boxes` (cx, cy, w, h) as fractions of the image, in [0, 1], found "
+                f"{boxes[wrong][0].tolist()}. Let the processor prepare boxes in pixels."
+            )
 
 
 def to_host(*tensors: torch.Tensor | None) -> list[list[int] | None]:
@@ -335,18 +349,3 @@ def token_embeddings(text_embeds: Any, routing: LevelRouting | None, width: int,
             f"found {type(text_embeds).__name__} without. Pass the whole output of `get_text_features`."
         )
     return features.new_zeros(*features.shape[:2], width)
-
-
-def features_of_rows(vision: Sam3VisionEncoderOutput, images: torch.Tensor) -> Sam3VisionEncoderOutput:
-    """Image features with one copy for every row, as stock expects them.
-
-    Args:
-        vision ([`Sam3VisionEncoderOutput`]): Features of `I` images.
-        images (`torch.LongTensor` of shape `(R,)`): The image of each row.
-    """
-    return Sam3VisionEncoderOutput(
-        fpn_hidden_states=tuple(states[images] for states in vision.fpn_hidden_states),
-        fpn_position_encoding=tuple(states[images] for states in vision.fpn_position_encoding),
-        hidden_states=vision.hidden_states,
-        attentions=vision.attentions,
-    )

@@ -14,13 +14,11 @@ from ..compat import (
     can_return_tuple,
     text_embeddings,
 )
-from .adapters.base import has_selector
 from .adapters.calibration import ScoreCalibration
 from .adapters.cascade import adapter_sites, build_adapter
 from .adapters.router import LevelRouter
 from .adapters.sites import adopt
 from .configuration_sam3i import Sam3IConfig
-from .decoder import Sam3IDetrDecoder, Sam3IMaskDecoder
 from .detector import Sam3IDetector
 from .inputs import PASSED_OVER, ModelInputs
 from .losses.loss import Sam3ICriterion
@@ -31,50 +29,16 @@ from .outputs import (
     Sam3IQueriesOutput,
     predictions_for_loss,
 )
+from .pretrained import Sam3IPreTrainedModel
 from .shared_image import predict_instances, predict_queries, predict_rows
 
 logger = logging.get_logger(__name__)
 
 
-class Sam3IForInstructionSegmentation(Sam3IDetector):
-    """
-    Stock [`Sam3Model`] with instruction adapters in its text encoder, DETR encoder, DETR decoder and mask decoder.
+class Sam3IModel(Sam3IDetector):
+    """SAM3 that follows instructions: its calls, wherever the adapters come from."""
 
-    Weights of stock SAM3 (layout `sam3` or `sam3_video`) load as they are; adapters that no file provides start as
-    the identity. Rows at the concept level compute exactly what stock computes, whatever the adapters learned.
-
-    Source: SAM3-I (arXiv 2512.04585).
-    """
-
-    def __init__(self, config: Sam3IConfig):
-        config.check_adapters()
-        ScoreCalibration.of(config)  # says what is wrong with it before anything is loaded
-        text_config = config.text_config
-        if not config.has_causal_text:  # stock's constructor knows CLIP only; what it builds is replaced below
-            config.text_config = CLIPTextConfig(
-                vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size, num_hidden_layers=1
-            )
-        super().__init__(config)
-        config.text_config = text_config
-        # Two stock sub-models become ours; the weights keep their names.
-        self.detr_decoder = Sam3IDetrDecoder(config.detr_decoder_config)
-        self.mask_decoder = Sam3IMaskDecoder(config.mask_decoder_config)
-        if not config.clamp_presence_logits:
-            self.detr_decoder.clamp_presence_logit_max_val = float("inf")
-        if config.has_causal_text:
-            embeddings = adopt(text_embeddings(self.text_encoder))
-            if config.max_instruction_length > config.text_config.max_position_embeddings:
-                embeddings.extend(config.max_instruction_length)
-        else:  # its positions are interpolated to any length
-            self.text_encoder = Sam3LiteTextTextModel(text_config)  # type: ignore[assignment, arg-type]
-        for _, site in adapter_sites(self):
-            adapter = build_adapter(site, config, config.text_config.hidden_size)
-            if not isinstance(adapter, LevelRouter):  # the router is asked, it takes no part in its site's forward
-                adopt(site)
-            site.sam3i_adapter = adapter
-        self.selects_instances = has_selector(config)
-        self.criterion = Sam3ICriterion(config.loss_config)
-        self.post_init()
+    criterion: Sam3ICriterion
 
     @can_return_tuple
     def forward(
@@ -276,6 +240,62 @@ class Sam3IForInstructionSegmentation(Sam3IDetector):
         given = ModelInputs.take_from(inputs, row_chunk_size)
         return predict_queries(self, self.read_inputs(given, inputs), row_chunk_size)
 
+    def _may_share_images(self, options: dict) -> bool:
+        """Whether nobody needs gradients, or states and attentions of all rows at once."""
+        recorded = ("output_attentions", "output_hidden_states")
+        return not (
+            torch.is_grad_enabled()
+            or self.training
+            or torch.compiler.is_compiling()
+            or any(options.get(name) or getattr(self.config, name, False) for name in recorded)
+        )
+
+
+class Sam3IForInstructionSegmentation(Sam3IModel, Sam3IPreTrainedModel):
+    """
+    Stock [`Sam3Model`] with instruction adapters in its text encoder, DETR encoder, DETR decoder and mask decoder.
+
+    Weights of stock SAM3 (layout `sam3` or `sam3_video`) load as they are; adapters that no file provides start as
+    the identity. Rows at the concept level compute exactly what stock computes, whatever the adapters learned.
+
+    Source: SAM3-I (arXiv 2512.04585).
+    """
+
+    config_class = Sam3IConfig
+    config: Sam3IConfig
+
+    def __init__(self, config: Sam3IConfig):
+        config.check_adapters()
+        ScoreCalibration.of(config)  # says what is wrong with it before anything is loaded
+        text_config = config.text_config
+        if not config.has_causal_text:  # stock's constructor knows CLIP only; what it builds is replaced below
+            config.text_config = CLIPTextConfig(
+                vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size, num_hidden_layers=1
+            )
+        super().__init__(config)
+        config.text_config = text_config
+        # Stock sub-models become ours; the weights keep their names.
+        adopt(self.detr_decoder)
+        adopt(self.mask_decoder)
+        if config.has_causal_text:
+            embeddings = adopt(text_embeddings(self.text_encoder))
+            if config.max_instruction_length > config.text_config.max_position_embeddings:
+                embeddings.extend(config.max_instruction_length)
+        else:  # its positions are interpolated to any length
+            self.text_encoder = Sam3LiteTextTextModel(text_config)  # type: ignore[assignment, arg-type]
+        for _, site in adapter_sites(self):
+            adapter = build_adapter(site, config, config.text_config.hidden_size)
+            if not isinstance(adapter, LevelRouter):  # the router is asked, it takes no part in its site's forward
+                adopt(site)
+            site.sam3i_adapter = adapter
+        self.criterion = Sam3ICriterion(config.loss_config)
+        self.post_init()
+
+    @property
+    def adapter_settings(self) -> Sam3IConfig:
+        """The settings of the adapters: those of the model."""
+        return self.config
+
     def calibrate_scores(self, values: dict[str, Sequence[float]] | None) -> None:
         """Set what becomes of classification logits at inference, `{"simple": [scale, bias], ...}`; `None` nothing.
 
@@ -286,13 +306,3 @@ class Sam3IForInstructionSegmentation(Sam3IDetector):
             ValueError: for another level than simple and complex, or numbers that are no scale and bias.
         """
         self.config.score_calibration = ScoreCalibration(values).to_dict()
-
-    def _may_share_images(self, options: dict) -> bool:
-        """Whether nobody needs gradients, or states and attentions of all rows at once."""
-        recorded = ("output_attentions", "output_hidden_states")
-        return not (
-            torch.is_grad_enabled()
-            or self.training
-            or torch.compiler.is_compiling()
-            or any(options.get(name) or getattr(self.config, name, False) for name in recorded)
-        )

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import Sam3VideoModel
 from transformers.utils import ModelOutput
 
 from .detector import Sam3IDetector
 from .inputs import read_rows
 from .peft.loading import load_instruction_adapter
-
-_HOOK = "_sam3i_video_hook"
 
 
 @dataclass
@@ -70,18 +67,7 @@ def follow_instructions(video_model: Sam3VideoModel, source: Any) -> Sam3VideoMo
         video_model.detector_model = source.eval()
     else:
         load_instruction_adapter(video_model.detector_model, source)
-    detector = video_model.detector_model
-    if _HOOK not in detector.__dict__:
-        detector.__dict__[_HOOK] = detector.register_forward_pre_hook(_read_levels, prepend=True, with_kwargs=True)
     return video_model
-
-
-def _read_levels(detector: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Before the detector runs: the level of a frame's instruction is the one that its text was encoded at."""
-    text = kwargs.get("text_embeds")
-    if isinstance(text, InstructionFeatures) and kwargs.get("instruction_levels") is None:
-        kwargs = kwargs | {"instruction_levels": text.instruction_levels}
-    return args, kwargs
 
 
 @torch.inference_mode()
@@ -108,18 +94,12 @@ def add_instructions(
         ValueError: when the video model does not follow instructions, or a text is there at another level.
     """
     detector = video_model.detector_model
-    if _HOOK not in detector.__dict__:
+    if not isinstance(detector, Sam3IDetector):
         raise ValueError("The video model knows concepts only: call `follow_instructions(video_model, source)` first.")
     texts = [text] if isinstance(text, str) else list(text)
     encoded = processor(text=texts, instruction_levels=instruction_levels, return_tensors="pt").to(detector.device)
     routing, _ = read_rows(encoded["instruction_levels"], len(texts), detector.device, may_be_open=True)
-    words = (encoded["input_ids"], encoded["attention_mask"])
-    if isinstance(detector, Sam3IDetector):
-        routing, _ = detector.choose_levels(routing, *words)
-    else:
-        from .peft.hooks import route_levels  # PEFT has adapted the detector
-
-        routing = route_levels(detector, routing, *words)
+    routing, _ = detector.choose_levels(routing, encoded["input_ids"], encoded["attention_mask"])
     levels = routing.levels
     numbers = []
     for row, prompt in enumerate(texts):

@@ -10,6 +10,15 @@ from ...compat import init
 from ..configuration_sam3i import AdapterSettings
 from .routing import LevelRouting
 
+CONTAINER = "level_adapters"
+"""Where a layer keeps PEFT's adapters. PEFT passes over modules with "sam3i_", the method's prefix, in their name."""
+
+
+def adapter_of(site: nn.Module) -> Any:
+    """The adapter in force at a module: the native model's, or the active one of those that PEFT keeps there."""
+    kept = getattr(site, CONTAINER, None)
+    return getattr(site, "sam3i_adapter", None) if kept is None else kept.active()
+
 
 def has_selector(settings: AdapterSettings | PreTrainedConfig | None) -> bool:
     """Whether adapters of these settings choose among queries; a stock model's configuration knows of none."""

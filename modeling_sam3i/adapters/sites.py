@@ -16,14 +16,18 @@ from ...compat import (
     CLIPEncoderLayer,
     CLIPTextEmbeddings,
     GradientCheckpointingLayer,
+    Sam3DetrDecoder,
     Sam3DetrDecoderLayer,
     Sam3DetrEncoderLayer,
     Sam3DotProductScoring,
     Sam3LiteTextTextEncoderLayer,
+    Sam3MaskDecoder,
     Sam3MaskEmbedder,
+    exchange_class,
     init,
 )
-from .base import LevelModules
+from ..decoder import Sam3IDetrDecoder, Sam3IMaskDecoder
+from .base import CONTAINER, LevelModules, adapter_of
 from .low_rank import BLOCK_CLASSES
 from .routing import LevelRouting
 
@@ -31,12 +35,12 @@ KEPT_POSITIONS = 20
 """How many positions a table for long instructions has from stock's as they are."""
 
 
-class AdapterSite:
-    """Mixin of the adapted layers: where the adapter lives and how it is found."""
+class AdapterSite(nn.Module):
+    """Base of the adapted layers; without an adapter in force they compute what stock does."""
 
     def instruction_adapter(self) -> LevelModules | None:
-        """The adapter that is in force; `None` leaves the layer as stock has it."""
-        return getattr(self, "sam3i_adapter", None)
+        """The adapter that is in force."""
+        return adapter_of(self)
 
     def adapt(
         self, hidden_states: torch.Tensor, routing: LevelRouting | None, *context: torch.Tensor | None
@@ -306,7 +310,7 @@ class Sam3ITextEmbeddings(CLIPTextEmbeddings):
 
     def long_positions(self) -> nn.Embedding | None:
         """The second table, if there is one."""
-        return getattr(self, "long_position_embedding", None)
+        return adapter_of(self) if hasattr(self, CONTAINER) else getattr(self, "long_position_embedding", None)
 
     @torch.no_grad()
     def init_long_positions(self, table: nn.Embedding) -> None:
@@ -346,28 +350,34 @@ class Sam3ITextEmbeddings(CLIPTextEmbeddings):
         return self.token_embedding(input_ids) + torch.where((position_ids < stock)[..., None], short, long)
 
 
-SITE_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+OURS: dict[type[nn.Module], type[nn.Module]] = {
     CLIPEncoderLayer: Sam3ITextLayer,
+    CLIPTextEmbeddings: Sam3ITextEmbeddings,
     Sam3LiteTextTextEncoderLayer: Sam3ILiteTextLayer,
     Sam3DetrEncoderLayer: Sam3IDetrEncoderLayer,
     Sam3DetrDecoderLayer: Sam3IDetrDecoderLayer,
+    Sam3DetrDecoder: Sam3IDetrDecoder,
     Sam3MaskEmbedder: Sam3IMaskEmbedder,
+    Sam3MaskDecoder: Sam3IMaskDecoder,
     Sam3DotProductScoring: Sam3IDotProductScoring,
-    CLIPTextEmbeddings: Sam3ITextEmbeddings,
-}
+} | BLOCK_CLASSES
+"""The stock classes that SAM3-I extends, and what they become."""
 
 
 def adopt(module: nn.Module) -> Any:
     """Turn a stock module and its attention and MLP blocks into ours in place: same weights, same names, same hooks.
 
-    Raises:
-        TypeError: when the module is not one of those that SAM3-I extends.
+    One that is ours already, or that SAM3-I does not extend, stays what it is.
     """
-    if type(module) not in SITE_CLASSES:
-        names = ", ".join(stock.__name__ for stock in SITE_CLASSES)
-        raise TypeError(f"Expected a stock module ({names}), found {type(module).__name__}.")
-    module.__class__ = SITE_CLASSES[type(module)]
-    for block in module.children():
-        if type(block) in BLOCK_CLASSES:
-            block.__class__ = BLOCK_CLASSES[type(block)]
+    for part in (module, *module.children()):
+        if type(part) in OURS:
+            exchange_class(part, OURS[type(part)])
     return module
+
+
+def restore(module: nn.Module) -> None:
+    """Turn what [`adopt`] has made ours into stock's again, throughout."""
+    stock = {ours: theirs for theirs, ours in OURS.items()}
+    for part in module.modules():
+        if type(part) in stock:
+            exchange_class(part, stock[type(part)])

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of a stock SAM3 that PEFT has adapted, each with a container of named adapters.
-
-They are the native model's layers; only where they find their adapter differs.
-"""
+"""A stock SAM3 that PEFT has adapted: the native model's layers and calls, with containers of named adapters."""
 
 from typing import Any
 
@@ -10,42 +7,14 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ...compat import (
-    CLIPEncoderLayer,
-    CLIPTextEmbeddings,
-    Sam3DetrDecoder,
-    Sam3DetrDecoderLayer,
-    Sam3DETRDecoderOutput,
-    Sam3DetrEncoderLayer,
-    Sam3DotProductScoring,
-    Sam3MaskDecoder,
-    Sam3MaskEmbedder,
-    inverse_sigmoid,
-)
-from ..adapter_io import CONTAINER
-from ..adapters.base import LevelModules, has_selector
-from ..adapters.low_rank import BLOCK_CLASSES
-from ..adapters.routing import LevelRouting, precision_of
-from ..adapters.sites import (
-    Sam3IDetrDecoderLayer,
-    Sam3IDetrEncoderLayer,
-    Sam3IDotProductScoring,
-    Sam3IMaskEmbedder,
-    Sam3ITextEmbeddings,
-    Sam3ITextLayer,
-)
+from ..adapters.base import CONTAINER
+from ..adapters.routing import precision_of
 from ..configuration_sam3i import AdapterSettings
-from ..decoder import Sam3IMaskDecoder
+from ..losses.loss import Sam3ICriterion
+from ..modeling_sam3i import Sam3IModel
 
-SELECTION = "_sam3i_selection"
-"""Attribute of the decoder's queries: what the selector needs beside them."""
-
-
-def active_settings(site: nn.Module) -> AdapterSettings | None:
-    """The settings of the adapter in force at a layer; `None` leaves the model as stock has it."""
-    container = getattr(site, CONTAINER, None)
-    name = None if container is None else container.current()
-    return None if container is None or name is None else container.settings[name]
+STOCK = AdapterSettings(adapter_design="cascade", router_dim=0)
+"""Settings under which nothing differs from stock where no adapter is active."""
 
 
 class AdapterNotMergeableError(NotImplementedError):
@@ -56,20 +25,6 @@ class AdapterNotMergeableError(NotImplementedError):
             "Instruction adapters cannot be merged into the weights of SAM3: what they compute depends on the level "
             "of each row. Keep them as adapters, or call `unload()` to get the stock model back."
         )
-
-
-class InstructionRouting(LevelRouting):
-    """The rows of each level, and the instructions themselves.
-
-    Args:
-        routing ([`LevelRouting`]): The levels of the rows.
-        instruction (`tuple`): Token embeddings `(rows, tokens, text_width)` and their mask `(rows, tokens)`, which
-            may be `None`.
-    """
-
-    def __init__(self, routing: LevelRouting, instruction: tuple[torch.Tensor, torch.Tensor | None]):
-        super().__init__(routing.levels, routing.on_host)
-        self.instruction = instruction
 
 
 class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
@@ -142,80 +97,17 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
         raise AdapterNotMergeableError
 
 
-class TunedSite:
-    """Mixin of the layers that PEFT has adapted: their adapter is the active one of the container."""
+class AdaptedSam3Model(Sam3IModel):
+    """A stock SAM3 on which PEFT keeps instruction adapters; the tuner exchanges the class in place, and back.
 
-    level_adapters: InstructionAdapterLayer
+    Without an active adapter it computes what stock does.
+    """
 
-    def instruction_adapter(self) -> LevelModules | None:
-        return self.level_adapters.active()
-
-
-class TunedTextLayer(TunedSite, Sam3ITextLayer):
-    """A text encoder layer with PEFT's instruction adapters."""
-
-
-class TunedDetrEncoderLayer(TunedSite, Sam3IDetrEncoderLayer):
-    """A DETR encoder layer with PEFT's instruction adapters."""
-
-
-class TunedDetrDecoderLayer(TunedSite, Sam3IDetrDecoderLayer):
-    """A DETR decoder layer with PEFT's instruction adapters."""
-
-
-class TunedMaskEmbedder(TunedSite, Sam3IMaskEmbedder):
-    """The mask embedder with PEFT's instruction adapters."""
-
-
-class TunedDotProductScoring(TunedSite, Sam3IDotProductScoring):
-    """The scoring of queries with PEFT's instance selector, which reads what the decoder laid beside the queries."""
-
-    def forward(  # type: ignore[override]  # as stock's own forward pass calls it
-        self, decoder_hidden_states: torch.Tensor, text_features: torch.Tensor, text_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        selection = getattr(decoder_hidden_states, SELECTION, {})
-        return super().forward(decoder_hidden_states, text_features, text_mask, **selection)
-
-
-class TunedTextEmbeddings(Sam3ITextEmbeddings):
-    """Text embeddings whose table of long positions belongs to an adapter."""
-
-    level_adapters: InstructionAdapterLayer
-
-    def long_positions(self) -> nn.Embedding | None:
-        return self.level_adapters.active()
-
-
-class TunedDetrDecoder(Sam3DetrDecoder):
-    """The stock DETR decoder with what the active adapter asks of it: other clamping, and boxes for the selector."""
+    criterion = Sam3ICriterion()  # the paper's weights
 
     @property
-    def clamp_presence_logit_max_val(self) -> float:  # type: ignore[override]  # stock sets a number
-        settings = active_settings(self.layers[0])
-        if settings is not None and not settings.clamp_presence_logits:
-            return float("inf")
-        return self.__dict__["clamp_presence_logit_max_val"]
-
-    def forward(self, *args, level_routing: InstructionRouting | None = None, **kwargs) -> Sam3DETRDecoderOutput:
-        """As in stock. The scoring gets nothing but the queries, so what a selector needs travels on that tensor."""
-        decoded = super().forward(*args, level_routing=level_routing, **kwargs)
-        settings = active_settings(self.layers[0])
-        if level_routing is not None and has_selector(settings):
-            queries = decoded.intermediate_hidden_states  # (layers, rows, queries, hidden_size)
-            with torch.no_grad():  # the selector gives boxes no gradient; with one, the tensor would refer to itself
-                boxes = (inverse_sigmoid(decoded.reference_boxes) + self.box_head(queries)).sigmoid()
-            selection = {"boxes": boxes, "instruction": level_routing.instruction, "level_routing": level_routing}
-            setattr(queries, SELECTION, selection | {"last_layer_only": True})
-        return decoded
-
-
-TUNED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
-    CLIPEncoderLayer: TunedTextLayer,
-    CLIPTextEmbeddings: TunedTextEmbeddings,
-    Sam3DetrEncoderLayer: TunedDetrEncoderLayer,
-    Sam3DetrDecoderLayer: TunedDetrDecoderLayer,
-    Sam3DetrDecoder: TunedDetrDecoder,
-    Sam3MaskEmbedder: TunedMaskEmbedder,
-    Sam3MaskDecoder: Sam3IMaskDecoder,
-    Sam3DotProductScoring: TunedDotProductScoring,
-} | BLOCK_CLASSES
+    def adapter_settings(self) -> AdapterSettings:
+        """The settings of the active adapter."""
+        container = getattr(self.mask_decoder.mask_embedder, CONTAINER, None)
+        name = None if container is None else container.current()
+        return STOCK if container is None or name is None else container.settings[name]

@@ -15,14 +15,14 @@ from peft.utils import constants
 from torch import nn
 from transformers import CLIPTextConfig, Sam3Model
 
-from ...compat import mark_adapters_loaded
-from ..adapter_io import CONTAINER, PEFT_TYPE, AdapterFileError, AdapterMismatchError, check_weights
+from ...compat import exchange_class, mark_adapters_loaded
+from ..adapter_io import PEFT_TYPE, STOCK_CLASS, AdapterFileError, AdapterMismatchError, check_weights
+from ..adapters.base import CONTAINER
 from ..adapters.cascade import adapter_sites, build_adapter
-from ..adapters.sites import Sam3ITextEmbeddings
+from ..adapters.sites import Sam3ITextEmbeddings, adopt, restore
 from ..configuration_sam3i import AdapterSettings, Sam3IConfig
 from ..pretrained import Sam3IPreTrainedModel
-from .hooks import exchange, prepare_stock, restore_stock
-from .layers import AdapterNotMergeableError, InstructionAdapterLayer
+from .layers import AdaptedSam3Model, AdapterNotMergeableError, InstructionAdapterLayer
 
 EMBEDDINGS = "text_encoder.text_model.embeddings"
 
@@ -63,6 +63,12 @@ class InstructionAdapterConfig(AdapterSettings, PeftConfig):
         self.check_adapters()
         self.peft_type = Sam3IPeftType.SAM3I
 
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """As in PEFT; the adapters belong on stock's class, whatever the model's is while they are there."""
+        if kwargs.get("auto_mapping_dict") is not None:
+            kwargs["auto_mapping_dict"] = STOCK_CLASS
+        super().save_pretrained(save_directory, **kwargs)
+
 
 class InstructionAdapterModel(BaseTuner):
     """
@@ -93,7 +99,7 @@ class InstructionAdapterModel(BaseTuner):
                 "its own. Fill them with `load_instruction_adapter(model, repo)`, or load the pair with "
                 "`Sam3IForInstructionSegmentation.from_pretrained(repo)`."
             )
-        if not isinstance(model, Sam3Model):  # SAM3-LiteText as well, whose layers are classes of their own
+        if type(model) not in (Sam3Model, AdaptedSam3Model):  # SAM3-LiteText has layers of its own classes
             hint = "Pass its `detector_model`. " if hasattr(model, "detector_model") else ""
             raise TypeError(
                 f"Expected a stock Sam3Model to put instruction adapters on, found {type(model).__name__}. {hint}"
@@ -101,7 +107,9 @@ class InstructionAdapterModel(BaseTuner):
             )
         text_config = cast(CLIPTextConfig, model.config.text_config)
         peft_config.check_fits(text_config)
-        prepare_stock(model)
+        exchange_class(model, AdaptedSam3Model)
+        adopt(model.detr_decoder)
+        adopt(model.mask_decoder)
         self._site_names = {name for name, _ in adapter_sites(model, peft_config)}
         if peft_config.max_instruction_length > text_config.max_position_embeddings:
             self._site_names.add(EMBEDDINGS)
@@ -121,7 +129,7 @@ class InstructionAdapterModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        exchange(target, *target.children())
+        adopt(target)
         if isinstance(target, Sam3ITextEmbeddings):
             table = nn.Embedding(peft_config.max_instruction_length, target.position_embedding.embedding_dim)
             target.init_long_positions(table)
@@ -178,6 +186,16 @@ class InstructionAdapterModel(BaseTuner):
             discard_adapter(getattr(model, "get_base_model", lambda: model)(), adapter_name)
             raise
         return state_dict
+
+
+def restore_stock(model: Any) -> None:
+    """Undo everything: no container, stock's classes."""
+    for module in list(model.modules()):
+        if hasattr(module, CONTAINER):
+            delattr(module, CONTAINER)
+        if isinstance(module, AdaptedSam3Model):
+            exchange_class(module, Sam3Model)
+    restore(model)
 
 
 def discard_adapter(model: Any, adapter_name: str) -> None:

@@ -8,7 +8,7 @@ waited for three times at most, however many rows there are.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-from .results import InstructionResult
+from .results import InstructionResult, as_segments
 
 MAX_OVERLAP = 0.8
 """IoU of two masks above which people are shown one instance; two things that overlap less are two things."""
@@ -130,51 +130,53 @@ def segment_rows(
         scores = scores * presence.float().sigmoid()
     order = scores.argsort(dim=1, descending=True, stable=True)
     scores = scores.gather(1, order)
-    counts, best, levels = _read_rows(scores, threshold, getattr(outputs, "instruction_levels", None))
-    kept = [order[row, :count] for row, count in enumerate(counts)]  # (K,) each
+    rows = _read_rows(scores, threshold, getattr(outputs, "instruction_levels", None))
+    kept = [order[row, : read.count] for row, read in enumerate(rows)]  # (K,) each
     low_res = [masks[row][index] for row, index in enumerate(kept)]  # (K, h, w) each
-    places: list[Any] = [slice(None)] * len(kept)
+    chosen = [list(range(read.count)) for read in rows]
     if max_overlap is not None:
-        places = [
-            torch.tensor(chosen, device=scores.device) if len(chosen) < count else slice(None)
-            for chosen, count in zip(_without_duplicates(low_res, mask_threshold, max_overlap), counts, strict=True)
-        ]
+        chosen = _without_duplicates(low_res, mask_threshold, max_overlap)
     scale = None
     if sizes is not None:
         scale = scores.new_tensor([[width, height, width, height] for height, width in sizes])  # (rows, 4)
     results = []
-    for row, (count, place) in enumerate(zip(counts, places, strict=True)):
+    for row, read in enumerate(rows):
+        is_whole = len(chosen[row]) == read.count
+        place: Any = slice(None) if is_whole else torch.tensor(chosen[row], device=scores.device)
         row_boxes = boxes[row][kept[row]].float()  # (K, 4)
-        row_scores = scores[row, :count][place]
+        row_scores = scores[row, : read.count][place]
+        row_masks = resize_masks(low_res[row][place], None if sizes is None else sizes[row], mask_threshold)
         results.append(
             InstructionResult(
                 scores=row_scores,
                 boxes=(row_boxes if scale is None else row_boxes * scale[row])[place],
-                masks=resize_masks(low_res[row][place], None if sizes is None else sizes[row], mask_threshold),
+                masks=row_masks,
                 labels=torch.zeros_like(row_scores, dtype=torch.long),
-                level=InstructionLevel.from_any(levels[row]).value,
-                best_score=best[row],
+                level=InstructionLevel.from_any(read.level).value,
+                **as_segments(row_masks, [read.scores[index] for index in chosen[row]]),
+                best_score=read.scores[0] if read.scores else 0.0,
                 is_in_pixels=sizes is not None,
             )
         )
     return results
 
 
-def _read_rows(
-    scores: torch.Tensor, threshold: float, levels: torch.Tensor | None
-) -> tuple[list[int], list[float], list[int]]:
-    """How many of the sorted scores `(rows, queries)` pass, the best, and the level, of each row; one wait."""
+class _Row(NamedTuple):
+    """What the host knows of a row: how many of its sorted scores pass, its level, and the scores."""
+
+    count: int
+    level: int
+    scores: list[float]
+
+
+def _read_rows(scores: torch.Tensor, threshold: float, levels: torch.Tensor | None) -> list[_Row]:
+    """Read sorted scores `(rows, queries)` in one wait."""
     counts = (scores > threshold).sum(1)
-    if scores.shape[1]:
-        # Descending order puts NaN first; padding is behind.
-        best = scores[:, 0]
-    else:
-        best = scores.new_zeros(len(scores))
     levels = torch.zeros_like(counts) if levels is None else levels.to(counts.device)
-    values = torch.stack([counts.float(), best, levels.float()]).tolist()
-    if any(math.isnan(value) for value in values[1]):
+    values = torch.cat([torch.stack([counts, levels], 1).to(scores.dtype), scores], 1).tolist()
+    if any(math.isnan(row[2]) for row in values if len(row) > 2):  # descending order puts NaN first
         raise ValueError("The outputs hold NaN scores: the weights or the inputs are broken.")
-    return [int(count) for count in values[0]], values[1], [int(level) for level in values[2]]
+    return [_Row(int(count), int(level), found) for count, level, *found in values]
 
 
 def _without_duplicates(masks: list[torch.Tensor], mask_threshold: float, max_overlap: float) -> list[list[int]]:

@@ -8,9 +8,11 @@ themselves as JSON, COCO, YOLO and Label Studio, and become `supervision.Detecti
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -51,8 +53,7 @@ class _Exports:
     def to_supervision(self) -> Any:
         """`supervision.Detections` with masks, boxes, scores and the instruction as class name.
 
-        `Detections.from_transformers` reads masks of boxes as `(K, 1, height, width)`:
-        `from_transformers({**result, "masks": result["masks"][:, None]})`.
+        `Detections.from_transformers` takes an [`InstructionResult`] as it is, with boxes measured from the masks.
         """
         return _formats().to_supervision(self._instances())
 
@@ -66,6 +67,8 @@ class InstructionResult(_Exports, dict):
         masks: bool `(K, height, width)`.
         labels: `(K,)` zeros: the one class is what the instruction denotes.
         level: name of the level the instruction followed.
+        segmentation, segments_info: masks and scores once more, in the layout of Transformers' own instance
+            segmentation with binary maps; see [`as_segments`].
 
     Attributes:
         best_score: of the best candidate, above the threshold or not, as far as the model kept it.
@@ -99,6 +102,18 @@ class InstructionResult(_Exports, dict):
         return instances
 
 
+def as_segments(masks: torch.Tensor, scores: Sequence[float]) -> dict[str, Any]:
+    """Masks `(K, height, width)` and scores as `post_process_instance_segmentation(return_binary_maps=True)` has them.
+
+    Without instances that is a map `(height, width)` of -1.
+    """
+    segments = [
+        {"id": number, "label_id": 0, "was_fused": False, "score": score} for number, score in enumerate(scores)
+    ]
+    maps = masks if segments else torch.full(masks.shape[1:], -1, device=masks.device)
+    return {"segmentation": maps, "segments_info": segments}
+
+
 class InstanceList(_Exports, list):
     """The instances of one instruction as the pipeline returns them: dicts with "score", "label", "level", "box" and
     "mask" (a PIL image), best first."""
@@ -118,4 +133,4 @@ def _formats() -> Any:
         raise ImportError("Writing other tools' formats needs the package itself: pip install sam3i") from error
 
 
-__all__ = ["InstanceList", "InstructionResult"]
+__all__ = ["InstanceList", "InstructionResult", "as_segments"]

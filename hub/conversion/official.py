@@ -28,6 +28,7 @@ from .official_keys import (
     RELEASED_ADAPTER_SCALE,
     TRAINER_ENTRIES,
     find_drop_reason,
+    find_family,
     find_target,
     last_level_of,
     strip_prefix,
@@ -48,6 +49,8 @@ def _account(weights: dict[str, Any], beside: dict[str, Any], report: Conversion
     Raises:
         CheckpointConversionError: when something is unknown, ambiguous or of an impossible shape.
     """
+    if family := find_family(weights):
+        raise CheckpointConversionError(f"{report.checkpoint} holds {family}; nothing was converted.")
     native: dict[str, torch.Tensor] = {}
     unknown, twice, impossible = [], [], []
     for name in beside:
@@ -85,6 +88,9 @@ def _account(weights: dict[str, Any], beside: dict[str, Any], report: Conversion
             "checkpoint of the authors' SAM3-I code, of SAM 3 or of SAM 3.1.",
             problems,
         )
+    if not native:
+        reasons = "; ".join(sorted(set(report.dropped.values())))
+        raise CheckpointConversionError(f"{report.checkpoint} holds no weight of a detector, only what {reasons}.")
     return native
 
 

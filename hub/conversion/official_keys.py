@@ -7,6 +7,7 @@ The native names of stock SAM3 are those of `transformers`' `Sam3Model`.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -237,6 +238,18 @@ DROPPED: dict[str, str] = {
 }
 """Official names (regular expressions, without the `detector.` prefix) that have no native one, and why."""
 
+FOREIGN: dict[str, str] = {
+    r"(detector\.)?backbone\.vision_backbone\.trunk\.model\..+": "EfficientSAM3, whose image encoder is a "
+    "convolutional student (EfficientViT, RepViT or TinyViT with a projecting head). No class of Transformers "
+    "computes it; SAM 3, SAM 3.1 and SAM3-LiteText work",
+    r"(detector\.)?backbone\.language_backbone\.(projector|embed_proj)\..+": "SAM3-LiteText or EfficientSAM3 in "
+    "their authors' own layout, with a MobileCLIP text encoder. Name the SAM3-LiteText repository in the layout of "
+    "Transformers; it needs no conversion",
+    r"(image_encoder|sam_mask_decoder|sam_prompt_encoder|prompt_encoder|memory_attention)\..+": "SAM 1 or SAM 2, "
+    "which are pointed at what they shall segment and read no text. Take a checkpoint of SAM 3",
+}
+"""Names that tell another family of models, and what to say about it."""
+
 
 def _compile(rules: list[tuple[str, str]]) -> list[tuple[re.Pattern, str, Transform]]:
     compiled = []
@@ -284,3 +297,9 @@ def find_target(name: str) -> Target | None:
 def find_drop_reason(name: str) -> str | None:
     """Why the official tensor `name` (without prefix) is left out; `None` when nothing says it may be."""
     return next((reason for pattern, reason in _DROPPED if pattern.fullmatch(name)), None)
+
+
+def find_family(names: Iterable[str]) -> str | None:
+    """Which other family of models a checkpoint is of, and what to do; `None` where no name tells."""
+    known = [str(name) for name in names]
+    return next((told for pattern, told in FOREIGN.items() if any(re.fullmatch(pattern, n) for n in known)), None)

@@ -33,10 +33,10 @@ class DemoLayout:
         self.session = gr.State(DemoSession(), time_to_live=_SESSION_SECONDS)
         gr.HTML(html.header(model))
         with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=330):
+            with gr.Column(scale=5, min_width=400):
                 self._build_questions(examples)
                 self._build_boxes()
-            with gr.Column(scale=7, min_width=330):
+            with gr.Column(scale=7, min_width=400):
                 self._build_answers(threshold)
 
     def _build_questions(self, examples: list[DemoExample]) -> None:

@@ -38,12 +38,7 @@ def read_instructions(text: str | None) -> list[str]:
 
 
 class DemoModel:
-    """A pipeline that visitors share: one call at a time, image features kept for the most recent pictures.
-
-    Args:
-        pipe ([`InstructionSegmentationPipeline`]): The model and its processor.
-        name (`str`): What to call it; a folder or a Hub name.
-    """
+    """A pipeline that visitors share: one call at a time, image features kept for the most recent pictures."""
 
     def __init__(self, pipe: Any, name: str):
         self.pipe = pipe
@@ -53,7 +48,7 @@ class DemoModel:
 
     @classmethod
     def load(cls, name: str, device: str | None = None) -> "DemoModel":
-        """Load a model with its processor; see [`load_pipeline`]."""
+        """Load a folder or Hub name; see [`load_pipeline`]."""
         return cls(load_pipeline(name, device), name)
 
     @property
@@ -78,13 +73,7 @@ class DemoModel:
         level: str = "auto",
         boxes: Sequence[BoxExemplar] = (),
     ) -> Segmentation:
-        """Run the model once on one picture, for all its instructions.
-
-        Args:
-            image (`PIL.Image.Image`): The picture.
-            instructions (`list[str]`): May be empty when there are boxes.
-            level (`str`, *optional*, defaults to `"auto"`): Of all instructions.
-            boxes (`list[BoxExemplar]`, *optional*): Exemplars for all instructions.
+        """Run the model once on one picture, for all its instructions, of which there may be none beside boxes.
 
         Raises:
             ValueError: without instructions and boxes, or for boxes that leave the picture.

@@ -197,7 +197,7 @@ class DemoPage:
         if not session.comparison:
             return dict.fromkeys(page.panels) | {page.comparison: ""}
         views = [part.view(shown) for part in session.comparison]
-        panels = {panel: view.panel() for panel, view in zip(page.panels, views, strict=True)}
+        panels = {panel: view.overlay(legend=False) for panel, view in zip(page.panels, views, strict=True)}
         return panels | {page.comparison: html.comparison(views)}
 
     def _boxes(self, session: DemoSession) -> Changes:
@@ -254,7 +254,7 @@ class DemoPage:
         view = session.view(Shown(*shown))
         lines = view.lines() if view else []
         number = int(event.row_value[0]) if event.row_value and event.row_value[0] else 0  # the table may be sorted
-        return view.spotlight(lines[number - 1]) if view and 0 < number <= len(lines) else gr.skip()
+        return view.overlay(lines[number - 1]) if view and 0 < number <= len(lines) else gr.skip()
 
     def _show_all(self, session: DemoSession, *shown: Any) -> Any:
         view = session.view(Shown(*shown))

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...processing.drawing.instances import draw_boxes, draw_instances
+from ...processing.drawing.instances import draw_instances
 from ...processing.post_processing import MAX_OVERLAP
 from ...processing.result_formats import results_to_json
 from ...processing.results import InstructionResult
@@ -25,38 +24,24 @@ LOWEST_THRESHOLD = 0.05
 _DISPLAY_SIDE = 1280
 """Longest side, in pixels, of the pictures that are shown; files keep the size of the upload."""
 
-_CANVAS_SIDE = 640
-"""Longest side, in pixels, of the picture on which boxes are drawn."""
-
 Rows = list[list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class BoxExemplar:
-    """A box that says "like this" or "not like this".
+    """A box that says "like this" or, where it is not positive, "not like this"."""
 
-    Args:
-        corners (`tuple[int, int, int, int]`): (x1, y1, x2, y2) in pixels.
-        positive (`bool`): Whether it says "like this".
-    """
-
-    corners: tuple[int, int, int, int]
+    corners: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
     positive: bool = True
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What of an answer is shown.
-
-    Args:
-        threshold (`float`): Instances need a higher score; at least [`LOWEST_THRESHOLD`].
-        mask_threshold (`float`): Mask pixels need a higher probability.
-        hide_duplicates (`bool`): Whether of instances with nearly the same mask only the best is shown.
-    """
+    """What of an answer is shown: higher scores, of at least [`LOWEST_THRESHOLD`], and higher mask probabilities."""
 
     threshold: float = 0.5
     mask_threshold: float = 0.5
-    hide_duplicates: bool = True
+    hide_duplicates: bool = True  # of instances with nearly the same mask only the best is shown
 
     @property
     def max_overlap(self) -> float | None:
@@ -66,51 +51,30 @@ class Shown:
 
 @dataclass(frozen=True)
 class InstanceLine:
-    """One instance in the list: numbers as a person reads them.
+    """One instance in the list: numbers as a person reads them."""
 
-    Args:
-        row (`int`), place (`int`): Index of the instruction, and of the instance among its own.
-        score (`float`): In [0, 1].
-        box (`tuple[int, int, int, int]`): (x1, y1, x2, y2) in pixels of the upload.
-        area (`float`): Share of the picture, in [0, 1].
-    """
-
-    row: int
-    place: int
+    row: int  # of the instruction
+    place: int  # among the instances of its instruction
     score: float
-    box: tuple[int, int, int, int]
-    area: float
+    box: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the upload
+    area: float  # share of the picture, in [0, 1]
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What one call of the model found, before thresholds.
+    """What one call of the model found for `R` instructions, before thresholds."""
 
-    Args:
-        pipe ([`InstructionSegmentationPipeline`]): Turns outputs into instances.
-        model (`str`): Folder or Hub name.
-        image (`PIL.Image.Image`): The upload.
-        texts (`tuple[str | None]`): The `R` instructions; `None` where boxes speak alone.
-        asked (`str`): The level asked for, or `"auto"`.
-        boxes (`tuple[BoxExemplar]`): The exemplars of all instructions.
-        outputs (`dict`): Masks, boxes and logits of the candidates of each row, best first.
-        probabilities (`list[list[float]]`, *optional*): `(R, 3)`: of the levels, by the learned router.
-        lost (`tuple[str]`): For each instruction the words that did not fit.
-        vision_seconds (`float`, *optional*): Spent on the picture; `None` when its features were at hand.
-        seconds (`float`): Spent in all.
-    """
-
-    pipe: Any
-    model: str
-    image: Image.Image
-    texts: tuple[str | None, ...]
-    asked: str
-    boxes: tuple[BoxExemplar, ...]
-    outputs: dict[str, Any]
-    probabilities: list[list[float]] | None
-    lost: tuple[str, ...]
-    vision_seconds: float | None
-    seconds: float
+    pipe: Any  # the pipeline, which turns outputs into instances
+    model: str  # folder or Hub name
+    image: Image.Image  # the upload
+    texts: tuple[str | None, ...]  # None where boxes speak alone
+    asked: str  # the level, or "auto"
+    boxes: tuple[BoxExemplar, ...]  # of all instructions
+    outputs: dict[str, Any]  # masks, boxes and logits of the candidates of each row, best first
+    probabilities: list[list[float]] | None  # (R, 3), of the levels, by the learned router
+    lost: tuple[str, ...]  # for each instruction the words that did not fit
+    vision_seconds: float | None  # spent on the picture; None when its features were at hand
+    seconds: float  # spent in all
 
     @property
     def levels(self) -> list[str]:
@@ -220,23 +184,14 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class View:
-    """The instances of a [`Segmentation`] at given thresholds, ready to be shown.
-
-    Args:
-        segmentation ([`Segmentation`]): Where they come from.
-        shown ([`Shown`]): The thresholds.
-        image (`PIL.Image.Image`): The picture at the size of their masks.
-        rows: The instances of each instruction.
-        best (`list[float]`): The best score of each instruction, above the threshold or not; 0 where none is known.
-        hidden (`list[int]`): How many of its instances are hidden as duplicates.
-    """
+    """The instances of a [`Segmentation`] at given thresholds, ready to be shown."""
 
     segmentation: Segmentation
     shown: Shown
-    image: Image.Image
-    rows: Rows
-    best: list[float]
-    hidden: list[int]
+    image: Image.Image  # at the size of the masks
+    rows: Rows  # the instances of each instruction
+    best: list[float]  # score of each instruction, above the threshold or not; 0 where none is known
+    hidden: list[int]  # how many instances of each are hidden as duplicates
 
     @property
     def lower_threshold(self) -> float | None:
@@ -246,23 +201,17 @@ class View:
         lower = math.ceil(step * 100 - 1) / 100  # below the score, also where that is a whole number of hundredths
         return max(lower, LOWEST_THRESHOLD) if LOWEST_THRESHOLD < step <= self.shown.threshold else None
 
-    def overlay(self) -> Image.Image:
-        """The picture with masks and scores over a legend."""
-        return self._draw(self.rows)
-
-    def panel(self) -> Image.Image:
-        """The overlay without its legend, for a place among others."""
-        return self._draw(self.rows, legend=False)
-
-    def _draw(self, rows: Rows, legend: bool = True) -> Image.Image:
-        notes = [f"{len(row)} found" if row else None for row in self.rows]
-        captions, levels = self.segmentation.captions, self.segmentation.levels
+    def overlay(self, only: InstanceLine | None = None, legend: bool = True) -> Image.Image:
+        """The picture with masks and scores, over a legend; with `only`, everything but that instance is dimmed."""
+        rows = self.rows
+        if only is not None:
+            rows = [[] if index != only.row else [row[only.place]] for index, row in enumerate(rows)]
         return draw_instances(
             self.image,
             rows[0] if len(rows) == 1 else rows,
-            instructions=captions,
-            levels=levels,
-            notes=notes,
+            instructions=self.segmentation.captions,
+            levels=self.segmentation.levels,
+            notes=[f"{len(row)} found" if row else None for row in self.rows],
             legend=legend,
         )
 
@@ -277,29 +226,6 @@ class View:
                 lines.append(InstanceLine(index, place, instance["score"], (left, top, right, bottom), area))
         return lines
 
-    def spotlight(self, line: InstanceLine) -> Image.Image:
-        """The overlay with everything but one instance dimmed."""
-        rows = [[] if index != line.row else [row[line.place]] for index, row in enumerate(self.rows)]
-        return self._draw(rows)
-
-
-def draw_exemplars(
-    image: Image.Image, boxes: Sequence[BoxExemplar], corner: tuple[int, int] | None = None
-) -> Image.Image:
-    """The picture, enlarged by [`canvas_factor`], with box exemplars and a corner set first."""
-    return draw_boxes(
-        image,
-        [box.corners for box in boxes],
-        [int(box.positive) for box in boxes],
-        corner=corner,
-        side=_CANVAS_SIDE,
-    )
-
-
-def canvas_factor(image: Image.Image) -> float:
-    """How much larger the canvas for boxes is than the picture."""
-    return _CANVAS_SIDE / max(image.size)
-
 
 __all__ = [
     "LOWEST_THRESHOLD",
@@ -308,6 +234,4 @@ __all__ = [
     "Segmentation",
     "Shown",
     "View",
-    "canvas_factor",
-    "draw_exemplars",
 ]

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from ...processing.drawing.instances import draw_boxes
 from ...processing.images import read_image
 from .model import DemoModel, read_instructions
-from .segmentation import BoxExemplar, Segmentation, Shown, View, canvas_factor, draw_exemplars
+from .segmentation import BoxExemplar, Segmentation, Shown, View
 
 MOST_BOXES = 20
 """Box exemplars of one call."""
+
+_CANVAS_SIDE = 640
+"""Longest side, in pixels, of the picture on which boxes are drawn."""
 
 
 def read_corners(text: str | None) -> tuple[float, float, float, float]:
@@ -32,32 +36,17 @@ def read_corners(text: str | None) -> tuple[float, float, float, float]:
 
 @dataclass
 class DemoSession:
-    """A visitor's state; the model is not in it.
+    """A visitor's state; the model is not in it."""
 
-    Args:
-        image (`PIL.Image.Image`, *optional*): The picture, in RGB.
-        boxes (`list[BoxExemplar]`): Exemplars on it.
-        corner (`tuple[int, int]`, *optional*): First corner of a box that is being drawn, in pixels.
-        answer ([`Segmentation`], *optional*): Of the last call.
-        comparison (`list[Segmentation]`): The last one at the three levels.
-        was_explained (`bool`): Whether the visitor has been told what an answer shows.
-    """
-
-    image: Image.Image | None = None
+    image: Image.Image | None = None  # in RGB
     boxes: list[BoxExemplar] = field(default_factory=list)
-    corner: tuple[int, int] | None = None
+    corner: tuple[int, int] | None = None  # the first one of a box that is being drawn, in pixels
     answer: Segmentation | None = None
-    comparison: list[Segmentation] = field(default_factory=list)
-    was_explained: bool = False
+    comparison: list[Segmentation] = field(default_factory=list)  # at the three levels
+    was_explained: bool = False  # whether the visitor has been told what an answer shows
 
     def show(self, source: str | Image.Image | None) -> bool:
-        """Put a picture in place of the last one and forget what belonged to that.
-
-        Args:
-            source (`str` or `PIL.Image.Image`, *optional*): Path or picture; `None` for no picture.
-
-        Returns:
-            `bool`: whether it is another picture.
+        """Put a picture in place of the last one and forget what belonged to that; whether it is another picture.
 
         Raises:
             ValueError: when it cannot be read.
@@ -69,12 +58,7 @@ class DemoSession:
         self.image, self.boxes, self.corner, self.answer, self.comparison = image, [], None, None, []
         return True
 
-    def require_image(self) -> Image.Image:
-        """The picture.
-
-        Raises:
-            ValueError: when there is none.
-        """
+    def _require_image(self) -> Image.Image:
         if self.image is None:
             raise ValueError("There is no picture yet: upload one, paste one, or choose an example.")
         return self.image
@@ -85,8 +69,7 @@ class DemoSession:
         Raises:
             ValueError: without a picture, without instructions and boxes, or with too many instructions.
         """
-        image = self.require_image()
-        self.answer = model.segment(image, read_instructions(text), level, self.boxes)
+        self.answer = model.segment(self._require_image(), read_instructions(text), level, self.boxes)
         return self.answer
 
     def compare(self, model: DemoModel, text: str | None) -> list[Segmentation]:
@@ -95,8 +78,7 @@ class DemoSession:
         Raises:
             ValueError: as for [`segment`].
         """
-        image = self.require_image()
-        self.comparison = model.compare(image, read_instructions(text), self.boxes)
+        self.comparison = model.compare(self._require_image(), read_instructions(text), self.boxes)
         return self.comparison
 
     def view(self, shown: Shown) -> View | None:
@@ -109,7 +91,7 @@ class DemoSession:
         Raises:
             ValueError: without a picture, for a box without area in the picture, or for too many boxes.
         """
-        image = self.require_image()
+        image = self._require_image()
         if len(self.boxes) >= MOST_BOXES:
             raise ValueError(f"Expected at most {MOST_BOXES} boxes: undo one first.")
         x1, x2 = sorted(round(min(max(value, 0), image.width)) for value in corners[0::2])
@@ -125,16 +107,12 @@ class DemoSession:
         return box
 
     def click(self, position: tuple[float, float], positive: bool) -> BoxExemplar | None:
-        """A click on the canvas: the first sets a corner, the second completes the box.
-
-        Args:
-            position (`tuple[float, float]`): (x, y) in pixels of the canvas.
-            positive (`bool`): Whether the box will say "like this".
+        """A click at (x, y) in pixels of the canvas: the first sets a corner, the second completes the box.
 
         Raises:
             ValueError: as for [`add_box`].
         """
-        factor = canvas_factor(self.require_image())
+        factor = canvas_factor(self._require_image())
         point = (round(position[0] / factor), round(position[1] / factor))
         if self.corner is None:
             self.corner = point
@@ -155,7 +133,15 @@ class DemoSession:
 
     def canvas(self) -> Image.Image | None:
         """The picture to draw boxes on."""
-        return None if self.image is None else draw_exemplars(self.image, self.boxes, self.corner)
+        if self.image is None:
+            return None
+        corners, signs = [box.corners for box in self.boxes], [int(box.positive) for box in self.boxes]
+        return draw_boxes(self.image, corners, signs, corner=self.corner, side=_CANVAS_SIDE)
 
 
-__all__ = ["MOST_BOXES", "DemoSession", "read_corners"]
+def canvas_factor(image: Image.Image) -> float:
+    """How much larger the canvas for boxes is than the picture."""
+    return _CANVAS_SIDE / max(image.size)
+
+
+__all__ = ["MOST_BOXES", "DemoSession", "canvas_factor", "read_corners"]

@@ -45,16 +45,17 @@ table.levels th, table.levels td { text-align: left; padding: 7px 10px; overflow
 table.levels .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 8px; }
 #examples .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)) !important; gap: 6px !important; }
 #examples .grid-wrap { padding: 8px !important; overflow: hidden; }
-#instances [role=grid] *, #instances table { font-family: var(--font); }
-#instances [role=gridcell] { cursor: pointer; }
+#instances { overflow-x: auto !important; }
+#instances [role=grid], #instances table { min-width: 640px; font-family: var(--font); }
+#instances [role=grid] * { font-family: var(--font); }
+#instances [role=gridcell] { cursor: pointer; word-break: normal; }
 #notice:not(:has(.notice)) { display: none; }
 #picture img, #overlay img, #canvas img { width: 100%; height: 100%; object-fit: contain; }
 @media (max-width: 640px) {
   .head h1 { font-size: 1.35rem; }
   #examples { height: 76px !important; }
   #overlay { height: auto !important; }
-  #instances { max-width: calc(100vw - 64px); overflow-x: auto !important; }
-  #instances [role=grid], #instances table { min-width: 600px; }
+  #instances { max-width: calc(100vw - 64px); }
 }
 """
 )

@@ -209,7 +209,8 @@ class _GraphWriter:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         kinds = ["MatMul", "Gemm", "Gather"]  # a convolution in 8 bits is slower on the CPU
-        quantize_dynamic(path, path, op_types_to_quantize=kinds, weight_type=QuantType.QInt8, per_channel=True)
+        # Signed weights beside unsigned activations overflow on processors that have AVX2 but no VNNI.
+        quantize_dynamic(path, path, op_types_to_quantize=kinds, weight_type=QuantType.QUInt8, per_channel=True)
 
     def _convert_to_openvino(self, source: Path, path: Path) -> None:
         """By way of ONNX: OpenVINO's own reader of PyTorch lacks some operations."""

@@ -418,6 +418,23 @@ def test_what_is_not_explained_is_refused(official, stock_config, save, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+FAMILIES = {
+    "EfficientSAM3": ("detector.backbone.vision_backbone.trunk.model.head.0.weight", "convolutional student"),
+    "LiteText of its authors": ("detector.backbone.language_backbone.projector.weight", "MobileCLIP text encoder"),
+    "SAM 1": ("image_encoder.blocks.0.norm1.weight", "SAM 1 or SAM 2"),
+    "SAM 2": ("sam_mask_decoder.iou_token.weight", "read no text"),
+    "a tracker alone": ("tracker.maskmem_tpos_enc", "no weight of a detector, only what belongs to the video tracker"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_are_named(family, save, tmp_path):
+    name, message = FAMILIES[family]
+    with pytest.raises(CheckpointConversionError, match=message):
+        convert_official_checkpoint(save({"model": {name: torch.zeros(2)}}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_released_size_is_the_default_and_its_mismatch_says_what_to_pass(official, save, tmp_path):
     with pytest.raises(CheckpointConversionError, match="pass its stock configuration as `config`") as caught:
         convert_official_checkpoint(save({"model": official}), tmp_path / "out")

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 from sam3i.hub.demo import html as demo_html
 from sam3i.hub.demo.examples import demo_examples
 from sam3i.hub.demo.model import MOST_INSTRUCTIONS, DemoModel, read_instructions
-from sam3i.hub.demo.segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, Shown, canvas_factor
-from sam3i.hub.demo.session import MOST_BOXES, DemoSession, read_corners
+from sam3i.hub.demo.segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, Shown
+from sam3i.hub.demo.session import MOST_BOXES, DemoSession, canvas_factor, read_corners
 from sam3i.processing.drawing.style import POSITIVE
 from sam3i.processing.masks import decode_mask
 
@@ -227,7 +227,7 @@ def test_the_code_makes_the_same_call(model, session, tmp_path, monkeypatch):
 def test_spotlight_keeps_one_instance_bright(model, session):
     view = session.segment(model, "moon", "concept").view(Shown(0.1, 0.5))
     line = view.lines()[0]
-    lit = view.spotlight(line)
+    lit = view.overlay(line)
     factor = lit.width // view.image.width
     size = (view.image.width * factor,) * 2
     mask = np.asarray(view.rows[0][0]["mask"].resize(size)) > 127

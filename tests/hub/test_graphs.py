@@ -105,7 +105,7 @@ def test_a_runtime_computes_what_the_model_computes(to, design, int8, build, inp
     found = runtime({name: value.numpy() for name, value in inputs.items()})
     for name in OUTPUTS:
         difference = (torch.from_numpy(found[name]) - expected[name]).abs().max() / expected[name].abs().max()
-        assert difference < (0.5 if int8 else 1e-4), name
+        assert difference < (0.1 if int8 else 1e-4), name
     assert (max(report.parity.values()) > 1e-4) == int8 and f"{max(report.parity.values()):.1e}" in str(report)
     with pytest.raises(ValueError, match="exported graphs"):
         runtime.run("text_simple")

@@ -221,7 +221,7 @@ def main():
         raise SystemExit("The concept path has changed.")
 
     processor.save_pretrained(options.output)
-    copy.deepcopy(model).half().save_pretrained(options.output)
+    model.save_pretrained(options.output)
     stages = {}
     for stage in TrainingStage:
         stages[f"stage {stage.index + 1}"] = load_instruction_adapter(

@@ -207,7 +207,7 @@ def shift_scores(training: Pretraining, state: dict[str, torch.Tensor], pool: Sc
         training.model(vision_embeds=vision, image_ids=image_ids, **text, **boxes)
     hook.remove()
     seen = torch.cat(prompts).double()
-    ridge = 1e-3 * len(seen) * torch.eye(seen.shape[1]).double()  # a small vector: half precision must hold the sum
+    ridge = 1e-3 * len(seen) * torch.eye(seen.shape[1]).double()
     ones = torch.linalg.solve(seen.T @ seen + ridge, seen.sum(0)[:, None]) / scoring.scale
     error = (seen @ ones * scoring.scale - 1).abs()
     shift = -torch.logit(torch.tensor(threshold)).double()
@@ -218,10 +218,10 @@ def shift_scores(training: Pretraining, state: dict[str, torch.Tensor], pool: Sc
 
 
 def save(training: Pretraining, state: dict[str, torch.Tensor], directory: Path) -> None:
-    """Write a stock repository, weights in half precision."""
+    """Write a stock repository."""
     stock = Sam3Model(tiny_sam3_config(training.tokenizer))
     stock.load_state_dict(state)
-    stock.half().save_pretrained(directory)
+    stock.save_pretrained(directory)
     tiny_processor(training.tokenizer).save_pretrained(directory)
 
 

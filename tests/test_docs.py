@@ -16,7 +16,7 @@ PAGES = sorted((ROOT / "docs" / "howto").glob("*.md"))
 
 IN_SMALL = {  # what the README shows with gated weights and hours, with the shipped model and one step a stage
     "facebook/sam3": "examples/shapes_tiny",
-    "max_steps=(1000, 1000, 300),": "max_steps=(1, 1, 1), selector_steps=2, use_cpu=True,",
+    "max_steps=(1000, 1000, 300)": "max_steps=(1, 1, 1), selector_steps=2, use_cpu=True",
     '"train.jsonl", image_root="images"': '"data/sam3i_test.json"',
 }
 

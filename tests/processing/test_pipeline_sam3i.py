@@ -17,6 +17,7 @@ from transformers import Sam3ImageProcessor, Sam3Model, Sam3Processor, pipeline
 import sam3i
 from sam3i.hub.repo_info import repo_info
 from sam3i.modeling_sam3i.adapter_io import BaseModelNotFoundError, save_adapter
+from sam3i.processing.pipeline.loading import load_pipeline
 from sam3i.processing.pipeline.pipeline_sam3i import InstructionSegmentationPipeline
 from sam3i.processing.pipeline.registration import TASK, register_pipeline
 from sam3i.processing.predict import PredictionSettings, predict_images, read_tasks
@@ -467,3 +468,9 @@ def test_predict_and_info_with_adapters_alone(adapters_alone, tiny_stock_repos, 
     assert info.levels == ["concept", "simple", "complex"]
     expected = sum(parameter.numel() for parameter in model.adapter_parameters().values())
     assert info.parameters == info.adapter_parameters == expected
+
+
+def test_a_named_model_runs_in_float32_on_a_cpu_however_it_is_stored(tiny_model, processor, tmp_path):
+    tiny_model.half().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert load_pipeline(tmp_path, device="cpu").model.dtype == torch.float32

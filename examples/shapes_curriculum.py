@@ -62,7 +62,7 @@ EMPHASIS = {
     "region": 1.5,
     "colour": 1.5,
 }
-CALIBRATION_SCENES = 160  # of the validation split: some 500 rows, to set the scores so that 0.5 is the best threshold
+CALIBRATION_SCENES = 300  # of the validation split: their rows set the scores so that 0.5 is the best threshold
 STEPS = (800, 500, 500)
 SELECTOR_STEPS = (1000, 2000, 2500)  # in which selectors learn alone: before the first two stages, after the last
 

@@ -3,8 +3,9 @@
 
 A sample is one row: a JPEG of 1280 x 960 pixels, a simple and a complex instruction, and one to three instances as
 run-length masks. `whole` is what training without a feature cache needs, `cached` what it needs with one; the parts
-say what limits them; stock's preparation of the same pictures (equal to the last bit) stands beside ours. Only the
-data side runs, no model.
+say what limits them; `stock` is a row with its picture prepared by stock's image processor, and the largest difference
+between the two batches is printed (0 is expected). At last a DataLoader runs with one and with two workers, timed by
+the clock on the wall: it needs two idle cores to show anything. Only the data side runs, no model.
 Run: `python benchmarks/training_data.py [--side 1008] [--samples 64] [--rounds 5]`.
 """
 
@@ -14,8 +15,10 @@ import io
 import numpy as np
 import torch
 from datasets import Dataset
+from kept import add_options, finish, ratios
 from PIL import Image, ImageFilter
 from timing import alternate, table
+from torch.utils.data import DataLoader
 from transformers import CLIPTokenizer, Sam3ImageProcessor
 
 from sam3i import Sam3IProcessor
@@ -79,45 +82,87 @@ def processor(side: int) -> Sam3IProcessor:
     return Sam3IProcessor(Sam3ImageProcessor(size=size, mask_size=size), tokenizer)
 
 
+class StockCollator(InstructionCollator):
+    """The same rows with pictures prepared by stock's image processor."""
+
+    def _encode(self, images, texts, levels):
+        stock = self.processor.image_processor
+        self.load_images = False
+        encoded = super()._encode([], texts, levels)
+        self.load_images = True
+        return encoded | {"pixel_values": stock(images=images, return_tensors="pt")["pixel_values"]}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=1008, help="of the model's input, in pixels")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     dataset = Dataset.from_list(rows(options.samples), features=row_features())
-    prepared = processor(options.side)
-    whole = InstructionCollator(prepared, "joint")
-    cached = InstructionCollator(prepared, "joint", load_images=False)
     without_pictures = dataset.remove_columns(["image"])
+    prepared = processor(options.side)
+    whole, stock = InstructionCollator(prepared, "joint"), StockCollator(prepared, "joint")
+    cached = InstructionCollator(prepared, "joint", load_images=False)
     small = InstructionCollator(prepared, "joint", load_images=False, mask_size=(options.side // 4,) * 2)
-    stock = prepared.image_processor
     pictures = [row["image"].convert("RGB") for row in dataset]
     masks = [rle for row in without_pictures for rle in row["masks"]]
-    batches = [range(start, start + 8) for start in range(0, options.samples, 8)]
+    batches = [range(start, min(start + 8, options.samples)) for start in range(0, options.samples, 8)]
 
     def collate(collator: InstructionCollator, data: Dataset):
-        return lambda: [collator([data[index] for index in batch]) for batch in batches]
+        def run() -> None:
+            for batch in batches:
+                collator([data[index] for index in batch])
 
-    def resize():
-        return [prepared(images=picture, return_tensors="pt") for picture in pictures]
+        return run
 
+    def each(function, items):
+        def run() -> None:
+            for item in items:
+                function(item)
+
+        return run
+
+    first = [dataset[index] for index in batches[0]]
+    own, other = whole(first)["pixel_values"], stock(first)["pixel_values"]
+    print(f"largest difference from stock's pixels: {float((own - other).abs().max()):g}, of a range of 2")
     systems = {
+        "stock": collate(stock, dataset),
         "whole": collate(whole, dataset),
         "cached": collate(cached, without_pictures),
         "cached, masks of a quarter of the side": collate(small, without_pictures),
-        "part: read and decode JPEG": lambda: [row["image"].convert("RGB") for row in dataset],
-        "part: resize and normalise": resize,
-        "part: resize and normalise, stock": lambda: [stock(images=p, return_tensors="pt") for p in pictures],
-        "part: decode masks": lambda: [decode_mask(rle) for rle in masks],
+        "part: read and decode JPEG": each(lambda index: dataset[index]["image"].convert("RGB"), range(len(dataset))),
+        "part: resize and normalise": each(lambda picture: prepared(images=picture, return_tensors="pt"), pictures),
+        "part: the same, stock": each(
+            lambda picture: prepared.image_processor(images=picture, return_tensors="pt"), pictures
+        ),
+        "part: decode masks": each(decode_mask, masks),
     }
-    torch.set_num_threads(1)
     timings = alternate(systems, options.rounds)
     table(
         f"samples of {WIDTH} x {HEIGHT} pixels for a model of {options.side} x {options.side}, one core",
         ["", "ms of cpu a sample", "samples a second"],
         [[name, 1e3 * time.cpu_s / options.samples, options.samples / time.cpu_s] for name, time in timings.items()],
     )
+    loaders = {
+        f"{workers} worker(s)": DataLoader(
+            dataset, 8, collate_fn=whole, num_workers=workers, persistent_workers=True, worker_init_fn=one_thread
+        )
+        for workers in (1, 2)
+    }
+    walls = alternate({name: lambda loader=loader: list(loader) for name, loader in loaders.items()}, options.rounds)
+    table(
+        "the whole through a DataLoader, by the clock on the wall",
+        ["", "ms a sample", "samples a second"],
+        [[name, 1e3 * time.wall_s / options.samples, options.samples / time.wall_s] for name, time in walls.items()],
+    )
+    finish("training_data", str(options.side), ratios(timings, "stock"), options)
+
+
+def one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

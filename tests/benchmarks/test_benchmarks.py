@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks run at their smallest size and print the ratios they promise."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -31,3 +33,31 @@ def test_post_processing():
     assert "masks equal: True" in printed
     own = next(line for line in printed.splitlines() if line.startswith("sam3i")).split()
     assert float(own[-1]) < 1 / 3  # of stock's memory
+
+
+@pytest.mark.slow
+def test_accelerator_runs_dry_on_the_cpu(tmp_path):
+    small = ("--size", "tiny", "--rows", "1", "2", "--rounds", "1", "--dtypes", "fp32", "--modes", "eager", "sdpa")
+    printed = run("accelerator.py", "--device", "cpu", *small, "--keep", "--results", str(tmp_path))
+    kept = json.loads(next(tmp_path.iterdir()).read_text())
+    systems = {case["system"] for case in kept["cases"] if "ms" in case}
+    assert systems == {"stock, per pair", "stock, vision once", "sam3i", "from pixels", "from kept features"}
+    assert "fp32, sdpa, 2: sam3i" in printed and len(kept["figures"]) == 2 * 2 * 3 + 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_accelerator_without_one_says_so_in_a_line():
+    command = [sys.executable, str(FOLDER / "accelerator.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "Expected a CUDA device, found none: give --device cpu --size tiny for a dry run."
+
+
+@pytest.mark.slow
+def test_cpu_compares_ways_and_sides_with_stock():
+    printed = run("cpu.py", "--size", "tiny", "--ways", "fp32", "int8", "--sides", "112", "56")
+    rows = {line.split("  ")[0]: line.split() for line in printed.splitlines() if "%" in line}
+    assert rows["fp32 112"][-1] == "100.0000%" and rows["fp32 112"][-2] == "0"  # the very same masks
+    assert float(rows["int8 112"][-3]) > 0.9 and float(rows["int8 112"][-2]) > 0
+    assert "int8 56" in rows

@@ -180,6 +180,7 @@ def predict_images(
     formats: Sequence[str] = ("json", "overlay"),
     device: str | None = None,
     every: int = 1,
+    fast: bool = False,
 ) -> PredictionRun:
     """Segment images and write the results; each image is encoded once, whatever it is asked.
 
@@ -192,6 +193,7 @@ def predict_images(
             "label-studio".
         device (`str`, *optional*): Where a model named by `model` runs; the first accelerator if not given.
         every (`int`, *optional*): Of videos each so many-th frame.
+        fast (`bool`, *optional*): Run a model named by `model` in 8 bits on a CPU, see the pipeline.
 
     Raises:
         TypeError, ValueError: as the pipeline does; an image that cannot be read is a fault of the run instead.
@@ -216,7 +218,7 @@ def predict_images(
         raise FileExistsError(f"Expected a folder to write to, found the file {output}.")
     if len(tasks) == 1 and not is_video(tasks[0].image):
         read_image(tasks[0].image, allow_remote=True)  # a typo costs no loading of weights
-    pipe = load_pipeline(model, device) if isinstance(model, str | Path) else model
+    pipe = load_pipeline(model, device, fast) if isinstance(model, str | Path) else model
     run, identity = PredictionRun(), _identity(pipe)
     has_video = any(is_video(task.image) for task in tasks)
     documents = []
@@ -440,6 +442,9 @@ def predict(
     ] = 0.8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Of a video each so many-th frame.")] = 1,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="On a CPU: the image encoder in 8 bits, results differ slightly.")
+    ] = False,
 ) -> None:
     """Segment pictures and videos by instructions.
 
@@ -447,7 +452,7 @@ def predict(
     images, left_out = find_images(image or [])
     tasks = read_tasks(images, text or [], level, instructions)
     settings = PredictionSettings(threshold, mask_threshold, duplicates)
-    run = predict_images(model, tasks, output, settings, format or ("json", "overlay"), device, every)
+    run = predict_images(model, tasks, output, settings, format or ("json", "overlay"), device, every, fast)
     if left_out:
         typer.echo(
             f"left out, no images: {', '.join(f'{count} {name}' for name, count in left_out.items())}", err=True

@@ -21,12 +21,13 @@ def check_model_name(name: str) -> None:
         raise FileNotFoundError(f"expected a folder or a name on the Hub, found no folder {name}") from error
 
 
-def load_pipeline(name: str | Path, device: str | None = None) -> InstructionSegmentationPipeline:
+def load_pipeline(name: str | Path, device: str | None = None, fast: bool = False) -> InstructionSegmentationPipeline:
     """Load a model with its processor; on a CPU in float32, as half precision is many times slower there.
 
     Args:
         name (`str` or `Path`): SAM3-I or stock SAM3, a folder or a Hub name.
         device (`str`, *optional*): Where it runs; the first accelerator if not given.
+        fast (`bool`, *optional*): As of [`InstructionSegmentationPipeline`].
 
     Raises:
         OSError, TypeError, ValueError: when there is no such model, or it is of another family; the message says.
@@ -49,7 +50,7 @@ def load_pipeline(name: str | Path, device: str | None = None) -> InstructionSeg
     dtype = torch.float32 if on_cpu else "auto"
     model = Sam3IForInstructionSegmentation.from_pretrained(name, dtype=dtype).eval()
     processor = Sam3IProcessor.from_pretrained(name)
-    return InstructionSegmentationPipeline(model=model, processor=processor, device=device)
+    return InstructionSegmentationPipeline(model=model, processor=processor, device=device, fast=fast)
 
 
 __all__ = ["check_model_name", "load_pipeline"]

@@ -38,14 +38,15 @@ package: install  ## build wheel and source archive and use both in a bare envir
 examples: install  ## run every workflow of examples/ on the shipped model and check what it prints (minutes, CPU)
 	$(BIN)/python examples/run_all.py
 
-bench: install  ## print the ratios of benchmarks/ at tiny and middle size (minutes, CPU)
+bench: install  ## print the ratios of benchmarks/ and what got slower than the kept ones (minutes, CPU; KEEP=--keep)
 	for size in tiny middle; do \
-		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/shared_image.py --size $$size || exit 1; \
-		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --size $$size || exit 1; \
-		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py --size $$size || exit 1; \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/shared_image.py --size $$size $(KEEP) || exit 1; \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --size $$size $(KEEP) || exit 1; \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py --size $$size $(KEEP) || exit 1; \
 	done
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/post_processing.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_data.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/post_processing.py $(KEEP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_data.py $(KEEP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cpu.py --size tiny --rounds 5 $(KEEP)
 
 quality: install  ## check style, formatting and types
 	$(BIN)/ruff check .

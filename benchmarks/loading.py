@@ -13,9 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from kept import add_options, finish, ratios
 from models import SIZES, build_model
 from safetensors import safe_open
-from timing import in_fresh_process, peak_mib, table
+from timing import Timing, in_fresh_process, peak_mib, table
 from transformers import Sam3Model
 
 from sam3i import Sam3IForInstructionSegmentation
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--design", choices=("cascade", "selective"), default="cascade")
     parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser)
     parser.add_argument("--case", choices=("stock", "whole", "adapters"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -79,10 +81,12 @@ def main() -> None:
         rows = []
         for case, run in middle.items():
             tensors = tensors_of(folder / case)
-            ratios = [run[key] / base[key] if case != "adapters" else "-" for key in ("seconds", "MiB")]
-            rows.append([case, run["seconds"], tensors, 1e3 * run["seconds"] / tensors, run["MiB"], *ratios])
+            relative = [run[key] / base[key] if case != "adapters" else "-" for key in ("seconds", "MiB")]
+            rows.append([case, run["seconds"], tensors, 1e3 * run["seconds"] / tensors, run["MiB"], *relative])
         header = ["load", "s", "tensors", "ms / tensor", "peak MiB", "s / stock", "MiB / stock"]
         table(f"loading, {options.size} size, {options.design} adapters, median of {options.rounds}", header, rows)
+        timings = {case: Timing(cpu=[run["seconds"] for run in runs]) for case, runs in found.items()}
+        finish("loading", options.size, ratios(timings, "stock"), options)
 
 
 if __name__ == "__main__":

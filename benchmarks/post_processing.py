@@ -9,6 +9,7 @@ import json
 from types import SimpleNamespace
 
 import torch
+from kept import add_options, finish, ratios
 from timing import alternate, in_fresh_process, peak_mib, ratio, table
 from transformers import Sam3ImageProcessor
 
@@ -50,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=CASES, default="tiny")
     parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser)
     parser.add_argument("--peak-of", help="only run this system once and print what it adds to the peak memory")
     arguments = parser.parse_args()
     masks, side, size = CASES[arguments.size]
@@ -83,6 +85,7 @@ def main() -> None:
             ],
         ],
     )
+    finish("post_processing", arguments.size, ratios(timings, "stock"), arguments)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Run: `python benchmarks/shared_image.py [--size tiny|middle|real] [--design casc
 import argparse
 
 import torch
+from kept import Figure, add_options, finish, ratios
 from models import SIZES, build_model, image, instructions, stock_twin
 from timing import Timing, alternate, clock, peak_mib, ratio, table
 
@@ -43,8 +44,10 @@ def measure_memory(model, pixels, counts: list[int]) -> None:
     table(f"Peak memory ({before:.0f} MiB with the model alone)", ["", "MiB", "/ N=1"], rows)
 
 
-def measure_after_vision(model, stock, features, counts: list[int], rounds: int) -> tuple[Timing, dict[int, float]]:
-    """Print what an instruction costs after vision; return stock's time and the seconds of `segment` by rows."""
+def measure_after_vision(
+    model, stock, features, counts: list[int], rounds: int
+) -> tuple[Timing, dict[int, float], dict[str, Figure]]:
+    """Print what an instruction costs after vision; stock's time, the seconds of `segment` by rows, and ratios."""
     one, threshold = instructions(model, 1), usual_threshold(model, features)
     timings = alternate(
         {
@@ -54,7 +57,7 @@ def measure_after_vision(model, stock, features, counts: list[int], rounds: int)
         },
         rounds,
     )
-    base = timings["stock"]
+    base, figures = timings["stock"], ratios(timings, "stock")
     rows = [[name, 1, timing.cpu_s, ratio(timing, base), "all"] for name, timing in timings.items()]
     most, seconds = max(counts), {}
     runs = [("segment, concept", count, 0, threshold) for count in counts]
@@ -66,6 +69,9 @@ def measure_after_vision(model, stock, features, counts: list[int], rounds: int)
                 found = model.segment(score, vision_embeds=features, **inputs)
         if score == threshold and level == 0:
             seconds[count] = timing.cpu_s
+        figures[f"{name}, {count} rows, above {score:.2g}"] = Figure.of_rounds(
+            [seconds_of / count / base.cpu_s for seconds_of in timing.cpu]
+        )
         kept = sum(map(len, found.pred_logits)) / count
         rows.append([name, count, timing.cpu_s / count, timing.cpu_s / count / base.cpu_s, f"{kept:.0f}"])
     forward = Timing()
@@ -74,7 +80,7 @@ def measure_after_vision(model, stock, features, counts: list[int], rounds: int)
     own = forward.cpu_s / min(most, 8)
     rows.append(["forward, concept", min(most, 8), own, own / base.cpu_s, "all"])
     table("After vision, per instruction", ["", "rows", "cpu s", "/ stock", "masks"], rows)
-    return base, seconds
+    return base, seconds, figures
 
 
 def measured_or_continued(seconds: dict[int, float], count: int) -> float:
@@ -91,6 +97,7 @@ def main() -> None:
     parser.add_argument("--design", choices=("cascade", "selective"), default="cascade")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="+", help="numbers of instructions to run, least first")
+    add_options(parser)
     arguments = parser.parse_args()
     real = arguments.size == "real"
     counts = arguments.rows or {"tiny": [1, 16, 64], "middle": [1, 16], "real": [1, 8]}[arguments.size]
@@ -101,7 +108,7 @@ def main() -> None:
         measure_memory(model, pixels, counts if real else [1, 64])
         stock = stock_twin(model)
         features = model.get_vision_features(pixel_values=pixels)
-        base, seconds = measure_after_vision(model, stock, features, counts, arguments.rounds)
+        base, seconds, figures = measure_after_vision(model, stock, features, counts, arguments.rounds)
         vision = Timing()
         for _ in range(1 if real else arguments.rounds):
             with clock(vision):
@@ -109,12 +116,14 @@ def main() -> None:
     rows = []
     for count in (1, 16, 64):
         pairwise, own = count * (vision.cpu_s + base.cpu_s), vision.cpu_s + measured_or_continued(seconds, count)
-        rows.append([f"N={count}", pairwise, own, pairwise / own])
+        source = "measured" if count in seconds else "extrapolated"
+        rows.append([f"N={count}", source, pairwise, own, pairwise / own])
     table(
         f"N instructions on one image (V = {vision.cpu_s:.3g} s, R = {base.cpu_s:.3g} s)",
-        ["", "pairwise cpu s", "segment cpu s", "times faster"],
+        ["", "S(N)", "pairwise cpu s", "segment cpu s", "times faster"],
         rows,
     )
+    finish("shared_image", arguments.size, figures, arguments)
 
 
 if __name__ == "__main__":

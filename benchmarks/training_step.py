@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from kept import add_options, finish, ratios
 from models import SIZES, build_model, instructions
 from safetensors.torch import load_file, save_file
 from timing import alternate, in_fresh_process, peak_mib, ratio, table
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="time only")
+    add_options(parser)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -158,6 +160,7 @@ def main() -> None:
         rows = [[name, time.cpu_s, 1 / ratio(time, base)] for name, time in timings.items()]
         title = f"joint stage, {options.size} size, {options.design}, {options.pictures} picture(s) a step"
         table(title, ["step", "cpu s", "steps/s of one pass"], rows)
+        finish("training_step", options.size, ratios(timings, "one pass"), options)
         del step, systems
         compare_targets(options, Path(folder))
         if options.no_memory:

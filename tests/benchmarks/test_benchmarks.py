@@ -30,7 +30,7 @@ def test_shared_image():
 @pytest.mark.slow
 def test_post_processing():
     printed = run("post_processing.py", "--size", "tiny", "--rounds", "1")
-    assert "masks equal: True" in printed
+    assert float(printed.partition("pixels that differ: ")[2].partition("%")[0]) < 1
     own = next(line for line in printed.splitlines() if line.startswith("sam3i")).split()
     assert float(own[-1]) < 1 / 3  # of stock's memory
 

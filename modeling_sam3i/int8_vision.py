@@ -2,6 +2,7 @@
 """The image encoder in 8 bits, for CPUs: nine tenths of the time of a picture are its matrix products."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ class Int8Linear(nn.Module):
 
 
 @torch.no_grad()
-def quantize_vision(model: nn.Module) -> None:
+def quantize_vision(model: Any) -> None:
     """Run the linear layers of a model's image encoder in 8 bits and everything else in float32, in place.
 
     Adapters, text encoder and decoder keep their precision, so that only the image features differ: at the concept

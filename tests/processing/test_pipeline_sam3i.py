@@ -17,6 +17,7 @@ from transformers import Sam3ImageProcessor, Sam3Model, Sam3Processor, pipeline
 import sam3i
 from sam3i.hub.repo_info import repo_info
 from sam3i.modeling_sam3i.adapter_io import BaseModelNotFoundError, save_adapter
+from sam3i.modeling_sam3i.int8_vision import Int8Linear
 from sam3i.processing.pipeline.loading import load_pipeline
 from sam3i.processing.pipeline.pipeline_sam3i import InstructionSegmentationPipeline
 from sam3i.processing.pipeline.registration import TASK, register_pipeline
@@ -330,8 +331,8 @@ def test_fast_is_close_and_cannot_be_saved(pipe, processor, tmp_path):
     expected = pipe(_image(), text="the red dog", **EASY)
     fast = pipeline(TASK, model=pipe.model, processor=processor, device="cpu", fast=True)
     result = fast(_image(), text="the red dog", **EASY)
-    scores = [[item["score"] for item in items] for items in (result, expected)]
-    assert np.allclose(*scores, atol=0.1) and scores[0] != scores[1]
+    assert any(isinstance(module, Int8Linear) for module in fast.model.modules())
+    assert np.allclose(*([item["score"] for item in items] for items in (result, expected)), atol=0.1)
     with pytest.raises(ValueError, match="without fast=True to save"):
         fast.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -338,12 +338,6 @@ def test_fast_is_close_and_cannot_be_saved(pipe, processor, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_named_model_runs_in_float32_on_a_cpu(pipe, tmp_path):
-    pipe.model.half()
-    pipe.save_pretrained(tmp_path)
-    assert load_pipeline(tmp_path, "cpu").model.dtype == torch.float32
-
-
 def test_another_model_is_an_error(tiny_sam3_config, processor):
     with pytest.raises(TypeError, match="Expected a Sam3IForInstructionSegmentation, found Sam3Model"):
         InstructionSegmentationPipeline(Sam3Model(tiny_sam3_config), processor=processor)

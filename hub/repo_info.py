@@ -30,31 +30,19 @@ _MOST_HEADER_BYTES = 100_000_000
 
 @dataclass
 class RepoInfo:
-    """What a repository holds.
+    """What a repository holds."""
 
-    Args:
-        name (`str`): Folder or Hub name.
-        kind (`str`): `"stock SAM3"`, `"stock SAM3 video"`, `"SAM3-I"` (base and adapters), `"SAM3-I adapters"` (to be
-            put on `base`).
-        base (`str`, *optional*): The repository that adapters need.
-        levels (`list[str]`): Levels the weights were made for; the others behave like concept.
-        tensors (`int`), parameters (`int`), adapter_parameters (`int`), bytes (`int`): Sizes.
-        dtypes (`dict[str, int]`): Parameters by data type.
-        adapters (`dict[str, dict[str, int]]`): Parameters by site and member, e.g. `["detr_encoder"]["c_adapter"]`.
-        settings (`dict`): Fields of the configuration and the processor that change results.
-    """
-
-    name: str
-    kind: str
-    base: str | None
-    levels: list[str]
+    name: str  # folder or Hub name
+    kind: str  # "stock SAM3", "SAM3-I" (base and adapters), "SAM3-I adapters" (to be put on `base`), ...
+    base: str | None  # the repository that adapters need
+    levels: list[str]  # that the weights were made for; the others behave like concept
     tensors: int = 0
     parameters: int = 0
     adapter_parameters: int = 0
     bytes: int = 0
-    dtypes: dict[str, int] = field(default_factory=dict)
-    adapters: dict[str, dict[str, int]] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)  # parameters by data type
+    adapters: dict[str, dict[str, int]] = field(default_factory=dict)  # parameters by site and member
+    settings: dict[str, Any] = field(default_factory=dict)  # of configuration and processor, that change results
 
     @property
     def level_parameters(self) -> dict[str, int]:
@@ -143,13 +131,7 @@ def _local_files(folder: Path) -> tuple[dict[str, dict], dict[str, dict[str, dic
 
 
 def repo_info(model: str | Path) -> RepoInfo:
-    """Describe a SAM3-I or SAM3 repository without loading its weights.
-
-    Args:
-        model (`str` or `Path`): A folder, or a name on the Hub.
-
-    Returns:
-        [`RepoInfo`]; print it for a summary.
+    """Describe a folder or Hub repository of SAM3-I or SAM3 without loading its weights; print it for a summary.
 
     Raises:
         FileNotFoundError: when a folder holds no configuration.

@@ -200,7 +200,13 @@ class Sam3IConfig(Sam3Config, AdapterSettings):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError as error:
+            if str(pretrained_model_name_or_path) in str(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise OSError(f"Cannot load {pretrained_model_name_or_path}: {reason}") from error
         return cls.lift_detector_config(config_dict), unused
 
     @classmethod

@@ -27,38 +27,23 @@ class ScoresFileError(ValueError):
 
 @dataclass
 class Scores:
-    """What one system scored under one protocol, in percent.
-
-    Attributes:
-        system: its name.
-        own: whether it is the model of the card, not a baseline.
-        protocol, statement: the protocol's name and what it does.
-        level: the level that was asked at; None each instruction at its own, "auto" as the system chose.
-        figures: all instructions.
-        levels, kinds: figures by level of the instruction, and by kind of target.
-        instructions, images: counts.
-        datasets: names.
-        level_accuracy: with "auto", percent of the instructions whose level was chosen rightly.
-        threshold: score that an instance had to exceed; None where it is not known.
-        best_thresholds: per level the threshold of highest gIoU, and that gIoU.
-        failures: instructions without an answer, scored as wrong.
-    """
+    """What one system scored under one protocol, in percent."""
 
     system: str
-    own: bool
+    own: bool  # whether it is the model of the card, not a baseline
     protocol: str
-    statement: str
-    level: str | None
-    figures: dict[str, float | None]
-    levels: dict[str, dict[str, float | None]]
-    kinds: dict[str, dict[str, float | None]]
+    statement: str  # what the protocol does
+    level: str | None  # that was asked at; None each instruction at its own, "auto" as the system chose
+    figures: dict[str, float | None]  # over all instructions
+    levels: dict[str, dict[str, float | None]]  # by level of the instruction
+    kinds: dict[str, dict[str, float | None]]  # by kind of target
     instructions: int
     images: int
     datasets: list[str]
-    level_accuracy: float | None = None
-    threshold: float | None = None
-    best_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
-    failures: int = 0
+    level_accuracy: float | None = None  # with "auto", percent of the instructions whose level was chosen rightly
+    threshold: float | None = None  # score that an instance had to exceed; None where it is not known
+    best_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)  # of highest gIoU, per level
+    failures: int = 0  # instructions without an answer, scored as wrong
 
     @property
     def setting(self) -> tuple[str, str, int, str, float]:

@@ -20,39 +20,22 @@ class Setting:
 
 @dataclass
 class ConversionReport:
-    """Account of a conversion; written beside the weights as `conversion_report.json`.
+    """Account of a conversion; written beside the weights as `conversion_report.json`."""
 
-    Args:
-        checkpoint (`str`): File name of the checkpoint.
-        layout (`str`): How it names and nests its weights.
-        mapped (`dict[str, list[str]]`): Official name to the native names it became.
-        dropped (`dict[str, str]`): Official name to the reason it was left out.
-        missing (`dict[str, str]`): Native name that the checkpoint does not provide to what was done about it.
-        settings (`dict[str, Setting]`): Configuration values that differ from a stock repository's.
-        adapter_weights (`int`): Adapter weights (numbers, not tensors) that the checkpoint provides.
-        zero_adapter_weights (`int`): How many of them are exactly zero; trained weights practically never are.
-        zero_adapter_tensors (`list[str]`): Native names of the adapter tensors in which every weight is zero.
-        processor (`str`): Where the processor comes from.
-    """
-
-    checkpoint: str
-    layout: str
-    mapped: dict[str, list[str]] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Setting] = field(default_factory=dict)
-    adapter_weights: int = 0
-    zero_adapter_weights: int = 0
-    zero_adapter_tensors: list[str] = field(default_factory=list)
-    processor: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready values."""
-        return asdict(self)
+    checkpoint: str  # file name
+    layout: str  # how it names and nests its weights
+    mapped: dict[str, list[str]] = field(default_factory=dict)  # official name to the native names it became
+    dropped: dict[str, str] = field(default_factory=dict)  # official name to the reason it was left out
+    missing: dict[str, str] = field(default_factory=dict)  # native name to what was done about it
+    settings: dict[str, Setting] = field(default_factory=dict)  # that differ from a stock repository's
+    adapter_weights: int = 0  # numbers, not tensors
+    zero_adapter_weights: int = 0  # exactly zero; trained weights practically never are
+    zero_adapter_tensors: list[str] = field(default_factory=list)  # native names; zero throughout
+    processor: str = ""  # where it comes from
 
     def save(self, folder: Path) -> None:
         """Write the report into `folder`."""
-        text = json.dumps(self.to_dict(), indent=2)
+        text = json.dumps(asdict(self), indent=2)
         (folder / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
 
     def summary(self) -> str:

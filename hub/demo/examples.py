@@ -11,13 +11,7 @@ from ...processing.shapes.world import ShapesWorld
 
 @dataclass(frozen=True)
 class DemoExample:
-    """A picture and what to ask of it.
-
-    Args:
-        title (`str`): Under the picture.
-        image (`PIL.Image.Image`): The picture.
-        instructions (`tuple[str]`): What to ask.
-    """
+    """A picture and what to ask of it."""
 
     title: str
     image: Image.Image

@@ -21,13 +21,7 @@ _SESSION_SECONDS = 3600
 
 
 class DemoLayout:
-    """Questions on the left, answers on the right; made inside a `gradio.Blocks`.
-
-    Args:
-        model ([`DemoModel`]): For the head of the page.
-        examples (`list[DemoExample]`): Pictures to try.
-        threshold (`float`): Where the slider of scores stands at first.
-    """
+    """Questions on the left, answers on the right; made inside a `gradio.Blocks`."""
 
     def __init__(self, model: DemoModel, examples: list[DemoExample], threshold: float):
         self.session = gr.State(DemoSession(), time_to_live=_SESSION_SECONDS)

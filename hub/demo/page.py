@@ -74,13 +74,7 @@ class DemoPage:
             self._connect()
 
     def launch(self, host: str | None = None, port: int | None = None, **options) -> tuple[Any, str, str]:
-        """Serve the page.
-
-        Args:
-            host (`str`, *optional*): Address to listen on; Gradio's own choice if not given: 127.0.0.1, or what a Hub
-                Space sets.
-            port (`int`, *optional*): The first free one from 7860 on, if not given.
-            options: Of `gradio.Blocks.launch`.
+        """Serve the page; where host and port are not given, as Gradio chooses, or a Hub Space says.
 
         Returns:
             What `gradio.Blocks.launch` does: the application, the local address, and no public one.
@@ -103,10 +97,7 @@ class DemoPage:
         boxes = [page.canvas, page.box_list]
         state = [page.notice, page.session]
         # The model has a lock of its own.
-        private: dict[str, Any] = {
-            "api_visibility": "private",
-            "concurrency_limit": 4,
-        }
+        private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 4}
         quiet = private | {"show_progress": "hidden"}
         busy = private | {"show_progress_on": page.overlay}
 

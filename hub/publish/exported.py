@@ -33,17 +33,11 @@ Graph = Callable[[Arrays], Sequence[np.ndarray]]
 
 @dataclass
 class ExportReport:
-    """What was written and how it compares with the model.
-
-    Attributes:
-        folder: where it is.
-        parity: for each output the greatest difference from the model, as a share of the output's largest value.
-        results: of the model and of the graphs on the shapes world, where it was asked for.
-    """
+    """What was written and how it compares with the model."""
 
     folder: Path
-    parity: dict[str, float]
-    results: "list[EvaluationResult]" = field(default_factory=list)
+    parity: dict[str, float]  # greatest difference from the model, as a share of the output's largest value
+    results: "list[EvaluationResult]" = field(default_factory=list)  # on the shapes world, where asked for
 
     def __str__(self) -> str:
         from ...trainer.evaluation.tables import score_table

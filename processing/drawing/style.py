@@ -104,19 +104,12 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
 
 @dataclass
 class LegendEntry:
-    """One instruction of the legend.
-
-    Args:
-        text: the instruction.
-        level: the level it followed, where known.
-        found: what was found, in words.
-        marks: color and text of the dots before it.
-    """
+    """One instruction of the legend."""
 
     text: str
-    level: str | None
-    found: str
-    marks: list[tuple[Color, str]]
+    level: str | None  # that it followed, where known
+    found: str  # in words
+    marks: list[tuple[Color, str]]  # color and text of the dots before it
 
 
 def draw_legend(width: int, entries: Sequence[LegendEntry], title: str | None, scale: PictureScale) -> Image.Image:

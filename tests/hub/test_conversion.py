@@ -4,6 +4,7 @@
 import json
 import re
 import runpy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_every_weight_arrives(official, native, stock_config, save, tmp_path, la
     assert not set(report.mapped) & set(report.dropped)
     assert sorted(name for targets in report.mapped.values() for name in targets) == sorted(native)
     assert all(report.dropped.values()) and not report.missing
-    assert json.loads((tmp_path / "out" / "conversion_report.json").read_text()) == report.to_dict()
+    assert json.loads((tmp_path / "out" / "conversion_report.json").read_text()) == asdict(report)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "config.json",
         "model.safetensors",

@@ -220,6 +220,13 @@ def test_nothing_is_written_when_it_fails(pipe, folder, tmp_path, image, text, o
     assert not [path for path in tmp_path.glob("out/*") if not path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("name", ["typo", "org/typo", "./typo"])
+def test_a_model_that_is_not_there_is_named(name, folder, tmp_path):
+    call = ["predict", "--model", name, "--image", str(folder / "a.png"), "--text", "star"]
+    done = CliRunner().invoke(app, [*call, "--output", str(tmp_path / "out")])
+    assert done.exit_code == 1 and name in done.stderr.splitlines()[-1]
+
+
 def test_a_device_that_is_not_there_is_named(folder):
     with pytest.raises(ValueError, match="Expected a `device` of this machine, found 'zpu'"):
         predict_images("anything", read_tasks([str(folder / "a.png")], ["dog"]), device="zpu")

@@ -8,9 +8,9 @@ and from the third value on the difference to the value two places before.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any, TypedDict
 
@@ -19,6 +19,9 @@ from pycocotools import mask as coco_mask
 
 # One number of `counts`: continued characters ("P" to "o") and a last one ("0" to "O"), at most 8: 2 ** 39 pixels.
 NUMBER = re.compile(r"[P-o]{0,7}[0-O]")
+MAX_CHARACTERS = 8
+ALPHABET = bytes(range(ord("0"), ord("o") + 1))
+LAST = "O"
 MAX_KNOWN_NUMBERS = 100_000
 POLYGON_MARGIN = 0.25  # of a side: how far a polygon may leave the image; the C code takes memory by its extent
 MAX_OUTLINE = 2_000_000  # pixels of one polygon's outline: the C code takes about 100 bytes for each
@@ -67,9 +70,13 @@ def union_mask(rles: Sequence[CompressedRLE], height: int, width: int) -> np.nda
 
 def box_of_rle(rle: CompressedRLE) -> list[float]:
     """Tight box [x, y, width, height] in pixels of a compressed RLE."""
-    if not rle["counts"]:
+    counts, (height, width) = rle["counts"], rle["size"]
+    if not counts:
         return [0.0, 0.0, 0.0, 0.0]
-    return coco_mask.toBbox({"size": list(rle["size"]), "counts": _as_bytes(rle["counts"])}).tolist()
+    known = _boxes.get((counts, height, width))
+    if known is not None:
+        return known.copy()
+    return coco_mask.toBbox({"size": [height, width], "counts": _as_bytes(counts)}).tolist()
 
 
 def rle_area(rle: CompressedRLE) -> int:
@@ -112,25 +119,82 @@ def run_lengths(counts: str) -> list[int]:
     return runs
 
 
+_boxes: dict[tuple[str, int, int], list[float]] = {}
+
+
+def learn_rles(rles: Iterable[Any]) -> None:
+    """Check many masks in one go; what is right is remembered, until the next call, by `rle_fault` and `box_of_rle`.
+
+    Anything may be among them: what is no compressed RLE is passed over here, and told by `rle_fault`.
+    """
+    spelled = {}
+    for rle in rles:
+        counts, size = (rle.get("counts"), rle.get("size")) if isinstance(rle, dict) else (None, None)
+        if type(counts) is str and counts and counts.isascii() and type(size) is list and len(size) == 2:
+            text = counts.encode("ascii")
+            if type(size[0]) is type(size[1]) is int and counts[-1] <= LAST and not text.translate(None, ALPHABET):
+                spelled[counts, size[0], size[1]] = {"size": size, "counts": text}
+    _boxes.clear()
+    if spelled:
+        totals, lowest = _sum_runs([rle["counts"] for rle in spelled.values()])
+        right = (lowest >= 0) & (totals == [height * width for _, height, width in spelled])
+        known = {key: rle for (key, rle), is_right in zip(spelled.items(), right.tolist(), strict=True) if is_right}
+        _boxes.update(zip(known, coco_mask.toBbox(list(known.values())).tolist() if known else (), strict=True))
+
+
+def _sum_runs(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """The sums of the runs of N texts in the alphabet, and bounds under them [N]; see `run_lengths`.
+
+    A bound is negative where a run is, or a number is too long.
+    """
+    codes = np.frombuffer(b"".join(texts), dtype=np.uint8) - 48
+    stops = np.flatnonzero(codes < 32)
+    lengths = np.diff(stops, prepend=-1)
+    # Of one character; its fifth bit is the sign.
+    values = (codes[stops] & 31).astype(np.int64) - 2 * (codes[stops] & 16)
+    longer = np.flatnonzero(lengths > 1)
+    places = 5 * np.minimum(lengths[longer] - 1, MAX_CHARACTERS)
+    values[longer] <<= places
+    for back in range(1, MAX_CHARACTERS):
+        longer, places = longer[lengths[longer] > back], places[lengths[longer] > back] - 5
+        values[longer] += (codes[stops[longer] - back] & 31).astype(np.int64) << np.maximum(places, 0)
+    ends = np.searchsorted(stops, np.cumsum([len(text) for text in texts]))
+    sizes = np.diff(ends, prepend=0)
+    first = ends - sizes
+    sums, lowest = values[first], values[first].copy()
+    values[first] = 0
+    # From the third place on a number is the difference to the one two places before: sums down two columns, whose
+    # first row is (nothing, the first number) and whose last may be half empty.
+    rows = sizes // 2 + 1
+    tops = np.cumsum(rows) - rows
+    runs = np.zeros((rows.sum(), 2), dtype=np.int64)
+    runs.reshape(-1)[np.arange(len(values)) + np.repeat(2 * tops + 1 - first, sizes)] = values
+    np.cumsum(runs, axis=0, out=runs)
+    runs -= np.repeat(runs[tops], rows, axis=0)
+    runs[(tops + rows - 1)[sizes % 2 == 0], 1] = 0
+    sums += np.add.reduceat(runs[:, 0] + runs[:, 1], tops)
+    lowest = np.minimum(lowest, np.minimum.reduceat(np.minimum(runs[:, 0], runs[:, 1]), tops))
+    long = np.searchsorted(ends, np.flatnonzero(lengths > MAX_CHARACTERS), side="right")
+    lowest[long] = -1
+    return sums, lowest
+
+
 def rle_fault(rle: Any, height: int, width: int) -> str | None:
     """What is wrong with a compressed RLE of a [height, width] image, or None."""
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
         return "not an object with the keys 'size' and 'counts'"
     size, counts = rle["size"], rle["counts"]
-    if not isinstance(size, (list, tuple)) or [s for s in size if isinstance(s, int)] != [height, width]:
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width] or not set(map(type, size)) <= {int}:
         return f"size {_cut(size)} is not [height, width] = [{height}, {width}]"
     if not isinstance(counts, str):
         return f"counts are {type(counts).__name__}, not a compressed string"
-    return _counts_fault(counts, height * width) if counts else None
-
-
-@lru_cache(maxsize=1024)  # a mask is checked when it is read and again when its row is
-def _counts_fault(counts: str, pixels: int) -> str | None:
+    if not counts or (counts, height, width) in _boxes:
+        return None
     try:
         total = sum(run_lengths(counts))
     except ValueError as error:
         return str(error)
-    return None if total == pixels else f"the runs cover {total} pixels, the image has {pixels}"
+    return None if total == height * width else f"the runs cover {total} pixels, the image has {height * width}"
 
 
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> CompressedRLE | None:
@@ -159,9 +223,11 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Compresse
 
 def _rle_from_dict(segmentation: dict[str, Any], height: int, width: int) -> CompressedRLE:
     counts, size = segmentation.get("counts"), segmentation.get("size")
+    if isinstance(counts, str) and rle_fault(segmentation, height, width) is None:
+        return {"size": [height, width], "counts": counts}
     if not isinstance(size, (list, tuple)) or len(size) != 2 or not set(map(type, size)) <= {int, float, str}:
         raise ValueError(f"an RLE needs size [height, width], found {_cut(size)}")
-    size = [int(side) for side in size]
+    size = [int(side) if math.isfinite(float(side)) else 0 for side in size]
     if isinstance(counts, list):
         if not set(map(type, counts)) <= {int} or min(counts, default=0) < 0:
             raise ValueError("uncompressed counts hold whole numbers >= 0 only")

@@ -27,7 +27,8 @@ class ChatUsage:
 
     `calls` counts answered requests, `retries` requests that failed and were sent again, `prompt_tokens` and
     `completion_tokens` are those the model reports, `unmetered` counts answers that reported none, `seconds` is wall
-    time with waiting included.
+    time with waiting included. `unanswered` counts requests that were sent and brought nothing back, neither an answer
+    nor a refusal: they may have been worked on, and be on the bill.
     """
 
     calls: int = 0
@@ -36,6 +37,7 @@ class ChatUsage:
     completion_tokens: int = 0
     unmetered: int = 0
     seconds: float = 0.0
+    unanswered: int = 0
 
     @property
     def tokens(self) -> int:

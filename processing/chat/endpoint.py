@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+import uuid
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 API_KEY_VARIABLE = "SAM3I_CHAT_API_KEY"
-RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+GATEWAY_TIMEOUT = 504
+RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, GATEWAY_TIMEOUT})
+CONNECT_SECONDS = 10.0
 LOSSLESS_PIXELS = 256 * 256  # below it an image travels as PNG; photographs above it as JPEG, a tenth of the bytes
 MAX_ANSWER_BYTES = 16 << 20
 MAX_COUNT = 1 << 40  # tokens: what is more is no count
@@ -49,7 +52,10 @@ class EndpointChatModel(ChatModel):
         api_key: defaults to the environment variable SAM3I_CHAT_API_KEY. No other key or token that lies on this
             machine is ever sent.
         timeout: seconds that one request may take, its whole answer included.
-        max_retries: how often a request that met 408/409/425/429/5xx, a time-out or a broken connection is sent again.
+        max_retries: how often a request is sent again that met 408/409/425/429/5xx or found no connection.
+        resend: send also those again that were sent and not answered (a time-out, a connection that broke, HTTP 504).
+            The endpoint may have worked on them and may bill both, so it is not done unless asked for. All attempts of
+            one call carry the same Idempotency-Key header, by which endpoints that know it answer and bill once.
         backoff: seconds before the first retry; doubled each time, jittered, at most `max_backoff`. A Retry-After
             header of the endpoint replaces it, under the same ceiling.
         requests_per_minute: ceiling over all threads that share this object.
@@ -69,6 +75,7 @@ class EndpointChatModel(ChatModel):
         api_key: str | None = None,
         timeout: float = 120.0,
         max_retries: int = 5,
+        resend: bool = False,
         backoff: float = 1.0,
         max_backoff: float = 60.0,
         requests_per_minute: float | None = None,
@@ -94,6 +101,7 @@ class EndpointChatModel(ChatModel):
         self.base_url = urlunsplit(address._replace(netloc=host))
         self.timeout = timeout
         self.max_retries = max_retries
+        self.resend = resend
         self.backoff = backoff
         self.max_backoff = max_backoff
         self.native_json_schema = native_json_schema
@@ -117,27 +125,32 @@ class EndpointChatModel(ChatModel):
         if json_schema is not None and self.native_json_schema:
             response_format = _response_format(json_schema)
         started = time.monotonic()
-        attempt = 0
+        attempt = unanswered = 0
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+
+        def spent() -> ChatUsage:
+            return ChatUsage(retries=attempt, seconds=time.monotonic() - started, unanswered=unanswered)
+
         while True:
             self._wait_for_slot()
             try:
-                text, finish_reason, usage = self._request(payload, response_format)
+                text, finish_reason, usage = self._request(payload, response_format, extra_headers=headers)
             except ChatRequestError as error:
-                error.usage = ChatUsage(retries=attempt, seconds=time.monotonic() - started)
+                error.usage = spent()
                 raise
             except _PassingError as error:
-                if attempt == self.max_retries:
-                    raise ChatUnavailableError(
-                        f"{self.base_url} did not answer in {attempt + 1} attempts; the last one: {error}.",
-                        ChatUsage(retries=attempt, seconds=time.monotonic() - started),
-                    ) from error
+                unanswered += error.is_unanswered
+                if attempt == self.max_retries or (error.is_unanswered and not self.resend):
+                    reason = f"{self.base_url} did not answer in {attempt + 1} attempts; the last one: {error}."
+                    if error.is_unanswered:
+                        reason += " It may be on the bill; allow a longer time-out, or resend what is not answered."
+                    raise ChatUnavailableError(reason, spent()) from error
                 delay = self._delay(attempt, error.retry_after)
                 logger.warning("Retrying %s in %.1f s: %s", self.base_url, delay, error)
                 time.sleep(delay)
                 attempt += 1
             else:
-                spent = ChatUsage(retries=attempt, seconds=time.monotonic() - started)
-                return ChatReply(text, usage + spent, finish_reason)
+                return ChatReply(text, usage + spent(), finish_reason)
 
     def check(
         self, image: Image | None = None, json_schema: dict[str, Any] | None = None, timeout: float = 30.0
@@ -160,28 +173,34 @@ class EndpointChatModel(ChatModel):
     ) -> tuple[str, str | None, ChatUsage]:
         """Sends the request once and sorts what can go wrong into "try again" and "do not"."""
         fields: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
-        fields |= {"response_format": response_format, "extra_body": self.extra_body, "timeout": self.timeout}
+        fields |= {"response_format": response_format, "extra_body": self.extra_body}
+        timeout = options.pop("timeout", self.timeout)
+        fields["timeout"] = self._openai.Timeout(timeout, connect=min(timeout / 2, CONNECT_SECONDS))
         fields = {name: value for name, value in (fields | options).items() if value is not None}
         answer: Future[bytes] = Future()
         # The client's time-outs are of single reads; what drips its headers would never meet one.
         threading.Thread(target=self._send, args=(answer, payload, fields), daemon=True).start()
         openai = self._openai
         try:
-            return _read_completion(answer.result(fields["timeout"]))
+            return _read_completion(answer.result(timeout))
         except openai.APIStatusError as error:
             status, body = error.response.status_code, one_line(error.response.text)
             shown = f"HTTP {status}: {body or 'an empty body'}"
             if status not in RETRIED_STATUSES:
                 raise ChatRequestError(f"{self.base_url} refused the request with {shown}", status) from error
-            raise _PassingError(shown, error.response.headers.get("retry-after")) from error
-        except (openai.APITimeoutError, TimeoutError) as error:
-            raise _PassingError(f"no whole answer within {fields['timeout']:g} s") from error
-        except openai.APIConnectionError as error:
+            wish = error.response.headers.get("retry-after")
+            raise _PassingError(shown, wish, is_unanswered=status == GATEWAY_TIMEOUT) from error
+        except (openai.APIConnectionError, TimeoutError) as error:  # a time-out of the client is one of the first
             cause = error.__cause__ or error
-            raise _PassingError(f"the connection failed ({type(cause).__name__}: {one_line(str(cause))})") from error
+            was_sent = type(cause).__name__ not in ("ConnectError", "ConnectTimeout")
+            reason = f"the connection failed ({type(cause).__name__}: {one_line(str(cause))})"
+            if was_sent and isinstance(error, (openai.APITimeoutError, TimeoutError)):
+                reason = f"no whole answer within {timeout:g} s"
+            raise _PassingError(reason, is_unanswered=was_sent) from error
         except (ValueError, RecursionError) as error:
             said = one_line(f"{type(error).__name__}: {error}")
-            raise _PassingError(f"the answer is not a chat completion ({said})") from error
+            is_cut = isinstance(error, json.JSONDecodeError) and error.pos > 0  # JSON that breaks off, not a web page
+            raise _PassingError(f"the answer is not a chat completion ({said})", is_unanswered=is_cut) from error
 
     def _send(self, answer: Future[bytes], payload: list[dict], fields: dict[str, Any]) -> None:
         try:
@@ -204,11 +223,16 @@ class EndpointChatModel(ChatModel):
 
 
 class _PassingError(Exception):
-    """A request failed in a way that may pass; `retry_after` is the endpoint's own wish, in seconds."""
+    """A request failed in a way that may pass.
 
-    def __init__(self, message: str, retry_after: str | None = None):
+    Attributes:
+        retry_after: the endpoint's own wish, in seconds.
+        is_unanswered: it was sent, and nothing says that it was not worked on.
+    """
+
+    def __init__(self, message: str, retry_after: str | None = None, is_unanswered: bool = False):
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.is_unanswered = retry_after, is_unanswered
 
 
 def _read_completion(body: bytes) -> tuple[str, str | None, ChatUsage]:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paid calls to chat models: written down before they are made, answered from the store ever after, capped.
 
-An answered call is never made again. Calls to endpoints are made by a process of their own, so that killing the engine
-loses no answer that is on its way: that process waits for the calls in flight, writes their answers down and ends, and
-the next session waits for it. A call that was sent and has no outcome (that process died as well) is in doubt: it is
-counted as spent, and made again only when its answer is needed.
+An answered call is never made again; one that was sent and brought nothing back (a time-out) is, when the user asked
+for it (`EndpointSpec.resend`) or runs again; it counts as spent. Calls to endpoints are made by a process apart, so
+that killing the engine loses no answer that is on its way: that process waits for the calls in flight, writes their
+answers down and ends, and the next session waits for it. A call that was sent and has no outcome (that process died as
+well) is in doubt: it is counted as spent, and made again only when its answer is needed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Budget:
     """Caps on what a run may spend over all sessions; None is no cap.
 
     Attributes:
-        max_calls: answered requests, those in doubt after a crash included.
+        max_calls: answered requests, and those that may have been (after a crash, a time-out).
         max_tokens: prompt and completion together.
         max_cost: in the currency of the prices.
         prompt_price, completion_price: per million tokens.
@@ -92,6 +93,7 @@ class EndpointSpec:
     seed: int | None = None
     timeout: float = 120.0
     max_retries: int = 5
+    resend: bool = False
     backoff: float = 1.0
     max_backoff: float = 60.0
     requests_per_minute: float | None = None

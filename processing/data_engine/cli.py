@@ -51,7 +51,8 @@ def build(
     concurrency: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of a chat model.")] = 1024,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 120.0,
-    request_retries: Annotated[int, typer.Option(min=0, help="How often a failed request is sent again.")] = 5,
+    request_retries: Annotated[int, typer.Option(min=0, help="How often a refused request is sent again.")] = 5,
+    resend: Annotated[bool, typer.Option(help="Send unanswered requests again; they may be paid for twice.")] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the writer; the checker's is 0.")] = 0.0,
     requests_per_minute: Annotated[float | None, typer.Option(help="Ceiling per endpoint.")] = None,
     max_calls: Annotated[int | None, typer.Option(help="Cap on chat calls over all sessions.")] = None,
@@ -85,6 +86,7 @@ def build(
     if images is not None and not (concept and sam3):
         raise ValueError("--images needs at least one --concept, and --sam3 to find them.")
     limits: dict[str, Any] = {"max_tokens": answer_tokens, "timeout": timeout, "max_retries": request_retries}
+    limits["resend"] = resend
     limits["requests_per_minute"] = requests_per_minute
     specs: dict[str, EndpointSpec] = {}
     for role, value in (("writer", writer), ("checker", checker)):

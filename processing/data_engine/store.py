@@ -120,7 +120,8 @@ class RunStore:
             "prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?, seconds = seconds + ? "
             "WHERE key = ?"
         )
-        spent = (usage.calls, usage.retries, usage.prompt_tokens, usage.completion_tokens, round(usage.seconds, 3))
+        calls = usage.calls + usage.unanswered
+        spent = (calls, usage.retries, usage.prompt_tokens, usage.completion_tokens, round(usage.seconds, 3))
         values = (FAILED if text is None else ANSWERED, _encodable(text), _encodable(error), status, *spent, key)
         try:
             self._write(query, *values)
@@ -140,11 +141,16 @@ class RunStore:
             raise StoreError(f"{self.path.parent}: expected {RESERVE_BYTES >> 20} MiB of room ({error})") from error
 
     def call_counts(self) -> dict[str, int]:
-        """Answered and failed calls, tokens; `in_doubt` were on their way when a process died, and have no outcome."""
+        """Answered and failed calls, and tokens.
+
+        `in_doubt` were on their way when a process died, and have no outcome; `maybe_paid` counts these and every
+        other request that brought nothing back: the endpoint's bill may hold so many more than `answered`.
+        """
         row = self._rows(
             "SELECT TOTAL(state = 'answered') AS answered, TOTAL(state = 'failed') AS failed, TOTAL(prompt_tokens) AS "
             "prompt_tokens, TOTAL(completion_tokens) AS completion_tokens, TOTAL(state = 'sent') AS in_doubt, "
-            "TOTAL(calls) AS calls FROM calls"
+            "TOTAL(calls) AS calls, TOTAL(calls) - TOTAL(state = 'answered') + TOTAL(state = 'sent') AS maybe_paid "
+            "FROM calls"
         )[0]
         return {name: int(row[name]) for name in row.keys()}  # noqa: SIM118 (a row's iterator gives its values)
 

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..masks import learn_rles
 from .faults import RecordFault, RecordReader, as_whole
-from .json_stream import Element, JsonSyntaxError, iterate_elements, line_of, read_element
-from .schema import MAX_INTEGER, MIN_INTEGER, is_text, shown
+from .json_stream import BATCH, Element, JsonSyntaxError, in_batches, iterate_elements, read_elements
+from .schema import MIN_INTEGER, is_text, shown
 
 BACKGROUND = ("_background_", "background")  # labelme's category 0
 
@@ -44,6 +46,7 @@ class CocoIndex:
         empty = {n for n, name in self.categories.items() if n not in used and self._above.get(name, set()) - {n}}
         self.nouns = {n: s for n, s in self.categories.items() if n not in empty and s.lower() not in BACKGROUND}
         self._files: dict[str, BinaryIO] = {}
+        self._ahead, self._annotations = range(0), list[dict[str, Any]]()
 
     def __len__(self) -> int:
         return len(self._tables["images"].order)
@@ -67,22 +70,32 @@ class CocoIndex:
     def images(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every image record with its place in the file, by ascending id."""
         table = self._tables["images"]
-        for row in map(int, table.order):
-            yield table.label("images", row), self._read("images", row)
+        for rows in in_batches(table.order.tolist(), BATCH):
+            for row, image in zip(rows, self._read("images", rows), strict=True):
+                yield table.label("images", row), image
 
     def annotations_of(self, image_id: Any) -> list[tuple[str, dict[str, Any]]]:
-        """The annotations of an image with their places, in file order."""
+        """The annotations of an image with their places, in file order.
+
+        Where images are asked for by ascending id, annotations are read ahead and their masks checked many at a time.
+        """
         table, number = self._tables["annotations"], self.number(image_id)
         if number is None:
             return []
-        low, high = np.searchsorted(table.owner_keys, (number, number + 1))
+        low, high = bisect_left(table.owner_keys, number), bisect_right(table.owner_keys, number)
+        if not self._ahead.start <= low <= high <= self._ahead.stop:
+            in_turn = low == self._ahead.stop
+            self._ahead = range(low, min(max(high, low + BATCH), len(table.owner_keys)) if in_turn else high)
+            self._annotations = self._read("annotations", table.owner_order[low : self._ahead.stop].tolist())
+            learn_rles(one.get("segmentation") for one in self._annotations)
+        found = self._annotations[low - self._ahead.start : high - self._ahead.start]
         rows = table.owner_order[low:high].tolist()
-        return [(table.label("annotations", row), self._read("annotations", row)) for row in rows]
+        return [(table.label("annotations", row), one) for row, one in zip(rows, found, strict=True)]
 
     def orphans(self) -> Iterator[RecordFault]:
         """A fault for every annotation of an image the file does not have."""
         table = self._tables["annotations"]
-        known = np.isin(np.asarray(table.owners), np.asarray(self._tables["images"].ids))
+        known = np.isin(table.owners, self._tables["images"].ids)
         for row in np.flatnonzero(~known).tolist():
             label, fix = table.label("annotations", row), "add the image or remove the annotation"
             yield RecordFault(str(self.path), label, "image_id", str(table.owners[row]), "the id of an image", fix)
@@ -112,8 +125,7 @@ class CocoIndex:
                     fix = "write [] if there are none" if "" not in self.keys else "take the object out of the list"
                     self._fault("(file)", key, "missing", "an object with a list of that name", fix)
         except JsonSyntaxError as error:
-            where = f"line {line_of(self.path, error.offset)}, byte {error.offset}"
-            self.faults.append(RecordFault(str(self.path), where, "(syntax)", error.reason, "JSON", "mend the syntax"))
+            self._fault(error.where, "(syntax)", error.reason, "JSON", "mend the syntax")
         for key, table in self._tables.items():
             for row in table.close().tolist():
                 expected = f"an id used once in {key!r}"
@@ -121,21 +133,19 @@ class CocoIndex:
         return {self.number(value) for value in used}
 
     def _add(self, element: Element) -> None:
-        table, value = self._tables[element.key], element.value
-        label = f"{element.key}[{element.position}]"
-        if element.position < 0 or not isinstance(value, dict):
-            self._fault(label, "(record)", shown(value), "an object", "write one object per record")
+        key, position, start, end, value = element
+        if position < 0 or not isinstance(value, dict):
+            found = shown(value)
+            self._fault(f"{key}[{position}]", "(record)", found, "an object", "write one object per record")
             return
-        numbers = []
-        for name in ("id",) if element.key == "images" else ("id", "image_id"):
-            found = value.get(name)
-            number = found if type(found) is int and MIN_INTEGER <= found <= MAX_INTEGER else self._intern(found)
-            if number is None:
-                shape = shown(found) if name in value else "missing"
-                self._fault(label, name, shape, "a whole number of 64 bits or a text", f"write {name!r} as a number")
-                return
-            numbers.append(number)
-        table.add(element, numbers[0], numbers[-1])
+        number = self._intern(value.get("id"))
+        owner = self._intern(value.get("image_id")) if key == "annotations" else number
+        if number is None or owner is None:
+            name = "id" if number is None else "image_id"
+            found, fix = shown(value[name]) if name in value else "missing", f"write {name!r} as a number"
+            self._fault(f"{key}[{position}]", name, found, "a whole number of 64 bits or a text", fix)
+            return
+        self._tables[key].places.extend((number, owner, start, end, position))
 
     def _intern(self, value: Any) -> int | None:
         number = as_whole(value)
@@ -170,13 +180,15 @@ class CocoIndex:
         place = int(np.searchsorted(table.keys, number))
         if place == len(table.keys) or table.keys[place] != number:
             return None
-        return self._read(key, int(table.order[place]))
+        return self._read(key, [int(table.order[place])])[0]
 
-    def _read(self, key: str, row: int) -> dict[str, Any]:
+    def _read(self, key: str, rows: list[int]) -> list[dict[str, Any]]:
         if key not in self._files:  # one for each table: both are read in the order they are written, mostly
             self._files[key] = open(self.path, "rb", buffering=1 << 18)
         table = self._tables[key]
-        return read_element(self._files[key], table.starts[row], table.ends[row])
+        return read_elements(
+            self._files[key], zip(table.starts[rows].tolist(), table.ends[rows].tolist(), strict=True)
+        )
 
 
 EXPECTED_CATEGORY = "an object with an id and a name in UTF-8 that is not empty"
@@ -195,20 +207,13 @@ def _utf8(value: Any) -> Any:
 class _Table:
     def __init__(self, texts: dict[int, str]) -> None:
         self.texts = texts
-        self.ids, self.owners = array("q"), array("q")
-        self.starts, self.ends, self.positions = array("q"), array("q"), array("q")
-        self.order = self.owner_order = self.keys = self.owner_keys = np.zeros(0, dtype=np.int64)
-
-    def add(self, element: Element, number: int, owner: int) -> None:
-        self.ids.append(number)
-        self.owners.append(owner)
-        self.starts.append(element.start)
-        self.ends.append(element.end)
-        self.positions.append(element.position)
+        self.places = array("q")  # of each record: id, owner, start and end in the file, position in its list
 
     def close(self) -> np.ndarray:
         """Sort by id and by owner; returns the rows whose id an earlier row has, which are left out of both orders."""
-        ids, owners = np.asarray(self.ids, dtype=np.int64), np.asarray(self.owners, dtype=np.int64)
+        columns = np.array(self.places, dtype=np.int64).reshape(-1, 5).T.copy()
+        self.ids, self.owners, self.starts, self.ends, self.positions = ids, owners, *_ = columns
+        del self.places
         order = np.argsort(ids, kind="stable")
         repeated = np.zeros(len(ids), dtype=bool)
         repeated[order[1:]] = ids[order[1:]] == ids[order[:-1]]
@@ -219,5 +224,5 @@ class _Table:
         return np.flatnonzero(repeated)
 
     def label(self, key: str, row: int) -> str:
-        number = self.ids[row]
+        number = int(self.ids[row])
         return f"{key}[{self.positions[row]}] (id {self.texts.get(number, number)})"

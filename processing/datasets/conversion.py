@@ -24,7 +24,8 @@ from ..atomic import write_whole
 from ..images import image_size, read_image
 from ..masks import rle_area
 from .faults import DatasetFormatError
-from .readers.official import TEXT_KEYS
+from .json_stream import in_batches
+from .readers.official import EXTRA_FIELDS, TEXT_KEYS
 from .schema import LEVEL_FIELDS, InstructionRow, row_features
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def write_parquet(dataset: Dataset | IterableDataset | Iterable[InstructionRow],
     features, count = row_features(), 0
     schema = features.arrow_schema
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for batch in _batches(_raw_rows(dataset), 100):
+        for batch in in_batches(_raw_rows(dataset), 100):
             for row in tqdm(batch, desc="writing", leave=False):
                 if row["image"] is not None:
                     read_image(row["image"])
@@ -136,19 +137,7 @@ def _raw_rows(dataset: Any) -> Iterable[InstructionRow]:
     return dataset
 
 
-def _batches(rows: Iterable[InstructionRow], size: int) -> Iterable[list[InstructionRow]]:
-    batch: list[InstructionRow] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def _record(row: InstructionRow, number: int, file_name: str | None) -> dict[str, Any]:
-    kept = ("row_id", "image_id", "annotation_ids", "target_kind", "ignore_masks", "dataset", "split")
     fields: Mapping[str, Any] = {**row}
     return {
         "id": number,
@@ -156,7 +145,7 @@ def _record(row: InstructionRow, number: int, file_name: str | None) -> dict[str
         "width": row["width"],
         "height": row["height"],
         "text_inst_input": {key: fields[level] for level, key in TEXT_KEYS.items()},
-        "sam3i": {name: fields[name] for name in kept},
+        "sam3i": {name: fields[name] for name in EXTRA_FIELDS},
     }
 
 

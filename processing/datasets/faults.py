@@ -121,6 +121,8 @@ class RecordReader:
 
     def check_names(self, known: tuple[str, ...], only_misspelled: bool = False, label: str | None = None) -> None:
         """Fault the fields that are not `known`; in foreign formats only those that look like one misspelled."""
+        if self.data.keys() <= _as_set(known):
+            return
         for name in self.data.keys() - _as_set(known):
             meant = closest(str(name), known)
             if meant in self.data or (only_misspelled and meant is None):
@@ -164,11 +166,12 @@ class RecordReader:
 
     def texts(self, field: str, optional: bool = True) -> list[str]:
         """A list of non-empty strings; entries that are none become faults."""
-        texts = []
-        for index, value in enumerate(self.items(field, optional)):
-            if is_text(value):
-                texts.append(value)
-            else:
+        texts = self.data.get(field)
+        if type(texts) is list and all(map(is_text, texts)):
+            return texts
+        texts = self.items(field, optional)
+        for index, value in enumerate(texts):
+            if not is_text(value):
                 fix = "write the instruction or remove the entry"
                 self.fault(f"{field}[{index}]", shown(value), "a non-empty string in UTF-8", fix)
         return texts
@@ -184,6 +187,8 @@ def _as_set(names: tuple[str, ...]) -> frozenset[str]:
 
 def as_whole(value: Any) -> int | None:
     """A whole number of 64 bits from 5, 5.0 or "5", as tools write ids and sizes; None for anything else."""
+    if type(value) is int:
+        return value if MIN_INTEGER <= value <= MAX_INTEGER else None
     if type(value) is float and value.is_integer():
         value = int(value)
     elif isinstance(value, str) and len(value) < 20 and value.removeprefix("-").isdecimal():

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from ..images import ImageError, image_size, read_image
 from .faults import DatasetFormatError, RecordFault, RecordReader, RowAccount
-from .schema import InstructionRow
+from .schema import InstructionRow, shown
 
 ImageRoot = str | Path | Mapping[str, str | Path] | None
 MAX_SHOWN = 200  # characters of a file name in a message
@@ -155,6 +155,7 @@ class ReadOptions:
     crowd: str | None = None
     progress: bool = False
     account: RowAccount = field(default_factory=RowAccount)
+    _row_ids: dict[tuple[str | None, str], str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.crowd not in (None, "instance", "skip"):
@@ -170,6 +171,17 @@ class ReadOptions:
             return True
         self.account.left_out[f"not of split {self.split!r}"] += 1
         return False
+
+    def once(self, record: RecordReader, row: InstructionRow | None) -> InstructionRow | None:
+        """The row; None, and a fault of the record, where an earlier row of its split has its id."""
+        if row is None:
+            return None
+        first = self._row_ids.setdefault((row["split"], row["row_id"]), record.record)
+        if first == record.record:
+            return row
+        expected = f"an id used once per split ({first} has it)"
+        record.fault("row_id", shown(row["row_id"]), expected, "give the row an id of its own")
+        return None
 
 
 def find_image(record: RecordReader, roots: ImageRoots, file_name: str, dataset: str = "") -> str | None:
@@ -188,8 +200,17 @@ def find_image(record: RecordReader, roots: ImageRoots, file_name: str, dataset:
         return None
 
 
-def name_and_size(record: RecordReader, roots: ImageRoots, dataset: str = "") -> tuple[str, str | None, int, int]:
-    """(file name, path or None, width, height) of a COCO image record.
+class Picture(NamedTuple):
+    """An image as a record names it, its path if it was found, and its size in pixels."""
+
+    file_name: str
+    image: str | None
+    width: int
+    height: int
+
+
+def name_and_size(record: RecordReader, roots: ImageRoots, dataset: str = "") -> Picture:
+    """The image of a COCO image record.
 
     LVIS v1 has no `file_name` but a `coco_url`, whose last folder belongs to the name (train2017/x.jpg). Where there
     are no sizes they are read from the image.
@@ -207,7 +228,7 @@ def name_and_size(record: RecordReader, roots: ImageRoots, dataset: str = "") ->
             record.fault("width", str(error), "a readable image", "restore the image, or write its size")
         roots.notes[SIZE_FROM_IMAGE] += 1
     width, height = record.size()
-    return file_name, image, width, height
+    return Picture(file_name, image, width, height)
 
 
 class ImageChecks:
@@ -241,9 +262,9 @@ class ImageChecks:
         if isinstance(found, str):
             yield RecordFault(file, record, "image", found, "a readable image", "restore the image or mend the name")
         elif found != (row["height"], row["width"]):
-            shown = f"{found[1]} x {found[0]} pixels{self._stored(image, found)}"
+            real = f"{found[1]} x {found[0]} pixels{self._stored(image, found)}"
             expected = f"{row['width']} x {row['height']} pixels as the row says"
-            yield RecordFault(file, record, "image", shown, expected, "mend the size, or name the right image")
+            yield RecordFault(file, record, "image", real, expected, "mend the size, or name the right image")
 
     def _open(self, image: Any) -> tuple[int, int] | str:
         try:

@@ -8,9 +8,10 @@ is ASCII, and no byte of a multi-byte UTF-8 character is); text is decoded as UT
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -19,6 +20,9 @@ MAX_ELEMENT = 1 << 28
 # A parser error this close to the end of what was read may only mean that the rest is still to come.
 TAIL = 16
 DELIMITERS = " \t\r\n,:]}"
+BATCH = 128  # records that are read ahead, so that their masks are checked in one go
+
+Item = TypeVar("Item")
 
 
 class JsonSyntaxError(ValueError):
@@ -26,12 +30,12 @@ class JsonSyntaxError(ValueError):
 
     Attributes:
         reason: what the parser says.
-        offset: byte offset in the file.
+        where: line and byte.
     """
 
     def __init__(self, path: Path, reason: str, offset: int):
-        self.path, self.reason, self.offset = path, reason, offset
-        super().__init__(f"{path}: line {line_of(path, offset)}, byte {offset}: {reason}")
+        self.reason, self.where = reason, f"line {line_of(path, offset)}, byte {offset}"
+        super().__init__(f"{path}: {self.where}: {reason}")
 
 
 class Element(NamedTuple):
@@ -61,7 +65,7 @@ def iterate_elements(path: str | Path, progress: bool = False, keys: set[str] | 
     """Every element of every top-level array of a JSON file, in file order, in memory bounded by one element.
 
     Values of top-level keys that are no arrays come as one element with position -1. `Element.value` is decoded as
-    UTF-8 only where it is plain ASCII; use `read_element` for text. Every key is added to `keys` ("" for an array).
+    UTF-8 only where it is plain ASCII; use `read_elements` for text. Every key is added to `keys` ("" for an array).
 
     Raises:
         JsonSyntaxError: with the byte and line of the fault; the elements before it have been handed out.
@@ -102,10 +106,20 @@ def sample(path: str | Path, size: int = 1 << 20) -> bytes:
         return head + file.read(size)
 
 
-def read_element(file: Any, start: int, end: int) -> Any:
-    """Parse the bytes [start, end) of an open binary file; bytes that are no UTF-8 become U+FFFD."""
-    file.seek(start)
-    return json.loads(file.read(end - start).decode("utf-8", "replace"))
+def read_elements(file: Any, places: Iterable[tuple[int, int]]) -> list[Any]:
+    """Parse the bytes [start, end) of elements of an open binary file; bytes that are no UTF-8 become U+FFFD."""
+    parts = []
+    for start, end in places:
+        file.seek(start)
+        parts.append(file.read(end - start))
+    return json.loads((b"[" + b",".join(parts) + b"]").decode("utf-8", "replace"))
+
+
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items; the last one is shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 class _Scanner:
@@ -170,7 +184,7 @@ class _Scanner:
             return False
         if found != ",":
             self.fail(f"expected ',' or {closing!r}, found {found!r}")
-        self.skip(1)
+        self.place += 1
         if self.peek() == closing:
             self.fail(f"a comma before {closing!r}")
         return True

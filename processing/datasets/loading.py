@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock
 from transformers.utils import logging
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
+Item = TypeVar("Item")
 
 # In the order in which `format="auto"` asks them: the most telling first.
 READERS: dict[str, ModuleType] = {
@@ -45,7 +46,7 @@ READERS: dict[str, ModuleType] = {
 TABLES = reader_tables.FORMATS
 FORMATS = ("auto", *READERS, *TABLES)
 # Part of the cache key of converted files: raise it when a reader's rows change.
-READER_VERSION = 2
+READER_VERSION = 3
 MAX_LOGGED_FAULTS = 20
 VOLATILE = {IMAGE_NOT_FOUND, SIZE_FROM_IMAGE, IMAGE_FAULT}  # notes of rows that depend on more than the data files
 
@@ -152,7 +153,7 @@ def iterate_items(
 ) -> Iterator[InstructionRow | RecordFault]:
     """Rows and faults; `options.account` counts them, and `images` adds the faults of the rows' images."""
     account = options.account
-    for item in read_items(source, format, options):
+    for item in _not_too_deep(source, read_items(source, format, options)):
         found = [item] if isinstance(item, RecordFault) else list(images.faults(str(source), item) if images else ())
         for fault in found:
             account.add_fault(fault)
@@ -162,6 +163,13 @@ def iterate_items(
         elif not isinstance(item, RecordFault):
             account.kept += 1
             yield item
+
+
+def _not_too_deep(source: str | Path, items: Iterator[Item]) -> Iterator[Item]:
+    try:
+        yield from items
+    except RecursionError as error:
+        raise DatasetFormatError(f"{source}: a record is nested too deeply") from error
 
 
 def iterate_rows(

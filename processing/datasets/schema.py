@@ -28,6 +28,7 @@ BOX_MARGIN = 0.05  # of a side (at least a pixel): how far a box may leave the i
 # Box against mask: over 6,500 correct boxes of real exports the lowest IoU with the mask's tight box was .39.
 MIN_BOX_IOU = 0.3
 EDGE_TOLERANCE = 2.0  # pixels by which every edge may differ: tools round differently
+LISTS = ("masks", "boxes", "is_crowd", "ignore_masks", "annotation_ids")
 EMPTY_MASK = "covers no pixel of the image"
 BOX_FIX = "write [x, y, w, h] of the mask in absolute pixels"
 
@@ -142,53 +143,87 @@ def make_row(
         simple=list(simple or []),
         complex=list(complex or []),
         masks=list(masks),
-        boxes=[[float(value) for value in box] for box in boxes],
-        is_crowd=[False] * len(masks) if is_crowd is None else [bool(flag) for flag in is_crowd],
+        boxes=[list(map(float, box)) for box in boxes],
+        is_crowd=[False] * len(masks) if is_crowd is None else list(map(bool, is_crowd)),
         ignore_masks=list(ignore_masks or []),
         target_kind=target_kind,
         row_id=str(row_id),
         image_id=str(image_id),
-        annotation_ids=[int(i) for i in annotation_ids or []],
+        annotation_ids=list(map(int, annotation_ids or [])),
         dataset=dataset,
         split=split,
     )
 
 
-def validate_row(row: Any, instances: bool = True) -> Iterator[FieldFault]:
+def validate_row(row: Any) -> Iterator[FieldFault]:
     """Every fault of a row, field by field; nothing is yielded for a good row and nothing is raised for a bad one.
 
     Masks are checked run by run (size, alphabet, number of pixels), not decoded to pixels; images are not opened.
-
-    Args:
-        instances: check masks and boxes; a reader that made them from checked annotations need not again.
     """
     if not isinstance(row, dict):
         yield FieldFault("(row)", shown(row), "an object", "write one object per row")
         return
-    for name in ROW_FIELDS:
+    for name in ROW_FIELDS if InstructionRow.__required_keys__ - row.keys() else ():
         if name not in row:
             yield FieldFault(name, "missing", "present", f"add {name!r} (see InstructionRow)")
-    yield from _size_faults(row)
-    yield from _text_faults(row)
-    yield from _target_faults(row, instances)
-    yield from _id_faults(row)
+    width, height = row.get("width"), row.get("height")
+    is_sized = _is_whole(width, 1, MAX_SIDE) and _is_whole(height, 1, MAX_SIDE) and width * height <= MAX_PIXELS
+    if not is_sized:
+        yield from _size_faults(row)
+    yield from text_faults(row)
+    lists = {}
+    for name in LISTS:
+        if isinstance(row.get(name), (list, tuple)):
+            lists[name] = row[name]
+        elif name in row:
+            yield FieldFault(name, shown(row[name]), "a list", "write [] where there is none")
+    if is_sized:
+        yield from geometry_faults(lists, row["height"], row["width"])
+    count = len(lists.get("masks", ()))
+    for name in ("boxes", "is_crowd", "annotation_ids") if "masks" in lists else ():
+        found = len(lists.get(name, ()))
+        if name in lists and found != count and not (name == "annotation_ids" and found == 0):
+            yield FieldFault(name, f"{found} entries", f"{count}, one per mask", "write one entry per instance")
+    for index, flag in enumerate(lists.get("is_crowd", ())):
+        if flag not in (False, True):
+            yield FieldFault(f"is_crowd[{index}]", shown(flag), "true or false", "write false for a single instance")
+    yield from row_faults(row)
+
+
+def row_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+    """What is wrong with a row whose sizes, texts, masks and boxes are each checked."""
+    if not any(row.get(level, True) for level in LEVEL_FIELDS):
+        fix = "give the row an instruction or remove it"
+        yield FieldFault("/".join(LEVEL_FIELDS), "no instruction at any level", "at least one", fix)
+    masks, numbers = row.get("masks"), row.get("annotation_ids")
+    if isinstance(masks, (list, tuple)):
+        yield from _kind_faults(row.get("target_kind"), len(masks))
+    for index, number in enumerate(numbers) if isinstance(numbers, (list, tuple)) else ():
+        if not _is_whole(number):
+            yield FieldFault(f"annotation_ids[{index}]", shown(number), "a whole number", "write the source's id")
+    for name in ("row_id", "image_id"):
+        if name in row and (not isinstance(row[name], str) or not row[name]):
+            yield FieldFault(name, shown(row[name]), "a non-empty string", "write the id as a string")
+    for name, optional in (("dataset", False), ("split", True), ("file_name", True)):
+        value = row.get(name, "")
+        if not isinstance(value, str) and not (optional and value is None):
+            yield FieldFault(name, shown(value), "a string", "write a string")
 
 
 def _size_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+    faults = []
     for name in ("width", "height"):
         if name in row and not _is_whole(row[name], 1, MAX_SIDE):
             expected = f"a whole number of pixels from 1 to {MAX_SIDE}"
-            yield FieldFault(name, shown(row[name]), expected, "write the size of the image")
-    if _is_sized(row) and row["width"] * row["height"] > MAX_PIXELS:
+            faults.append(FieldFault(name, shown(row[name]), expected, "write the size of the image"))
+    yield from faults
+    if not faults and "width" in row and "height" in row:
         found = f"{row['width']} x {row['height']} pixels"
         yield FieldFault("width", found, f"at most {MAX_PIXELS} pixels", "cut or shrink the image")
 
 
-def _is_sized(row: dict[str, Any]) -> bool:
-    return all(_is_whole(row.get(name), 1, MAX_SIDE) for name in ("width", "height"))
-
-
-def _text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+def text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+    """Faults of the texts of a row that has them; none for a level that is absent."""
     for level in LEVEL_FIELDS:
         texts = row.get(level, [])
         if not isinstance(texts, (list, tuple)):
@@ -198,36 +233,10 @@ def _text_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
             if not is_text(text):
                 expected = "a non-empty string in UTF-8"
                 yield FieldFault(f"{level}[{index}]", shown(text), expected, "write the instruction or remove it")
-    if all(level in row and not row[level] for level in LEVEL_FIELDS):
-        fix = "give the row an instruction or remove it"
-        yield FieldFault("/".join(LEVEL_FIELDS), "no instruction at any level", "at least one", fix)
 
 
-def _target_faults(row: dict[str, Any], instances: bool) -> Iterator[FieldFault]:
-    lists: dict[str, Any] = {}
-    for name in ("masks", "boxes", "is_crowd", "ignore_masks", "annotation_ids"):
-        if name not in row:
-            continue
-        if isinstance(row[name], (list, tuple)):
-            lists[name] = row[name]
-        else:
-            yield FieldFault(name, shown(row[name]), "a list", "write [] where there is none")
-    if _is_sized(row) and row["width"] * row["height"] <= MAX_PIXELS:
-        checked = lists if instances else {"ignore_masks": lists.get("ignore_masks", [])}
-        yield from _geometry_faults(checked, row["height"], row["width"])
-    if "masks" in lists:
-        count = len(lists["masks"])
-        for name in ("boxes", "is_crowd", "annotation_ids"):
-            found = len(lists.get(name, []))
-            if name in lists and found != count and not (name == "annotation_ids" and found == 0):
-                yield FieldFault(name, f"{found} entries", f"{count}, one per mask", "write one entry per instance")
-        yield from _kind_faults(row.get("target_kind"), count)
-    for index, number in enumerate(lists.get("annotation_ids", [])):
-        if not _is_whole(number):
-            yield FieldFault(f"annotation_ids[{index}]", shown(number), "a whole number", "write the source's id")
-
-
-def _geometry_faults(lists: dict[str, Any], height: int, width: int) -> Iterator[FieldFault]:
+def geometry_faults(lists: dict[str, Any], height: int, width: int) -> Iterator[FieldFault]:
+    """Faults of masks, boxes and masks to ignore, each against the image and boxes against masks."""
     tight = {}
     for name in ("masks", "ignore_masks"):
         for index, rle in enumerate(lists.get(name, [])):
@@ -257,16 +266,6 @@ def _kind_faults(kind: Any, count: int) -> Iterator[FieldFault]:
         yield FieldFault("target_kind", f"'1-to-1' with {count} masks", "one mask", "use '1-to-N' or '1-to-all'")
 
 
-def _id_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
-    for name in ("row_id", "image_id"):
-        if name in row and (not isinstance(row[name], str) or not row[name]):
-            yield FieldFault(name, shown(row[name]), "a non-empty string", "write the id as a string")
-    for name, optional in (("dataset", False), ("split", True), ("file_name", True)):
-        value = row.get(name, "")
-        if not isinstance(value, str) and not (optional and value is None):
-            yield FieldFault(name, shown(value), "a string", "write a string")
-
-
 def box_fault(box: Any, height: int, width: int, tight: Sequence[float] | None = None) -> str | None:
     """What is wrong with a box [x, y, w, h] in pixels of a [height, width] image, or None.
 
@@ -275,7 +274,7 @@ def box_fault(box: Any, height: int, width: int, tight: Sequence[float] | None =
     """
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         return f"{shown(box)} is not four numbers"
-    if not all(is_number(value) for value in box):
+    if not all(map(is_number, box)):
         return f"{shown(box)} holds something that is not a finite number of pixels"
     x, y, w, h = box
     if w < 0 or h < 0:
@@ -327,7 +326,7 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 def fit_box(box: Sequence[float], height: int, width: int) -> list[float]:
     """A box [x, y, w, h] cut to its image."""
-    x, y, w, h = (float(value) for value in box)
+    x, y, w, h = map(float, box)
     left, top = min(max(x, 0.0), width), min(max(y, 0.0), height)
     if left == x and top == y and x + w <= width and y + h <= height:
         return [x, y, w, h]
@@ -340,7 +339,7 @@ def is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any, minimum: int = MIN_INTEGER, maximum: int = MAX_INTEGER) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+    return type(value) is int and minimum <= value <= maximum
 
 
 def is_text(value: Any) -> bool:

@@ -85,9 +85,8 @@ def test_usage_adds_up_over_calls_and_marks_unmetered_answers():
         Answer(status=503, body=b""),
         Answer(body=b"<html>not json</html>"),
         Answer(body=b'{"error": {"message": "overloaded"}}'),
-        Answer(hang_up=True),
     ],
-    ids=["429", "500", "503", "not-json", "no-choices", "hang-up"],
+    ids=["429", "500", "503", "not-json", "no-choices"],
 )
 def test_passing_failures_are_retried(fault):
     with ScriptedChatServer(play(fault, fault, "at last")) as server:
@@ -96,13 +95,32 @@ def test_passing_failures_are_retried(fault):
     assert len(server.requests) == 3 and server.requests[0] == server.requests[2]
 
 
-def test_time_out_is_retried_then_reported():
-    with ScriptedChatServer(play(Answer("late", delay=1.0), "in time")) as server:
-        assert connect(server, timeout=0.2).complete(HELLO).text == "in time"
-    with ScriptedChatServer(lambda request, index: Answer("late", delay=1.0)) as server:
-        with pytest.raises(ChatUnavailableError, match=r"2 attempts.*no whole answer within 0\.2 s") as caught:
-            connect(server, timeout=0.2, max_retries=1).complete(HELLO)
-    assert caught.value.usage.retries == 1 and caught.value.usage.calls == 0 and caught.value.usage.seconds > 0.4
+UNANSWERED = {
+    "late": Answer("late", delay=3.0),
+    "hang-up": Answer(hang_up=True),
+    "504": Answer(status=504, body=b""),
+    "cut off": Answer(body=[b'{"choices": [{"message": {"cont']),
+}
+
+
+@pytest.mark.parametrize("name", UNANSWERED)
+def test_a_request_that_may_have_been_paid_for_is_sent_again_only_when_asked(name):
+    with ScriptedChatServer(play(UNANSWERED[name], "answered")) as server:
+        with pytest.raises(ChatUnavailableError, match="1 attempts.*may be on the bill") as caught:
+            connect(server, timeout=1.0).complete(HELLO)
+        assert len(server.requests) == 1
+    usage = caught.value.usage
+    assert (usage.calls, usage.retries, usage.unanswered) == (0, 0, 1)
+    with ScriptedChatServer(play(UNANSWERED[name], "answered", "other")) as server:
+        model = connect(server, timeout=1.0, resend=True)
+        replies = [model.complete(HELLO) for _ in range(2)]
+    assert [(reply.text, reply.usage.unanswered) for reply in replies] == [("answered", 1), ("other", 0)]
+    keys = [headers["idempotency-key"] for headers in server.headers]
+    assert len(keys) == 3 and keys[0] == keys[1] != keys[2]
+    with ScriptedChatServer(lambda request, index: UNANSWERED[name]) as server:
+        with pytest.raises(ChatUnavailableError, match="2 attempts") as caught:
+            connect(server, timeout=0.4, max_retries=1, resend=True).complete(HELLO)
+    assert (caught.value.usage.retries, caught.value.usage.unanswered) == (1, 2)
 
 
 def test_retry_after_is_honoured_up_to_the_ceiling():
@@ -450,6 +468,7 @@ def test_local_model_needs_a_chat_template(tiny_llava):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_real_server_answers_and_says_what_it_refuses(tiny_llava, tmp_path):
     """`transformers serve`, over a folder with the tiny model: images arrive, tokens are counted, errors are shown."""
     pytest.importorskip("fastapi")
@@ -463,12 +482,12 @@ def test_a_real_server_answers_and_says_what_it_refuses(tiny_llava, tmp_path):
     server = subprocess.Popen(command)
     try:
         model = EndpointChatModel(
-            f"http://127.0.0.1:{port}/v1", str(tmp_path), max_tokens=5, timeout=120, max_retries=0
+            f"http://127.0.0.1:{port}/v1", str(tmp_path), max_tokens=5, timeout=300, max_retries=0
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 1000  # a busy machine takes minutes to import what the server needs
         while True:
             try:
-                model.check(Image.new("RGB", (20, 20), "red"))
+                model.check(Image.new("RGB", (20, 20), "red"), timeout=300)
                 break
             except ChatUnavailableError as error:
                 assert "the connection failed" in str(error) and server.poll() is None, error
@@ -480,7 +499,7 @@ def test_a_real_server_answers_and_says_what_it_refuses(tiny_llava, tmp_path):
             assert model.complete(HELLO, json_schema=SCHEMA).usage.completion_tokens <= 5
         except ChatRequestError as error:
             assert "response_format" in str(error)
-        free = EndpointChatModel(model.base_url, model.name, max_tokens=3, native_json_schema=False)
+        free = EndpointChatModel(model.base_url, model.name, max_tokens=3, timeout=300, native_json_schema=False)
         assert free.complete(HELLO, json_schema=SCHEMA).usage.calls == 1
         with pytest.raises((ChatRequestError, ChatUnavailableError), match="HTTP [45]"):
             EndpointChatModel(model.base_url, str(tmp_path / "nothing"), max_retries=0).complete(HELLO)

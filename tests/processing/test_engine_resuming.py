@@ -193,6 +193,19 @@ def test_a_call_without_an_outcome_stays_on_the_bill(tmp_path):
     assert store.call_counts() | {"in_doubt": 0, "calls": 2, "answered": 1} == store.call_counts()
 
 
+def test_a_call_that_timed_out_counts_as_one_that_may_be_paid(tmp_path):
+    with ScriptedChatServer(lambda request, index: Answer("late", delay=5)) as server:
+        spec = EndpointSpec(server.base_url, "w", timeout=0.5)
+        with PaidCalls(RunStore(tmp_path), {"writer": spec}, Budget(max_calls=1)) as calls:
+            with pytest.raises(ChatUnavailableError, match="may be on the bill"):
+                ask(calls, "a")
+            with pytest.raises(BudgetExhaustedError, match="raise the cap"):
+                ask(calls, "b")
+        assert len(server.requests) == 1
+    counts = RunStore(tmp_path).call_counts()
+    assert (counts["answered"], counts["failed"], counts["in_doubt"], counts["maybe_paid"]) == (0, 1, 0, 1)
+
+
 def test_a_full_disk_is_one_error_and_loses_no_answer(tmp_path):
     """The answer that is on its way is kept in the room set aside; no further call is made."""
 

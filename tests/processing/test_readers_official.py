@@ -12,7 +12,7 @@ from sam3i.processing.datasets.coco_index import CocoIndex
 from sam3i.processing.datasets.conversion import convert_dataset
 from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault
 from sam3i.processing.datasets.image_roots import ReadOptions
-from sam3i.processing.datasets.json_stream import JsonSyntaxError, iterate_elements, read_element
+from sam3i.processing.datasets.json_stream import JsonSyntaxError, iterate_elements, read_elements
 from sam3i.processing.datasets.loading import READERS, detect_format, load_instruction_dataset, read_items
 from sam3i.processing.masks import decode_mask, encode_mask
 
@@ -129,7 +129,7 @@ def test_streaming_reads_what_json_reads(tmp_path, monkeypatch, document, chunk,
     found = {} if isinstance(document, dict) else []
     with open(path, "rb") as file:
         for element in iterate_elements(path):
-            value = read_element(file, element.start, element.end)
+            (value,) = read_elements(file, [(element.start, element.end)])
             if isinstance(found, list):
                 assert element.position == len(found)
                 found.append(value)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ...datasets.coco_index import CocoIndex
 from ...datasets.faults import RecordFault, RecordReader, RowAccount
-from ...datasets.image_roots import ImageRoot, ImageRoots, ReadOptions, name_and_size
+from ...datasets.image_roots import ImageRoot, ReadOptions, name_and_size
 from ...datasets.readers.instances import Instances
 from ...datasets.schema import InstructionRow, is_text
 from ...fingerprint import fingerprint_files
@@ -61,7 +61,7 @@ class CocoSource:
         self.path = Path(path)
         self.dataset = dataset or self.path.stem
         self.split = split
-        self.crowd = ReadOptions(crowd=crowd).crowd or "instance"
+        self._options = ReadOptions(image_root, crowd=crowd)
         self.left_out = LeftOut()
         self.fingerprint = fingerprint_files([self.path])
         self.index = CocoIndex(self.path)
@@ -77,7 +77,7 @@ class CocoSource:
                 f"{self.path}: expected `images` and `categories` with names, found {len(self.index)} images and "
                 f"{len(self._names)} names{faults}"
             )
-        self._roots = ImageRoots(image_root, (self.path.parent, self.path.parent / "images"))
+        self._roots = self._options.roots(self.path.parent, self.path.parent / "images")
 
     @property
     def nouns(self) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ class CocoSource:
         where = f"{self.path}: {place}"
         if noun is None:
             return None, "annotation of an unknown category", f"{where}: category_id {annotation.get('category_id')!r}"
-        record, found = RecordReader(str(self.path), place, annotation), Instances(self.crowd, self._roots.notes)
+        record, found = RecordReader(str(self.path), place, annotation), Instances(self._options)
         found.add(record, place, annotation, height, width)
         if record.faults:
             fault = record.faults[0]

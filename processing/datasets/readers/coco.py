@@ -70,10 +70,6 @@ def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | Re
             yield row
 
 
-def _instances(options: ReadOptions) -> Instances:
-    return Instances(options.crowd or "instance", options.account.notes)
-
-
 def _row(
     record: RecordReader, index: CocoIndex, roots: ImageRoots, options: ReadOptions, dataset: str
 ) -> InstructionRow | None:
@@ -87,11 +83,11 @@ def _row(
     if record.faults:
         return None
     source = RecordReader(str(index.path), f"image {image_id}", image)
-    file_name, path, width, height = name_and_size(source, roots, dataset)
+    picture = name_and_size(source, roots, dataset)
     record.faults.extend(source.faults)
     if record.faults:
         return None
-    instances, categories = _instances(options), set()
+    instances, categories = Instances(options), set()
     for number in numbers:
         annotation = index.annotation(number)
         label = f"{record.record}: annotation {shown(number)}"
@@ -99,17 +95,14 @@ def _row(
             expected = f"ids of annotations of image {image_id}"
             record.fault("annotation_ids", shown(number), expected, "add the annotation or mend the id")
             continue
-        instances.add(record, label, annotation, height, width)
+        instances.add(record, label, annotation, picture.height, picture.width)
         categories.add(index.category(record, annotation, label))
     if not texts["concept"] and numbers and record.data.get("target_kind") in (None, "1-to-all"):
         texts["concept"] = _concept_of_all(index, image_id, numbers, categories)
-    return finish_row(
+    row = finish_row(
         record,
         instances,
-        image=path,
-        file_name=file_name,
-        width=width,
-        height=height,
+        picture,
         target_kind=record.data.get("target_kind", None if numbers else "none"),
         row_id=record.data.get("row_id", record.record.removeprefix("line ")),
         image_id=image_id,
@@ -117,6 +110,7 @@ def _row(
         split=record.data.get("split"),
         **texts,
     )
+    return options.once(record, row)
 
 
 def _concept_of_all(index: CocoIndex, image_id: object, numbers: list, categories: set) -> list[str]:
@@ -139,7 +133,7 @@ def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> It
         return
     for label, data in index.images():
         record = RecordReader(str(index.path), label, data)
-        file_name, path, width, height = name_and_size(record, roots, dataset)
+        picture = name_and_size(record, roots, dataset)
         yield from record.faults
         if record.faults:
             account.left_out["image with a fault"] += 1
@@ -152,8 +146,8 @@ def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> It
             if not part.faults and category not in index.nouns:
                 account.left_out["annotation whose category is no noun"] += 1
                 continue
-            added = _instances(options) if category not in found else found[category]
-            added.add(part, place, annotation, height, width)
+            added = Instances(options) if category not in found else found[category]
+            added.add(part, place, annotation, picture.height, picture.width)
             if part.faults:
                 yield from part.faults
                 partial.add(category)  # there is one more, but it cannot be used
@@ -168,10 +162,7 @@ def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> It
             row = finish_row(
                 row_record,
                 instances,
-                image=path,
-                file_name=file_name,
-                width=width,
-                height=height,
+                picture,
                 concept=[index.nouns[category].replace("_", " ")],
                 target_kind=None if category in partial or any(instances.is_crowd) else "1-to-all",
                 row_id=f"{data['id']}-{category}",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ from scipy import ndimage
 
 from ...masks import box_of_rle, decode_mask, segmentation_to_rle
 from ..faults import RecordReader, as_whole
+from ..image_roots import Picture, ReadOptions
 from ..schema import (
     BOX_FIX,
     EMPTY_MASK,
@@ -19,10 +19,11 @@ from ..schema import (
     InstructionRow,
     box_fault,
     fit_box,
+    geometry_faults,
     is_number,
     make_row,
+    row_faults,
     shown,
-    validate_row,
 )
 
 ANNOTATION_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
@@ -35,12 +36,12 @@ class Instances:
     """The instance lists of a row while it is being read.
 
     Attributes:
-        crowd: "instance" or "skip": what becomes of an annotation marked crowd (see `ReadOptions`).
-        notes: counts boxes without masks, crowds, and boxes that were cut to their image.
+        options: its account notes boxes without masks, crowds, and boxes that were cut to their image.
+        crowd: "instance" or "skip": what becomes of an annotation marked crowd where `options` do not say.
     """
 
-    crowd: str = "skip"
-    notes: Counter[str] = field(default_factory=Counter)
+    options: ReadOptions
+    crowd: str = "instance"
     masks: list[CompressedRLE | None] = field(default_factory=list)
     boxes: list[list[float]] = field(default_factory=list)
     is_crowd: list[bool] = field(default_factory=list)
@@ -55,8 +56,8 @@ class Instances:
         A missing box is taken from the mask; a missing segmentation leaves the mask None; one of the two must exist.
         """
         part = RecordReader(record.file, label, annotation)
-        record.faults += part.faults
         if part.faults:
+            record.faults += part.faults
             return
         part.check_names(ANNOTATION_FIELDS, only_misspelled=True)
         area, crowd = part.data.get("area"), crowd_flag(part.data.get("iscrowd"))
@@ -70,15 +71,16 @@ class Instances:
             found = f"a mask that {EMPTY_MASK} ({shown(part.data['segmentation'])})"
             part.fault("segmentation", found, f"a segmentation of {width} x {height} pixels", MASK_FIX)
         box = self._box(part, tight, height, width)
-        record.faults += part.faults
         if part.faults:
+            record.faults += part.faults
             return
         if crowd:
-            crowd = not (self.crowd == "instance" and mask is not None and is_one_piece(mask))
+            as_instance = (self.options.crowd or self.crowd) == "instance"
+            crowd = not (as_instance and mask is not None and is_one_piece(mask))
             kept = "a crowd (no instance of its own)" if crowd else "taken as an instance: its mask is one piece"
-            self.notes[f"annotation marked crowd, {kept}"] += 1
+            self.options.account.notes[f"annotation marked crowd, {kept}"] += 1
         if mask is None:
-            self.notes["box without a mask"] += 1
+            self.options.account.notes["box without a mask"] += 1
         self.masks.append(mask)
         self.boxes.append(box)
         self.is_crowd.append(bool(crowd))
@@ -96,7 +98,7 @@ class Instances:
 
     def _box(self, part: RecordReader, tight: list[float] | None, height: int, width: int) -> list[float]:
         box: Any = part.data.get("bbox")
-        if box in (None, []) and tight is not None:
+        if tight is not None and box in (None, [], tight):
             return tight
         fault = box_fault(box, height, width, tight)
         if fault:
@@ -105,7 +107,7 @@ class Instances:
             return []
         fitted = fit_box(box, height, width)
         if fitted != box:
-            self.notes["box cut to its image"] += 1
+            self.options.account.notes["box cut to its image"] += 1
         return fitted
 
 
@@ -126,17 +128,15 @@ def count_kind(count: int, several: str = "1-to-N") -> str:
     return "none" if count == 0 else "1-to-1" if count == 1 else several
 
 
-def finish_row(record: RecordReader, instances: Instances, **fields: Any) -> InstructionRow | None:
+def finish_row(record: RecordReader, instances: Instances, picture: Picture, **fields: Any) -> InstructionRow | None:
     """The row of a record, or None where the record has faults (those of the finished row included)."""
-    ids = instances.annotation_ids
     if record.faults:
         return None
-    row = make_row(
-        masks=instances.masks,
-        boxes=instances.boxes,
-        is_crowd=instances.is_crowd,
-        annotation_ids=ids if len(ids) == len(instances) else [],
-        **fields,
-    )
-    record.take(validate_row(row, instances=False))
+    fields |= {"masks": instances.masks, "boxes": instances.boxes, "is_crowd": instances.is_crowd}
+    row = make_row(**picture._asdict(), **fields)
+    ids = instances.annotation_ids
+    row["annotation_ids"] = ids if len(ids) == len(instances) else []
+    record.take(row_faults(row))
+    if row["ignore_masks"]:
+        record.take(geometry_faults({"ignore_masks": row["ignore_masks"]}, row["height"], row["width"]))
     return None if record.faults else row

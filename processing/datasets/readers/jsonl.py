@@ -16,10 +16,21 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ...masks import box_of_rle, segmentation_to_rle
+from ...masks import box_of_rle, learn_rles, segmentation_to_rle
 from ..faults import RecordFault, RecordReader
 from ..image_roots import ImageRoots, ReadOptions, name_and_size
-from ..schema import LEVEL_FIELDS, ROW_FIELDS, CompressedRLE, InstructionRow, fit_box, make_row, shown, validate_row
+from ..json_stream import BATCH, in_batches
+from ..schema import (
+    LEVEL_FIELDS,
+    ROW_FIELDS,
+    CompressedRLE,
+    InstructionRow,
+    fit_box,
+    make_row,
+    shown,
+    text_faults,
+    validate_row,
+)
 
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 MAX_LINE = 1 << 28  # bytes
@@ -47,49 +58,50 @@ def rows_of_records(
     records: Iterator[RecordReader], roots: ImageRoots, options: ReadOptions, dataset: str
 ) -> Iterator[InstructionRow | RecordFault]:
     """Rows and faults of records with the fields of the schema; row ids are used once per split."""
-    seen: dict[tuple[Any, str], str] = {}
-    for record in records:
-        row = None if record.faults else _row(record, roots, options, dataset)
-        if row is not None:
-            first = seen.setdefault((row["split"], row["row_id"]), record.record)
-            if first != record.record:
-                expected = f"an id used once per split ({first} has it)"
-                record.fault("row_id", shown(row["row_id"]), expected, "give the row an id of its own")
-        yield from record.faults
-        if row is not None and not record.faults and options.wants(row["split"]):
-            yield row
+    for batch in in_batches(records, BATCH):
+        masks = (record.data.get("masks") for record in batch)
+        learn_rles(mask for several in masks if isinstance(several, list) for mask in several)
+        for record in batch:
+            row = None if record.faults else options.once(record, _row(record, roots, options, dataset))
+            yield from record.faults
+            if row is not None and options.wants(row["split"]):
+                yield row
 
 
 def iterate_lines(path: Path, progress: bool = False) -> Iterator[RecordReader]:
     """One reader per non-empty line; a line that is no JSON comes with that fault."""
-    total = path.stat().st_size if path.suffix != ".gz" else None
+    name, total = str(path), path.stat().st_size if path.suffix != ".gz" else None
     bar = tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=not progress, leave=False)
     with open(path, "rb") as source, bar:
         lines = gzip.open(source) if path.suffix == ".gz" else source
         number = 0
         while True:
             number += 1
-            record = RecordReader(str(path), f"line {number}", {})
+            label = f"line {number}"
             try:
                 raw = lines.readline(MAX_LINE)
             except (OSError, EOFError) as error:
-                record.fault("(file)", str(error), "a whole gzip file", "compress it again")
-                yield record
+                yield _faulty(name, label, "(file)", str(error), "a whole gzip file", "compress it again")
                 return
             bar.update(len(raw))
             if not raw:
                 return
             if len(raw) == MAX_LINE:
-                record.fault("(syntax)", f"a line of {MAX_LINE} bytes or more", "one row per line", "split the file")
-                yield record
+                found = f"a line of {MAX_LINE} bytes or more"
+                yield _faulty(name, label, "(syntax)", found, "one row per line", "split the file")
                 return
-            if not raw.strip():
+            if raw.isspace():
                 continue
             try:
-                record = RecordReader(str(path), record.record, json.loads(raw.decode("utf-8-sig")))
+                yield RecordReader(name, label, json.loads(raw.decode("utf-8").removeprefix("\ufeff")))
             except (ValueError, RecursionError) as error:
-                record.fault("(syntax)", str(error), "one JSON object per line", "mend the syntax")
-            yield record
+                yield _faulty(name, label, "(syntax)", str(error), "one JSON object per line", "mend the syntax")
+
+
+def _faulty(file: str, label: str, *fault: str) -> RecordReader:
+    record = RecordReader(file, label, {})
+    record.fault(*fault)
+    return record
 
 
 def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: str) -> InstructionRow | None:
@@ -108,8 +120,9 @@ def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: st
         _, image, width, height = name_and_size(record, roots, str(dataset))
     else:
         width, height = record.size()
-    texts: dict[str, Any] = {level: record.texts(level) for level in LEVEL_FIELDS}
+    texts: dict[str, Any] = {level: [] if data.get(level) is None else data[level] for level in LEVEL_FIELDS}
     if record.faults:
+        record.take(text_faults(texts))
         return None
     masks = _masks(record, "masks", height, width)
     ignore = [mask for mask in _masks(record, "ignore_masks", height, width) if mask is not None]
@@ -132,8 +145,8 @@ def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: st
         dataset=dataset,
         split=data.get("split"),
         target_kind=data.get("target_kind", None if masks else "none"),
-        **texts,
     )
+    row.update(texts)  # type: ignore[typeddict-item]
     row["is_crowd"] = data.get("is_crowd", row["is_crowd"])
     row["annotation_ids"] = data.get("annotation_ids", [])
     row["boxes"] = row["boxes"] if boxes is None else boxes
@@ -141,6 +154,7 @@ def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: st
     if record.faults:
         return None
     row["boxes"] = [fit_box(box, height, width) for box in row["boxes"]]
+    row["is_crowd"] = [bool(flag) for flag in row["is_crowd"]]
     notes = options.account.notes
     for mask, box, fitted in zip(masks, boxes or row["boxes"], row["boxes"], strict=True):
         if fitted != box:

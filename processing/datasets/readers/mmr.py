@@ -15,7 +15,7 @@ from typing import Any
 
 from ..faults import RecordFault, RecordReader
 from ..image_roots import ImageRoots, ReadOptions, name_and_size
-from ..json_stream import JsonSyntaxError, iterate_elements, line_of, read_element, sample
+from ..json_stream import JsonSyntaxError, iterate_elements, read_elements, sample
 from ..schema import InstructionRow, is_text, shown
 from .instances import Instances, count_kind, finish_row
 
@@ -41,20 +41,19 @@ def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | Re
     with open(path, "rb") as file:
         try:
             for element in iterate_elements(path, options.progress):
-                data = read_element(file, element.start, element.end)
+                (data,) = read_elements(file, [(element.start, element.end)])
                 record = RecordReader(str(path), f"[{element.position}]", data)
                 for item in _rows(record, roots, file_split, options):
                     if isinstance(item, RecordFault) or options.wants(item["split"]):
                         yield item
         except JsonSyntaxError as error:
-            where = f"line {line_of(path, error.offset)}, byte {error.offset}"
-            yield RecordFault(str(path), where, "(syntax)", error.reason, "JSON", "mend the syntax")
+            yield RecordFault(str(path), error.where, "(syntax)", error.reason, "JSON", "mend the syntax")
 
 
 def _rows(
     record: RecordReader, roots: ImageRoots, split: str | None, options: ReadOptions
 ) -> Iterator[InstructionRow | RecordFault]:
-    file_name, image, width, height = name_and_size(record, roots, "MMR")
+    picture = name_and_size(record, roots, "MMR")
     image_id = record.whole("image_id")
     questions, answers = record.items("questions"), record.items("answers")
     if not record.faults and len(questions) != len(answers):
@@ -70,19 +69,16 @@ def _rows(
         if not isinstance(answer, list):
             part.fault(f"answers[{position}]", shown(answer), "a list of annotations", "write [] for no target")
             answer = []
-        instances = Instances(options.crowd or "instance", options.account.notes)
+        instances = Instances(options)
         names: dict[str, None] = {}
         for place, annotation in enumerate(answer):
             label = f"{part.record}: answers[{position}][{place}]"
-            instances.add(part, label, annotation, height, width)
+            instances.add(part, label, annotation, picture.height, picture.width)
             names.update(_concept(annotation))
         row = finish_row(
             part,
             instances,
-            image=image,
-            file_name=file_name,
-            width=width,
-            height=height,
+            picture,
             concept=list(names) if len(names) == 1 else [],
             complex=[question],
             target_kind=count_kind(len(instances)),
@@ -99,4 +95,4 @@ def _rows(
 def _concept(annotation: Any) -> dict[str, None]:
     """The category as words: PACO writes "trash_can" and, for a part of it, "trash_can:rim"."""
     name = annotation.get("category_name") if isinstance(annotation, dict) else None
-    return {name.replace(":", " ").replace("_", " "): None} if isinstance(name, str) and name else {}
+    return {name.replace(":", " ").replace("_", " "): None} if is_text(name) else {}

@@ -22,6 +22,8 @@ from ..schema import InstructionRow, shown
 from .instances import Instances, finish_row
 
 TEXT_KEYS = {"concept": "concept", "simple": "simple_query", "complex": "complex_query"}
+TEXT_FIELDS = tuple(TEXT_KEYS.values())
+EXTRA_FIELDS = ("row_id", "image_id", "annotation_ids", "target_kind", "ignore_masks", "dataset", "split")
 
 
 def matches(path: Path) -> bool:
@@ -48,21 +50,21 @@ def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | Re
     roots = options.roots(path.parent, path.parent / "images")
     for label, data in index.images():
         record = RecordReader(str(path), label, data)
-        row = _row(record, index, roots, options, path)
+        row = _row(record, index, roots, options, path.stem)
         yield from record.faults
         if row is not None and options.wants(row["split"]):
             yield row
 
 
 def _row(
-    record: RecordReader, index: CocoIndex, roots: ImageRoots, options: ReadOptions, path: Path
+    record: RecordReader, index: CocoIndex, roots: ImageRoots, options: ReadOptions, dataset: str
 ) -> InstructionRow | None:
     extra = _extra(record)
-    file_name, image, width, height = name_and_size(record, roots, str(extra.get("dataset", "")))
+    picture = name_and_size(record, roots, str(extra.get("dataset", "")))
     texts = _texts(record)
-    if not width or not height:
+    if not picture.width or not picture.height:
         return None
-    instances = Instances(options.crowd or "skip", options.account.notes)
+    instances = Instances(options, crowd="skip")
     for label, annotation in index.annotations_of(record.data["id"]):
         index.category(record, annotation, label)
         if "iscrowd" not in annotation:
@@ -70,44 +72,55 @@ def _row(
         if annotation.get("bbox") in (None, []):
             record.fault("bbox", "missing", "[x, y, w, h] in pixels", "write the box of the mask", label)
             continue
-        instances.add(record, label, annotation, height, width)
+        instances.add(record, label, annotation, picture.height, picture.width)
+    ids = extra.get("annotation_ids", instances.annotation_ids)
+    if not record.faults and "annotation_ids" in extra and len(ids) not in (0, len(instances)):
+        expected = f"{len(instances)}, one per annotation"
+        record.fault("sam3i.annotation_ids", f"{len(ids)} entries", expected, "write [], or all of them")
     if record.faults:
         return None
-    instances.annotation_ids = extra.get("annotation_ids", instances.annotation_ids)
-    return finish_row(
+    instances.annotation_ids = ids
+    kind = extra.get("target_kind")
+    kind = "none" if kind is None and not instances else kind
+    row = finish_row(
         record,
         instances,
-        image=image,
-        file_name=file_name,
-        width=width,
-        height=height,
+        picture,
         ignore_masks=extra.get("ignore_masks"),
-        target_kind=extra.get("target_kind") if instances else "none",
+        target_kind=kind,
         row_id=extra.get("row_id", record.data["id"]),
         image_id=extra.get("image_id", record.data["id"]),
-        dataset=extra.get("dataset", path.stem),
+        dataset=extra.get("dataset", dataset),
         split=extra.get("split"),
         **texts,
     )
+    return options.once(record, row)
 
 
 def _extra(record: RecordReader) -> dict[str, Any]:
-    extra = record.data.get("sam3i", {})
-    if isinstance(extra, dict):
-        return extra
-    record.fault("sam3i", shown(extra), "an object", "remove it, or write it with `sam3i data convert`")
-    return {}
+    if "sam3i" not in record.data:
+        return {}
+    inner = RecordReader(record.file, record.record, record.data["sam3i"])
+    inner.check_names(EXTRA_FIELDS)
+    lists = {name: inner.items(name, optional=True) for name in ("annotation_ids", "ignore_masks")}
+    _name_inner(record, "sam3i", inner)
+    return {**inner.data, **{name: lists[name] for name in lists.keys() & inner.data.keys()}}
 
 
 def _texts(record: RecordReader) -> dict[str, Any]:
     source = record.data.get("text_inst_input")
     if not isinstance(source, dict):
         found = shown(source) if "text_inst_input" in record.data else "missing"
-        record.fault("text_inst_input", found, f"an object with {', '.join(TEXT_KEYS.values())}", "write the texts")
+        record.fault("text_inst_input", found, f"an object with {', '.join(TEXT_FIELDS)}", "write the texts")
         return {}
     inner = RecordReader(record.file, record.record, source)
-    inner.check_names(tuple(TEXT_KEYS.values()), only_misspelled=True)
+    inner.check_names(TEXT_FIELDS, only_misspelled=True)
     texts = {level: inner.texts(key) for level, key in TEXT_KEYS.items()}
-    for fault in inner.faults:
-        record.fault(f"text_inst_input.{fault.field}", fault.found, fault.expected, fault.fix)
+    _name_inner(record, "text_inst_input", inner)
     return texts
+
+
+def _name_inner(record: RecordReader, field: str, inner: RecordReader) -> None:
+    """Note the faults of an object inside a record under the object's name."""
+    for fault in inner.faults:
+        record.fault(f"{field}.{fault.field}", fault.found, fault.expected, fault.fix)

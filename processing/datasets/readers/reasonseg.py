@@ -21,12 +21,13 @@ from tqdm.auto import tqdm
 from ...images import MAX_PIXELS, ImageError, image_size
 from ...masks import box_of_rle, check_points, encode_mask
 from ..faults import RecordFault, RecordReader
-from ..image_roots import ImageRoots, ReadOptions, find_image
-from ..schema import InstructionRow, shown
+from ..image_roots import ImageRoots, Picture, ReadOptions, find_image
+from ..schema import EMPTY_MASK, InstructionRow, shown
 from .instances import Instances, finish_row
 from .polygon_raster import fill_polygon
 
 SPLITS = ("train", "val", "test")
+SHAPE_FIX = "mend or remove the shape"
 
 
 def matches(path: Path) -> bool:
@@ -52,7 +53,7 @@ def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | Re
             if not options.wants(folder.name):
                 continue
             record = _open(file)
-            row = None if record.faults else _row(record, roots, folder.name, file)
+            row = None if record.faults else _row(record, roots, options, folder.name, file)
             yield from record.faults
             if row is not None:
                 yield row
@@ -81,17 +82,25 @@ def _open(file: Path) -> RecordReader:
         return record
 
 
-def _row(record: RecordReader, roots: ImageRoots, split: str, file: Path) -> InstructionRow | None:
+def _row(
+    record: RecordReader, roots: ImageRoots, options: ReadOptions, split: str, file: Path
+) -> InstructionRow | None:
     texts = record.texts("text", optional=False)
     shapes = [shape for shape in record.items("shapes") if _is_shape(record, shape)]
     image = find_image(record, roots, f"{file.stem}.jpg", "reasonseg")
     height, width = (0, 0) if record.faults else _size(record, image)
     for shape in shapes if height else ():
         _check_shape(record, shape, height, width)
+    masks = [] if record.faults else [fill_polygon(shape["points"], height, width) for shape in shapes]
+    for shape, mask in zip(shapes, masks, strict=False):
+        if not mask.any():
+            record.fault("shapes.points", f"{shown(shape['points'])} {EMPTY_MASK}", "pixels of it", SHAPE_FIX)
     if record.faults:
         return None
-    painted = _paint(shapes, height, width)
-    instances = Instances()
+    painted = _paint(shapes, masks, height, width)
+    if hidden := len(shapes) - sum(map(len, painted.values())):
+        options.account.notes["shape wholly under smaller ones, which counts for nothing"] += hidden
+    instances = Instances(options)
     for mask in painted["target"]:
         rle = encode_mask(mask)
         instances.masks.append(rle)
@@ -100,10 +109,7 @@ def _row(record: RecordReader, roots: ImageRoots, split: str, file: Path) -> Ins
     return finish_row(
         record,
         instances,
-        image=image,
-        file_name=f"{file.stem}.jpg",
-        width=width,
-        height=height,
+        Picture(f"{file.stem}.jpg", image, width, height),
         complex=texts,
         ignore_masks=[encode_mask(mask) for mask in painted["ignore"]],
         target_kind=None if instances else "none",
@@ -116,14 +122,14 @@ def _row(record: RecordReader, roots: ImageRoots, split: str, file: Path) -> Ins
 
 def _is_shape(record: RecordReader, shape: Any) -> bool:
     if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
-        record.fault("shapes", shown(shape), "an object with 'label' and 'points'", "mend or remove the shape")
+        record.fault("shapes", shown(shape), "an object with 'label' and 'points'", SHAPE_FIX)
         return False
     if shape["label"].lower() == "flag":
         return False
     points = shape.get("points")
     good = isinstance(points, list) and points and all(isinstance(p, list) and len(p) == 2 for p in points)
     if not good:
-        record.fault("shapes.points", shown(points), "a list of [x, y] in pixels", "mend or remove the shape")
+        record.fault("shapes.points", shown(points), "a list of [x, y] in pixels", SHAPE_FIX)
     return bool(good)
 
 
@@ -132,7 +138,7 @@ def _check_shape(record: RecordReader, shape: dict[str, Any], height: int, width
         check_points([x for x, _ in shape["points"]], [y for _, y in shape["points"]], height, width)
     except ValueError as error:
         expected = f"[x, y] in pixels of the image of {width} x {height}"
-        record.fault("shapes.points", str(error), expected, "mend or remove the shape")
+        record.fault("shapes.points", str(error), expected, SHAPE_FIX)
 
 
 def _size(record: RecordReader, image: str | None) -> tuple[int, int]:
@@ -146,9 +152,10 @@ def _size(record: RecordReader, image: str | None) -> tuple[int, int]:
         return 0, 0
 
 
-def _paint(shapes: list[dict[str, Any]], height: int, width: int) -> dict[str, list[np.ndarray]]:
+def _paint(
+    shapes: list[dict[str, Any]], masks: list[np.ndarray], height: int, width: int
+) -> dict[str, list[np.ndarray]]:
     """Visible masks of the shapes: union of "target" = the label 1 of the source, union of "ignore" = its 255."""
-    masks = [fill_polygon(shape["points"], height, width) for shape in shapes]
     # The reverse of an ascending sort, as the source has it: among equal areas the later shape is painted first.
     order = np.argsort([mask.sum() for mask in masks])[::-1]
     labels = np.zeros((height, width), dtype=np.uint8)

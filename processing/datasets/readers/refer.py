@@ -119,27 +119,29 @@ def _row(
         record.fault("image_id", str(image_id), "the id of an image in instances.json", "add the image")
     if record.faults:
         return None
-    picture = RecordReader(record.file, f"{record.record}: image {image_id} in instances.json", image)
-    file_name, path, width, height = name_and_size(picture, roots, dataset)
-    record.faults.extend(picture.faults)
+    source = RecordReader(record.file, f"{record.record}: image {image_id} in instances.json", image)
+    picture = name_and_size(source, roots, dataset)
+    record.faults.extend(source.faults)
     if record.faults:
         return None
-    instances = Instances(options.crowd or "instance", options.account.notes)
+    instances = Instances(options)
     for number in numbers:
         annotation = index.annotation(number)
         label = f"{record.record}: annotation {number} in instances.json"
         if annotation is None:
             record.fault("ann_id", str(number), "the id of an annotation in instances.json", "add the annotation")
             continue
-        instances.add(record, label, annotation, height, width)
+        if index.number(annotation["image_id"]) != image_id:
+            found = f"{number}, an annotation of image {shown(annotation['image_id'])}"
+            record.fault("ann_id", found, f"the image to be {image_id}", "mend the id or the image's")
+            continue
+        index.category(record, annotation, label)
+        instances.add(record, label, annotation, picture.height, picture.width)
     return finish_row(
         record,
         instances,
-        image=path,
-        file_name=file_name,
-        width=width,
-        height=height,
-        concept=_concepts(record.data, index),
+        picture,
+        concept=_concepts(record, index),
         simple=sentences,
         target_kind=KIND_OF_SOURCE.get(str(record.data.get("source")), count_kind(len(instances))),
         row_id=ref_id,
@@ -173,8 +175,13 @@ def _sentences(record: RecordReader) -> list[str]:
     return texts
 
 
-def _concepts(data: dict[str, Any], index: CocoIndex) -> list[str]:
-    value = data.get("category_id")
-    numbers = value if isinstance(value, list) else [value]
-    names = [index.categories[n] for n in map(index.number, numbers) if n in index.categories]
-    return list(dict.fromkeys(names))
+def _concepts(record: RecordReader, index: CocoIndex) -> list[str]:
+    value = record.data.get("category_id")
+    concepts: dict[str, None] = {}
+    for one in value if isinstance(value, list) else [value]:
+        number = index.number(one)
+        if number in index.categories:
+            concepts[index.categories[number]] = None
+        elif one not in (None, -1) and index.categories:
+            record.fault("category_id", shown(one), "the id of a category in instances.json", "mend the id")
+    return list(concepts)

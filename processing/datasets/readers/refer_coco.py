@@ -59,27 +59,28 @@ def _row(
     record: RecordReader, index: CocoIndex, roots: ImageRoots, split: str | None, options: ReadOptions
 ) -> InstructionRow | None:
     dataset = str(record.data.get("dataset_name") or Path(record.file).stem)
-    file_name, image, width, height = name_and_size(record, roots, dataset)
+    picture = name_and_size(record, roots, dataset)
     caption, original = record.text("caption"), record.whole("original_id")
     if record.faults:
         return None
-    instances = Instances(options.crowd or "instance", options.account.notes)
+    instances = Instances(options)
     concepts: dict[str, None] = {}
-    for label, annotation in index.annotations_of(record.data["id"]):
+    annotations = index.annotations_of(record.data["id"])
+    if not annotations:
+        expected = 'an annotation of this image; one with "empty": true where there is no target'
+        record.fault("annotations", "none", expected, "add it")
+    for label, annotation in annotations:
         if annotation.get("empty"):
             continue
         source_id = annotation.get("original_id", annotation["id"])
-        instances.add(record, label, {**annotation, "id": source_id}, height, width)
-        category = index.number(annotation.get("category_id"))
+        instances.add(record, label, {**annotation, "id": source_id}, picture.height, picture.width)
+        category = index.category(record, annotation, label)
         if category in index.nouns:
             concepts[index.nouns[category]] = None
     return finish_row(
         record,
         instances,
-        image=image,
-        file_name=file_name,
-        width=width,
-        height=height,
+        picture,
         concept=list(concepts),
         simple=[caption],
         target_kind=count_kind(len(instances)),

@@ -91,7 +91,7 @@ def _records(source: str, data: Any, split: str | None) -> Iterator[RecordReader
                 record.setdefault("split", split)
             if isinstance(record.get("masks"), list):
                 record["masks"] = [
-                    mask if mask and mask.get("counts") is not None else None for mask in record["masks"]
+                    None if isinstance(mask, dict) and mask.get("counts") is None else mask for mask in record["masks"]
                 ]
             yield RecordReader(source, f"row {number}", record)
     except Exception as error:  # as above: a table that breaks off, or columns of other types

@@ -61,7 +61,7 @@ def validate(
 
     Exit status 1 says that there is one."""
     from .datasets.image_roots import ReadOptions
-    from .datasets.validation import validate_dataset
+    from .datasets.loading import validate_dataset
 
     faults = 0
     for source in path:

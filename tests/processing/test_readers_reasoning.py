@@ -11,7 +11,7 @@ from sam3i.processing.datasets.conversion import convert_dataset
 from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault
 from sam3i.processing.datasets.image_roots import ReadOptions
 from sam3i.processing.datasets.loading import detect_format, load_instruction_dataset, read_items
-from sam3i.processing.datasets.readers.polygon_raster import fill_polygon
+from sam3i.processing.datasets.readers.reasonseg import fill_polygon
 from sam3i.processing.masks import decode_mask, decode_masks, encode_mask
 
 WIDTH, HEIGHT = 40, 30

@@ -259,11 +259,13 @@ def test_broken_pickles_give_a_message(tmp_path, raw):
         ({"sentences": [{"sent": ""}]}, "sentences[0]"),
         ({"sentences": "text"}, "sentences"),
         ({"ref_id": None}, "ref_id"),
+        ({"category_id": 99}, "category_id"),
+        ({"image_id": 9}, "ann_id"),
     ],
 )
 def test_a_faulty_ref_is_named_and_the_others_are_read(tmp_path, changes, field):
     if field == "concept/simple/complex":
-        changes = {**changes, "category_id": 99}
+        changes = {**changes, "category_id": None}
     folder = write_layout(tmp_path, "refcoco", "refs(unc).p", refs(**changes))
     items = list(read_items(folder, "refer", ReadOptions()))
     faults = [item for item in items if isinstance(item, RecordFault)]

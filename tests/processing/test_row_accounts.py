@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from sam3i.cli import app
 from sam3i.processing.datasets.faults import DatasetFormatError, RowAccount
 from sam3i.processing.datasets.image_roots import ImageRoots, OutsideRootsError, ReadOptions
-from sam3i.processing.datasets.loading import load_instruction_dataset
-from sam3i.processing.datasets.validation import validate_dataset
+from sam3i.processing.datasets.loading import load_instruction_dataset, validate_dataset
 
 WIDTH, HEIGHT = 32, 24
 BOX = [4, 6, 8, 10]

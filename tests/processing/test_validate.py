@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 from sam3i.cli import app
 from sam3i.processing.cli import data_app, read_image_roots
 from sam3i.processing.datasets.image_roots import ReadOptions
-from sam3i.processing.datasets.loading import load_instruction_dataset
-from sam3i.processing.datasets.validation import validate_dataset
+from sam3i.processing.datasets.loading import load_instruction_dataset, validate_dataset
 from sam3i.processing.masks import encode_mask
 
 WIDTH, HEIGHT = 16, 12
@@ -92,6 +91,12 @@ OFFICIAL_FAULTS = [
     ((*IMAGE, "text_inst_input", "complex_query"), [None], ON_IMAGE, "text_inst_input.complex_query[0]", 2),
     ((*IMAGE, "sam3i"), 3, ON_IMAGE, "sam3i", 2),
     ((*IMAGE, "sam3i"), {"target_kind": "some"}, ON_IMAGE, "target_kind", 2),
+    ((*IMAGE, "sam3i"), {"target_kind": "none"}, ON_IMAGE, "target_kind", 2),
+    ((*IMAGE, "sam3i"), {"annotation_ids": ["a"]}, ON_IMAGE, "annotation_ids[0]", 2),
+    ((*IMAGE, "sam3i"), {"annotation_ids": [1, 2]}, ON_IMAGE, "sam3i.annotation_ids", 2),
+    ((*IMAGE, "sam3i"), {"ignore_masks": 5}, ON_IMAGE, "sam3i.ignore_masks", 2),
+    ((*IMAGE, "sam3i"), {"ignore_mask": []}, ON_IMAGE, "sam3i.ignore_mask", 2),
+    ((*IMAGE, "sam3i"), {"row_id": "1"}, ON_IMAGE, "row_id", 2),
     (IMAGE, "text", ON_IMAGE, "(record)", 2),
     (IMAGE, None, ON_IMAGE, "(record)", 2),
     ((*ANNOTATION, "id"), ..., ON_ANNOTATION, "id", 3),
@@ -142,6 +147,8 @@ LINE_FAULTS = [
     (("is_crowd",), [False, True], "is_crowd"),
     (("annotation_ids",), ["a"], "annotation_ids[0]"),
     (("instruction",), "text", "instruction"),
+    (("is_crowd",), ["no"], "is_crowd[0]"),
+    (("masks", 0, "size"), [float("inf"), WIDTH], "masks[0]"),
 ]
 
 LINE_SYNTAX = ["{", "[1, 2]", "not json", '{"a": 1} trailing', '{"width": 1e999', "\ufeff\x00"]

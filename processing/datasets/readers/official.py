@@ -123,4 +123,5 @@ def _texts(record: RecordReader) -> dict[str, Any]:
 def _name_inner(record: RecordReader, field: str, inner: RecordReader) -> None:
     """Note the faults of an object inside a record under the object's name."""
     for fault in inner.faults:
-        record.fault(f"{field}.{fault.field}", fault.found, fault.expected, fault.fix)
+        name = field if fault.field == "(record)" else f"{field}.{fault.field}"
+        record.fault(name, fault.found, fault.expected, fault.fix)

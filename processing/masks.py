@@ -127,7 +127,7 @@ def learn_rles(rles: Iterable[Any]) -> None:
 
     Anything may be among them: what is no compressed RLE is passed over here, and told by `rle_fault`.
     """
-    spelled = {}
+    spelled: dict[tuple[str, int, int], Any] = {}
     for rle in rles:
         counts, size = (rle.get("counts"), rle.get("size")) if isinstance(rle, dict) else (None, None)
         if type(counts) is str and counts and counts.isascii() and type(size) is list and len(size) == 2:

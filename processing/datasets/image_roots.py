@@ -82,11 +82,9 @@ class ImageRoots:
             end = "/".join(parts[start:])
             found = self._inside([f"{folder}/{end}" for folder in self.folders], file_name)
             if found is not None:
-                self.notes[f"path of another machine, found by its end under {' or '.join(self.folders)}"] += 1
+                self.notes[f"path of another machine, found by its end under {_few(self.folders)}"] += 1
                 return found
-        raise OutsideRootsError(
-            f"{file_name[:MAX_SHOWN]!r} lies outside, and no end of it is in {' or '.join(self.folders)}"
-        )
+        raise OutsideRootsError(f"{file_name[:MAX_SHOWN]!r} lies outside, and no end of it is in {_few(self.folders)}")
 
     def _inside(self, places: Sequence[str], file_name: str) -> str | None:
         for place in places:
@@ -99,7 +97,7 @@ class ImageRoots:
 
     def _checked(self, place: str, is_link: bool, file_name: str) -> str:
         if not self._is_home(os.path.dirname(os.path.realpath(place) if is_link else place)):
-            raise OutsideRootsError(f"{file_name[:MAX_SHOWN]!r} is a link out of {' or '.join(self.homes)}")
+            raise OutsideRootsError(f"{file_name[:MAX_SHOWN]!r} is a link out of {_few(self.homes)}")
         return place
 
     def _is_home(self, folder: str) -> bool:
@@ -119,6 +117,11 @@ class ImageRoots:
             f"no image root for {name!r} of dataset {dataset!r}: have {', '.join(map(repr, sorted(self.roots)))}; "
             "add the dataset's name, the leading folder or '' (--image-root NAME=FOLDER)"
         )
+
+
+def _few(folders: Sequence[str]) -> str:
+    """Some folders in a message, which has to stay short."""
+    return " or ".join(folders[:2]) + (f" or {len(folders) - 2} more" if len(folders) > 2 else "")
 
 
 def _list_files(folder: str) -> dict[str, bool]:
@@ -195,7 +198,7 @@ def find_image(record: RecordReader, roots: ImageRoots, file_name: str, dataset:
         return image
     except DatasetFormatError as error:
         fix = "put the image there and mend the name, or pass its folder (--image-root)"
-        expected = f"a file in {' or '.join(roots.folders) or 'an image root'}"
+        expected = f"a file in {_few(roots.folders) or 'an image root'}"
         record.fault("file_name", str(error), expected, fix)
         return None
 

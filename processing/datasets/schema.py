@@ -191,7 +191,7 @@ def validate_row(row: Any) -> Iterator[FieldFault]:
     yield from row_faults(row)
 
 
-def row_faults(row: dict[str, Any]) -> Iterator[FieldFault]:
+def row_faults(row: Any) -> Iterator[FieldFault]:
     """What is wrong with a row whose sizes, texts, masks and boxes are each checked."""
     if not any(row.get(level, True) for level in LEVEL_FIELDS):
         fix = "give the row an instruction or remove it"

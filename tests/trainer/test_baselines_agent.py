@@ -337,7 +337,7 @@ class TestFaults:
 
     def test_time_out(self, picture):
         late = Answer(SEARCH, delay=1.0)
-        result, _, _, _ = run(picture, late, chat={"timeout": 0.2, "max_retries": 1})
+        result, _, _, _ = run(picture, late, chat={"timeout": 0.2, "max_retries": 1, "resend": True})
         assert_failed(result, "no whole answer within 0.2 s")
         assert result.cost.calls == 0 and result.cost.seconds > 0.4
 

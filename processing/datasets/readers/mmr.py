@@ -95,4 +95,4 @@ def _rows(
 def _concept(annotation: Any) -> dict[str, None]:
     """The category as words: PACO writes "trash_can" and, for a part of it, "trash_can:rim"."""
     name = annotation.get("category_name") if isinstance(annotation, dict) else None
-    return {name.replace(":", " ").replace("_", " "): None} if is_text(name) else {}
+    return {name.replace(":", " ").replace("_", " "): None} if isinstance(name, str) and is_text(name) else {}

@@ -21,8 +21,9 @@ def figures(tmp_path, num_scenes):
     """(pairs by fault, outcome and check; accepted pairs right and wrong) of a run against faulty models."""
     models = FaultyModels(num_scenes, RATES, checker_error=0.05, timeout=3.0)
     with models.server:
-        run, _, summary = run_session(tmp_path, models.server.base_url, num_scenes, timeout=3.0)
+        run, _, summary = run_session(tmp_path, models.server.base_url, num_scenes, timeout=3.0, resend=True)
     assert summary.stopped is None and summary.unavailable == 0
+    assert run.store.call_counts()["maybe_paid"] > 0  # requests that timed out and were sent again
     caught, accepted = Counter(), Counter()
     for record in run.records():
         for target in record["targets"]:

@@ -4,6 +4,7 @@
 The rest of the package imports them from here. `tests/smoke` runs all of them on the oldest, a middle and the newest
 supported version; what a new version changes is mended in this file.
 """
+# ruff: noqa: F401  # names are imported here for the others
 
 import os
 from collections.abc import Callable
@@ -154,49 +155,3 @@ def has_adapters_loaded(model: Any) -> bool:
 def attention_of(config: Any) -> str | None:
     """The attention implementation that a configuration was loaded with; no public name tells it."""
     return config._attn_implementation
-
-
-__all__ = [
-    "CLIPMLP",
-    "OVERRIDDEN",
-    "CLIPAttention",
-    "CLIPEncoderLayer",
-    "CLIPTextEmbeddings",
-    "CLIPTextModelWithProjection",
-    "GradientCheckpointingLayer",
-    "PushInProgress",
-    "Sam3Attention",
-    "Sam3DETRDecoderOutput",
-    "Sam3DetrDecoder",
-    "Sam3DetrDecoderLayer",
-    "Sam3DetrEncoderLayer",
-    "Sam3DotProductScoring",
-    "Sam3LiteTextTextAttention",
-    "Sam3LiteTextTextEncoderLayer",
-    "Sam3LiteTextTextMLP",
-    "Sam3LiteTextTextModel",
-    "Sam3MLP",
-    "Sam3MaskDecoder",
-    "Sam3MaskDecoderOutput",
-    "Sam3MaskEmbedder",
-    "Sam3VisionEncoderOutput",
-    "attention_of",
-    "box_cxcywh_to_xyxy",
-    "can_return_tuple",
-    "capture_outputs",
-    "clip_attention",
-    "create_bidirectional_mask",
-    "exchange_class",
-    "find_adapter_config_file",
-    "has_adapters_loaded",
-    "hf_api",
-    "init",
-    "inverse_sigmoid",
-    "mark_adapters_loaded",
-    "merge_with_config_defaults",
-    "resolve_revision",
-    "sam3_attention",
-    "set_loaded_parameter",
-    "text_embeddings",
-    "text_layers",
-]

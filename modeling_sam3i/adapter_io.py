@@ -394,21 +394,3 @@ def load_with_base(
         ) from error
     model.adapter_source = source
     return fill_adapters(model, repo, **source.download), info
-
-
-__all__ = [
-    "PEFT_TYPE",
-    "AdapterDescription",
-    "AdapterFileError",
-    "AdapterMismatchError",
-    "AdapterSource",
-    "BaseModelNotFoundError",
-    "check_weights",
-    "fill_adapters",
-    "find_instruction_adapter",
-    "load_with_base",
-    "read_adapter_config",
-    "read_adapter_tensors",
-    "save_adapter",
-    "to_file_name",
-]

@@ -21,7 +21,6 @@ from ..compat import (
 )
 from .adapters.base import adapter_of, has_selector
 from .adapters.calibration import ScoreCalibration
-from .adapters.router import choose_levels
 from .adapters.routing import LevelRouting
 from .configuration_sam3i import AUTO_LEVEL_INDEX, AdapterSettings, InstructionLevel, Sam3IConfig
 from .decoder import Sam3IDetrDecoder, Sam3IMaskDecoder
@@ -181,14 +180,24 @@ class Sam3IDetector(Sam3Model):
     def choose_levels(
         self, routing: LevelRouting, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[LevelRouting, torch.Tensor | None]:
-        """The routing after the level router has chosen where it was left to it, and its logits `(rows, 3)`."""
+        """The routing after the level router has chosen where it was left to it (-1), and its logits `(rows, 3)`.
 
-        def states() -> torch.Tensor:
-            with torch.no_grad():  # SAM3 is frozen and the concept path has no adapters
-                concept = LevelRouting(torch.zeros_like(routing.levels), InstructionLevel.CONCEPT.index)
-                return self._encode_text(input_ids, attention_mask, concept).last_hidden_state
-
-        return choose_levels(routing, adapter_of(self.text_encoder), states, attention_mask)
+        Raises:
+            ValueError: when there is a choice and no router.
+        """
+        if not routing.has_open_rows:
+            return routing, None
+        router = adapter_of(self.text_encoder)
+        if router is None:
+            raise ValueError(
+                "`instruction_levels` leaves rows to the model's level router (-1), and this model has none. Load the "
+                "processor with auto_levels='rules', or name the levels."
+            )
+        with torch.no_grad():  # SAM3 is frozen and the concept path has no adapters
+            concept = LevelRouting(torch.zeros_like(routing.levels), InstructionLevel.CONCEPT.index)
+            states = self._encode_text(input_ids, attention_mask, concept).last_hidden_state
+        logits, levels = router(states, attention_mask), routing.levels
+        return LevelRouting(torch.where(levels == AUTO_LEVEL_INDEX, logits.argmax(-1), levels)), logits
 
     def _levels(self, given: Any) -> Any:
         if self.static_level is None:

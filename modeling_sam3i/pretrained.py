@@ -65,13 +65,16 @@ def _check_stored_types(files: Mapping[str, Any], names: set[str]) -> None:
 
 
 def _read_apart(
-    files: Iterable[Any], adapters: dict[str, nn.Parameter]
+    files: Iterable[Any], parameters: dict[str, nn.Parameter]
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What Transformers shall load, not read yet, and the adapters, which it would compile an expression for each."""
+    """What Transformers shall load, not read yet, and what is the model's name for name.
+
+    Transformers compiles regular expressions for every tensor that it is given, to find its name.
+    """
     others, found = {}, {}
     for file in files:
         for name in file.keys():
-            stored, ours = file.get_slice(name), adapters.get(name)
+            stored, ours = file.get_slice(name), parameters.get(name)
             if ours is not None and ours.is_meta and tuple(stored.get_shape()) == ours.shape:
                 found[name] = stored[...].to(ours.dtype)
             else:
@@ -132,20 +135,20 @@ class Sam3IPreTrainedModel(Sam3Model):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         """Called while loading, when the files are known and nothing is read."""
-        adapters: dict[str, torch.Tensor] = {}
+        found: dict[str, torch.Tensor] = {}
         with ExitStack() as opened:
             if checkpoint_files and checkpoint_files[0].endswith(".safetensors") and not load_config.is_quantized:
                 weights = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
                 files = {path: opened.enter_context(safe_open(path, framework="pt")) for path in checkpoint_files}
                 _check_stored_types(files, weights)
                 if load_config.device_map is None:
-                    state_dict, adapters = _read_apart(files.values(), model.adapter_parameters())
+                    state_dict, found = _read_apart(files.values(), dict(model.named_parameters()))
             info, *rest = Sam3Model._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, *args, **kwargs
             )
-        for name, tensor in adapters.items():
+        for name, tensor in found.items():
             set_loaded_parameter(model, name, tensor)
-        info.missing_keys -= adapters.keys()
+        info.missing_keys -= found.keys()
         return info, *rest
 
     @classmethod
@@ -255,6 +258,3 @@ class Sam3IPreTrainedModel(Sam3Model):
         """
         for adapter in self.level_modules():
             adapter.start_complex_from_simple()
-
-
-__all__ = ["CheckpointMismatchError", "Sam3IPreTrainedModel"]

@@ -145,6 +145,3 @@ def track_instructions(
     add_instructions(video_model, processor, session, text, instruction_levels)
     for output in video_model.propagate_in_video_iterator(session):
         yield {"frame": output.frame_idx} | video_processor.postprocess_outputs(session, output)
-
-
-__all__ = ["InstructionFeatures", "add_instructions", "follow_instructions", "track_instructions"]

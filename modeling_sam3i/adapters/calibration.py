@@ -60,6 +60,3 @@ class ScoreCalibration:
         table = [self.values.get(level.index, (1.0, 0.0)) for level in InstructionLevel]
         scale, bias = torch.tensor(table, dtype=logits.dtype, device=logits.device)[routing.levels].unbind(-1)
         return logits * scale[:, None] + bias[:, None]
-
-
-__all__ = ["ScoreCalibration"]

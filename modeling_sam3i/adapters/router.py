@@ -5,14 +5,12 @@ It looks at what the frozen text encoder of SAM3 says at the concept level, so i
 adapters learn. It is our own; in the paper the user names the level.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
-from ..configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
+from ..configuration_sam3i import InstructionLevel
 from .base import AdapterLinear, LevelModules, init_linear, init_norm
-from .routing import LevelRouting, precision_of
+from .routing import precision_of
 
 
 class LevelRouter(LevelModules):
@@ -58,38 +56,3 @@ class LevelRouter(LevelModules):
         mean = (tokens * kept).sum(1) / kept.sum(1).clamp(min=1)
         highest = tokens.masked_fill(~kept, torch.finfo(tokens.dtype).min).amax(1)
         return self.level_proj(torch.cat([mean, highest], dim=-1))
-
-
-def choose_levels(
-    routing: LevelRouting,
-    router: LevelRouter | None,
-    states: Callable[[], torch.Tensor],
-    mask: torch.Tensor | None,
-) -> tuple[LevelRouting, torch.Tensor | None]:
-    """Replace -1 by the level that the router finds most probable.
-
-    Args:
-        routing: Levels of the rows, -1 where the router shall choose.
-        router: The model's router, if it has one.
-        states (`Callable`): Gives the router's input `(rows, tokens, width)`; called only where there is a choice.
-        mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
-
-    Returns:
-        The routing, and the router's logits `(rows, 3)` where it was asked.
-
-    Raises:
-        ValueError: when there is a choice and no router.
-    """
-    if not routing.has_open_rows:
-        return routing, None
-    if router is None:
-        raise ValueError(
-            "`instruction_levels` leaves rows to the model's level router (-1), and this model has none. Load the "
-            "processor with auto_levels='rules', or name the levels."
-        )
-    logits = router(states(), mask)
-    levels = routing.levels
-    return LevelRouting(torch.where(levels == AUTO_LEVEL_INDEX, logits.argmax(-1), levels)), logits
-
-
-__all__ = ["LevelRouter", "choose_levels"]

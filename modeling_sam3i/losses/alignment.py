@@ -287,14 +287,3 @@ def _check_same_shape(a: Tensor, b: Tensor) -> None:
 def _check_names(names: Sequence[str], rows: int) -> None:
     if isinstance(names, str) or len(names) != rows:
         raise ValueError(f"`concept_names` must be a list with one noun phrase per row ({rows}), got {names!r}.")
-
-
-__all__ = [
-    "Sam3IAlignmentLoss",
-    "concept_margin_loss",
-    "gather_with_gradients",
-    "hard_region_loss",
-    "instruction_info_nce_loss",
-    "semantic_kl_loss",
-    "union_targets",
-]

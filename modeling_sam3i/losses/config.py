@@ -126,6 +126,3 @@ class Sam3ILossConfig:
             return cls(**values)
         except StrictDataclassError as error:
             raise ValueError("Loss settings: " + " ".join(str(error).split())) from error
-
-
-__all__ = ["HARD_REGION_DIVERGENCES", "Sam3ILossConfig"]

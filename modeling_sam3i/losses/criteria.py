@@ -231,17 +231,3 @@ class SemanticCriterion(nn.Module):
             # Nothing to find and nothing asked for: correct.
             "semantic_iou": torch.cat(ious).mean() if ious else targets.has_target.new_ones(()),
         }
-
-
-__all__ = [
-    "BoxCriterion",
-    "ClassificationCriterion",
-    "MaskCriterion",
-    "MaskPredictor",
-    "Normalizer",
-    "PresenceCriterion",
-    "SemanticCriterion",
-    "mask_losses",
-    "resize_logits",
-    "sigmoid_focal_loss",
-]

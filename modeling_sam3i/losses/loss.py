@@ -188,6 +188,3 @@ class Sam3ICriterion(nn.Module):
 
 def _suffixed(parts: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
     return {name + suffix: value for name, value in parts.items()}
-
-
-__all__ = ["Sam3ICriterion", "average_over_processes", "validate_labels"]

@@ -163,6 +163,3 @@ class OneToManyMatcher(nn.Module):
         rows, queries, slots = (index.tolist() for index in candidates.nonzero(as_tuple=True))
         offsets = targets.offsets
         return Match.of(rows, queries, [offsets[row] + slot for row, slot in zip(rows, slots, strict=True)], targets)
-
-
-__all__ = ["HungarianMatcher", "Match", "OneToManyMatcher", "box_overlap"]

@@ -171,6 +171,3 @@ def pack_targets(labels: Sequence[Mapping[str, Tensor]], device: torch.device) -
         index_in_group=torch.tensor([index for _, index in where], dtype=torch.long, device=device),
         union_groups=union_groups,
     )
-
-
-__all__ = ["PackedTargets", "labels_of_rows", "pack_targets", "validate_labels"]

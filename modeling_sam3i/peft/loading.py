@@ -38,10 +38,6 @@ def load_instruction_adapter(
     native: Any = model
     if hasattr(model, "adapter_parameters"):  # also that of an exported repository, whose class is its own
         return fill_adapters(native, repo, **download)
-    return _load_on_stock(model, repo, adapter_name, download)
-
-
-def _load_on_stock(model: Sam3Model, repo: str | os.PathLike, adapter_name: str, download: dict) -> Sam3Model:
     values = asdict(read_adapter_config(repo, **download))
     tensors = read_adapter_tensors(repo, **download)
     if adapter_name in getattr(model, "peft_config", {}):
@@ -51,6 +47,3 @@ def _load_on_stock(model: Sam3Model, repo: str | os.PathLike, adapter_name: str,
     mark_adapters_loaded(model)
     set_peft_model_state_dict(model, tensors, adapter_name)  # the tuner checks it, and takes the adapter off again
     return model
-
-
-__all__ = ["DEFAULT_ADAPTER_NAME", "load_instruction_adapter"]

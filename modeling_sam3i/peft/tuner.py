@@ -223,5 +223,3 @@ for name, targets in vars(constants).items():
         targets.setdefault(Sam3IConfig.model_type, ["q_proj", "v_proj"])
 constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING[Sam3IConfig.model_type] = ["k_proj", "v_proj", "fc2"]
 constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[Sam3IConfig.model_type] = ["fc2"]
-
-__all__ = ["InstructionAdapterConfig", "InstructionAdapterModel", "Sam3IPeftType"]

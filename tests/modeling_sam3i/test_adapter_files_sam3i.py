@@ -394,3 +394,9 @@ class TestLoadingIntoAModel:
         with pytest.raises(ValueError, match="already has an adapter named 'mine'"):
             load_instruction_adapter(stock, repo, adapter_name="mine")
         stock.delete_adapter("mine")
+
+
+def test_adapters_for_weights_on_the_disk_are_refused_and_not_dropped(make_trained, inputs):
+    model, repo = make_trained()
+    with pytest.raises(AdapterFileError, match="adapters are in memory, found .* on the disk"):
+        load_instruction_adapter(model.to("meta"), repo)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("which", ["(loss or segment) and selective", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", ["selective", pytest.param("", marks=pytest.mark.slow)])
 def test_no_operation_mixes_devices_and_the_host_waits_as_often_as_with_stock(which):
     cases = Path(__file__).with_name("device_purity_cases.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which, str(cases)]

@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 from transformers import Sam3Model
 
 from sam3i import InstructionAdapterConfig, Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.adapters.router import LevelRouter, choose_levels
+from sam3i.modeling_sam3i.adapters.router import LevelRouter
 from sam3i.modeling_sam3i.adapters.routing import LevelRouting
 
 AUTO = -1
@@ -51,22 +51,16 @@ def test_padding_says_nothing():
     assert not torch.allclose(router(states, mask)[0], router(states)[0])
 
 
-def test_only_open_rows_are_decided():
-    router, mask = LevelRouter(8, 4), None
-    with torch.no_grad():
-        router.level_proj.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
-    routing, logits = choose_levels(
-        LevelRouting(torch.tensor([AUTO, 0, 1, AUTO])), router, lambda: torch.randn(4, 3, 8), mask
-    )
-    assert routing.levels.tolist() == routing.on_host == [2, 0, 1, 2] and logits.shape == (4, 3)
+def test_only_open_rows_are_decided(model, inputs):
+    favour(model, 2)
+    open_rows = LevelRouting(torch.tensor([AUTO, 0, 1]))
+    routing, logits = model.choose_levels(open_rows, inputs["input_ids"], inputs["attention_mask"])
+    assert routing.levels.tolist() == routing.on_host == [2, 0, 1] and logits.shape == (3, 3)
 
 
-def test_told_levels_cost_nothing():
-    def fail():
-        raise AssertionError("the router was asked")
-
-    routing, logits = choose_levels(LevelRouting(torch.tensor([0, 2])), None, fail, None)
-    assert routing.on_host == [0, 2] and logits is None
+def test_told_levels_cost_nothing(model):
+    told = LevelRouting(torch.tensor([0, 2]))
+    assert model.choose_levels(told, None, None) == (told, None)  # no text is read
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -102,6 +102,9 @@ class Sam3IDetector(Sam3Model):
     detr_decoder: Sam3IDetrDecoder
     mask_decoder: Sam3IMaskDecoder
     static_level: InstructionLevel | None = None
+
+    if TYPE_CHECKING:  # a stock model's has the same parts
+        config: Sam3IConfig
 
     @property
     def adapter_settings(self) -> AdapterSettings | Sam3IConfig:

@@ -10,12 +10,11 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from transformers import Sam3Config
 from transformers.utils import TransformersKwargs
 
 from ..compat import CLIPTextEmbeddings, text_embeddings
 from .adapters.routing import LevelRouting
-from .configuration_sam3i import AUTO_LEVEL_INDEX, AdapterSettings, InstructionLevel
+from .configuration_sam3i import AUTO_LEVEL_INDEX, AdapterSettings, InstructionLevel, Sam3IConfig
 
 PADDING_LABEL = -10
 BOX_TOLERANCE = 0.1
@@ -55,7 +54,7 @@ class ModelInputs:
         """Encoded instructions `(rows, tokens, width)`, where they are given."""
         return getattr(self.text_embeds, "pooler_output", self.text_embeds)
 
-    def check(self, config: Sam3Config, options: dict[str, Any]) -> int:
+    def check(self, config: Sam3IConfig, options: dict[str, Any]) -> int:
         """Check that they are complete and fit each other.
 
         Args:
@@ -143,7 +142,7 @@ def check_token_ids(input_ids: torch.Tensor) -> None:
         )
 
 
-def _check_pixels(config: Sam3Config, pixel_values: torch.Tensor) -> None:
+def _check_pixels(config: Sam3IConfig, pixel_values: torch.Tensor) -> None:
     vision: Any = config.vision_config.backbone_config
     sides = vision.image_size if isinstance(vision.image_size, list | tuple) else [vision.image_size] * 2
     shape = tuple(pixel_values.shape)

@@ -105,12 +105,13 @@ class InstructionAdapterModel(BaseTuner):
                 f"Expected a stock Sam3Model to put instruction adapters on, found {type(model).__name__}. {hint}"
                 "An adapter repository loads by itself with `Sam3IForInstructionSegmentation.from_pretrained(repo)`."
             )
-        text_config = cast(CLIPTextConfig, model.config.text_config)
+        stock = cast(Sam3Model, model)
+        text_config = cast(CLIPTextConfig, stock.config.text_config)
         peft_config.check_fits(text_config)
-        exchange_class(model, AdaptedSam3Model)
-        adopt(model.detr_decoder)
-        adopt(model.mask_decoder)
-        self._site_names = {name for name, _ in adapter_sites(model, peft_config)}
+        exchange_class(stock, AdaptedSam3Model)
+        adopt(stock.detr_decoder)
+        adopt(stock.mask_decoder)
+        self._site_names = {name for name, _ in adapter_sites(stock, peft_config)}
         if peft_config.max_instruction_length > text_config.max_position_embeddings:
             self._site_names.add(EMBEDDINGS)
 

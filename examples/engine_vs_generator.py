@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from shapes_curriculum import RATES, load, training_arguments, training_rows
-from shapes_tables import header, score_level, splits
+from shapes_tables import giou_by_kind, header, score_level, splits, system_line
 
 from sam3i import (
     InstructionLevel,
@@ -128,13 +128,13 @@ def compare(models: dict[str, Sam3IForInstructionSegmentation], processor, optio
         print(f"\n{level.value}: {len(test)} test cases, {len(validation)} validation cases")
         print(header("gIoU"))
         for arm, model in models.items():
-            score = score_level(model, processor.tokenizer, level, options.cases, options.world)
-            print(score.line(arm), flush=True)
-            found[arm][level.value] = score.by_kind()
+            score = score_level(model, processor, level, options.cases, options.world)
+            print(system_line(arm, score), flush=True)
+            found[arm][level.value] = giou_by_kind(score)
         differences = [
             value - found[GENERATOR][level.value][kind] for kind, value in found[ENGINE][level.value].items()
         ]
-        print(f"{'engine - generator':<34}" + "".join(f"{value:>+9.3f}" for value in differences), flush=True)
+        print(f"{'engine - generator':<38}" + "".join(f"{value:>+10.1f}" for value in differences), flush=True)
     for arm in ARMS:
         found[arm]["overall"] = {"all": sum(found[arm][level]["all"] for level in INSTRUCTED) / len(INSTRUCTED)}
     return found
@@ -156,10 +156,10 @@ def main() -> None:
     begin = time.time()
     models = {arm: train_arm(arm, options).eval() for arm in ARMS}
     found = compare(models, Sam3IProcessor.from_pretrained(options.stock), options)
-    difference = 100 * (found[ENGINE]["overall"]["all"] - found[GENERATOR]["overall"]["all"])
+    difference = found[ENGINE]["overall"]["all"] - found[GENERATOR]["overall"]["all"]
     print(
-        f"\noverall gIoU: engine {100 * found[ENGINE]['overall']['all']:.1f}, generator "
-        f"{100 * found[GENERATOR]['overall']['all']:.1f}, difference {difference:+.1f} points "
+        f"\noverall gIoU: engine {found[ENGINE]['overall']['all']:.1f}, generator "
+        f"{found[GENERATOR]['overall']['all']:.1f}, difference {difference:+.1f} points "
         f"({'within' if difference >= -ALLOWED else 'beyond'} {ALLOWED:.0f}); {(time.time() - begin) / 60:.1f} minutes"
     )
     (options.output / "scores.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

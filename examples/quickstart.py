@@ -6,9 +6,8 @@ Everything runs on a CPU in about a minute. Images go to quickstart/.
 
 from pathlib import Path
 
-import torch
 from PIL import Image
-from shapes_tables import header, line, score_level, splits
+from shapes_tables import header, nothing_line, score_level, splits, system_line
 from transformers import pipeline
 
 import sam3i  # noqa: F401  registers the pipeline
@@ -25,11 +24,9 @@ def score(pipe) -> None:
     for level in InstructionLevel:
         _, test = splits(level, CASES, 0)
         print("\n" + header(f"{level.value}: gIoU of {len(test)} held-out cases"))
-        nothing = torch.tensor([float(case.target.kind == "none") for case in test.cases])
-        print(line("answering nothing", test, nothing))
-        for name, asked_at, threshold in (("stock SAM3", 0, None), ("SAM3-I", level.index, 0.5)):
-            found = score_level(pipe.model, pipe.processor.tokenizer, level, CASES, 0, asked_at, threshold)
-            print(found.line(name))
+        stock = score_level(pipe.model, pipe.processor, level, CASES, asked_at=InstructionLevel.CONCEPT)
+        found = score_level(pipe.model, pipe.processor, level, CASES, threshold=0.5)
+        print(nothing_line(found), system_line("stock SAM3", stock), system_line("SAM3-I", found), sep="\n")
 
 
 def draw(pipe) -> Path:

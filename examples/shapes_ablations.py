@@ -27,7 +27,7 @@ from shapes_curriculum import (
     training_arguments,
     training_rows,
 )
-from shapes_tables import score_level
+from shapes_tables import giou_by_kind, score_level
 
 from sam3i import (
     InstructionLevel,
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
         "weights": sum(weight.numel() for weight in model.adapter_parameters().values()),
     }
     return result | {
-        level.value: score_level(model.eval(), processor.tokenizer, level, options.cases, options.world).by_kind()
+        level.value: giou_by_kind(score_level(model.eval(), processor, level, options.cases, options.world))
         for level in (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
     }
 
@@ -124,8 +124,8 @@ def table(results: dict[str, list[dict]]) -> str:
         for level in ("simple", "complex"):
             for kind in ("all", *TARGET_KINDS):
                 found = [run[level][kind] for run in runs]
-                spread = f" ({min(found):.3f}-{max(found):.3f})" if kind == "all" and len(found) > 1 else ""
-                cells.append(f"{sum(found) / len(found):.3f}{spread}")
+                spread = f" ({min(found):.1f}-{max(found):.1f})" if kind == "all" and len(found) > 1 else ""
+                cells.append(f"{sum(found) / len(found):.1f}{spread}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from shapes_tables import THRESHOLDS, header, ious_of_areas, line, mask_areas, pick_any, score_level, splits
+from shapes_tables import evaluate_cases, header, line, nothing_line, pick_any, score_level, splits, system_line
 
 from sam3i import (
     InstructionLevel,
@@ -23,15 +23,13 @@ from sam3i import (
     Sam3IProcessor,
     Sam3ITrainer,
     Sam3ITrainingArguments,
-    ShapesInstructionDataset,
     TrainingStage,
-    classify_level,
     load_instruction_adapter,
 )
 from sam3i.processing.datasets import InstructionRow, row_features
 from sam3i.processing.shapes import shapes_rows
 
-CONCEPT, SIMPLE, COMPLEX = InstructionLevel
+CONCEPT = InstructionLevel.CONCEPT
 ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
 # 16 queries instead of SAM3's 200: the mean over queries must not drown the few that are right.
 # A row that denotes nothing also teaches the queries, so that the selector learns to turn all of them down. The
@@ -148,47 +146,24 @@ def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3IT
 def score_table(stock, stages: dict[str, Sam3IForInstructionSegmentation], processor, cases: int, world: int) -> str:
     """The table: for every level, what needs no model, stock, and every stage, told the level and left to choose."""
     lines = []
-    told = {}  # how the last stage answers each level when told it
-    systems = {"stock SAM3": stock, **stages}
     for level in InstructionLevel:
         validation, test = splits(level, cases, world)
+        stock_score = score_level(stock, processor, level, cases, world, CONCEPT)
         lines.append(f"\n{level.value}: {len(test)} test cases, {len(validation)} validation cases")
-        nothing = torch.tensor([float(case.target.kind == "none") for case in test.cases])
-        lines += [header("gIoU"), line("answering nothing", test, nothing)]
-        lines.append(line("any object of the noun, cut out", test, pick_any(test)))
-        for name, model in systems.items():
-            asked_at = 0 if name == "stock SAM3" else level.index
-            told[level] = score_level(model, processor.tokenizer, level, cases, world, asked_at)
-            lines.append(told[level].line(name))
-    last, model = list(systems.items())[-1]
-    columns = {level.index: THRESHOLDS.index(score.threshold) for level, score in told.items()}
-    for way, choose in {"rules": levels_by_rules, "the router": levels_by_router}.items():
-        lines.append(f"\n{last}, the level left to {way}")
-        for level, score in told.items():
-            chosen = choose(model, processor, [case.text for case in score.test.cases])
-            wrong = [number for number, each in enumerate(chosen) if each != level.index]
-            areas = tuple(of_cases.clone() for of_cases in score.areas)
-            if wrong:  # the others are answered as before
-                again = ShapesInstructionDataset("test", seed=world, cases=[score.test.cases[i] for i in wrong])
-                found = mask_areas(model, processor.tokenizer, again, [chosen[i] for i in wrong])
-                column = torch.tensor([columns[chosen[i]] for i in wrong])[:, None]
-                for of_cases, of_wrong in zip(areas, found, strict=True):
-                    of_cases[wrong] = of_wrong.gather(1, column)[:, 0]
-            share = 1 - len(wrong) / len(chosen)
-            lines.append(line(f"{level.value} ({share:.1%} correctly sent)", score.test, ious_of_areas(*areas), areas))
+        lines += [header("gIoU"), nothing_line(stock_score), line("any object of the noun, cut out", pick_any(test))]
+        lines.append(system_line("stock SAM3", stock_score))
+        for name, model in stages.items():
+            lines.append(system_line(name, score_level(model, processor, level, cases, world)))
+    last, model = list(stages.items())[-1]
+    for way in ("rules", "router"):
+        processor = copy.deepcopy(processor)
+        processor.auto_levels = way
+        lines.append(f"\n{last}, the level left to the {way}")
+        for level in InstructionLevel:
+            _, test = splits(level, cases, world)
+            score = evaluate_cases(model, processor, test, level="auto")
+            lines.append(system_line(f"{level.value}, {score.level_accuracy:.1f} % to it", score))
     return "\n".join(lines)
-
-
-def levels_by_rules(model, processor, texts: list[str]) -> list[int]:
-    """The level of each instruction by the processor's rules."""
-    return [classify_level(text).index for text in texts]
-
-
-@torch.no_grad()
-def levels_by_router(model, processor, texts: list[str]) -> list[int]:
-    """The level of each instruction by the model's router."""
-    tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
-    return model.predict_levels(tokens["input_ids"], tokens["attention_mask"]).argmax(-1).tolist()
 
 
 def main():

@@ -25,15 +25,21 @@ import torch.nn.functional as F
 from shapes_common import pixel_values, start_local, tiny_processor, tiny_sam3_config
 from shapes_pretrain_data import ScenePool, SentenceStream, concept_rows, exemplars, jitter
 from shapes_pretrain_heads import QueryHead, VisionHead
-from shapes_tables import THRESHOLDS, scores_by_kind, union_ious
+from shapes_tables import evaluate_cases
 from torch import nn
 from transformers import Sam3Model
 
-from sam3i import InstructionLevel, Sam3IConfig, Sam3IForInstructionSegmentation, ShapesInstructionDataset
+from sam3i import (
+    InstructionLevel,
+    Sam3IConfig,
+    Sam3IForInstructionSegmentation,
+    Sam3IProcessor,
+    ShapesInstructionDataset,
+)
 from sam3i.processing.shapes import ShapesWorld, build_tokenizer
 
 SHIFT_BATCHES = 40
-FLAT = 0.005  # of gIoU: thresholds hardly differ by it, but a higher one finds fewer objects twice
+FLAT = 0.5  # points of gIoU: thresholds hardly differ by it, but a higher one finds fewer objects twice
 BOX_EVERY = 6  # one step in six shows an object as a box
 IMAGES = 9  # pictures in a batch, about 30 prompts
 SHOWN = ("loss_bbox", "loss_dice", "loss_mask", "loss_ce", "presence_accuracy", "ce_f1")
@@ -172,14 +178,19 @@ def evaluate(
     own = {k: v.clone() for k, v in training.stock_state_dict().items()}
     training.load_stock(state)
     dataset = ShapesInstructionDataset.evaluation(split, cases, levels=(InstructionLevel.CONCEPT,))
-    ious = union_ious(training.model, training.tokenizer, dataset)
+    held_out = ShapesInstructionDataset(split, cases=[case for case in dataset.cases if case.target.held_out_pair])
+    stock = tiny_processor(training.tokenizer)
+    processor = Sam3IProcessor(stock.image_processor, stock.tokenizer)
+    if threshold is None:
+        curve = evaluate_cases(training.model, processor, dataset).thresholds["concept"]["curve"]
+        threshold = max(each for each, giou in curve.items() if giou >= max(curve.values()) - FLAT)
+    result = evaluate_cases(training.model, processor, dataset, threshold)
+    scores = {"all": result.figures, **result.breakdown["kind"]}
+    if held_out.cases:
+        scores["held-out pair"] = evaluate_cases(training.model, processor, held_out, threshold).figures
     training.load_stock(own)
     training.model.train()
-    means = ious.mean(0)
-    if threshold is None:
-        threshold = max(t for t, mean in zip(THRESHOLDS, means, strict=True) if mean >= means.max() - FLAT)
-    column = THRESHOLDS.index(threshold)
-    return scores_by_kind(ious[:, column], dataset), threshold
+    return scores, threshold
 
 
 @torch.no_grad()
@@ -306,11 +317,15 @@ def main():
 
 
 def show(scores: dict[str, dict[str, float]]) -> str:
-    """One line of scores: gIoU / P@0.5 per target kind, beside the gIoU of predicting nothing."""
+    """One line of scores in percent: gIoU and AP50 per target kind, beside the gIoU of predicting nothing."""
     return "; ".join(
-        f"{kind} gIoU {s['gIoU']:.3f} P@0.5 {s['P@0.5']:.3f} (nothing {s['nothing']:.3f}, {s['cases']} cases)"
+        f"{kind} gIoU {s['gIoU']:.1f} AP50 {_shown(s['AP50'])} (nothing {s['gIoU-nothing']:.1f}, {s['n']} cases)"
         for kind, s in scores.items()
     )
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 if __name__ == "__main__":

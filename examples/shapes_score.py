@@ -10,68 +10,38 @@ a level is the one of its highest gIoU on these very cases: it says how far .5 i
 """
 
 import argparse
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProcessor, ShapesInstructionDataset
+from sam3i import (
+    InstructionLevel,
+    Sam3IForInstructionSegmentation,
+    Sam3IProcessor,
+    ShapesInstructionDataset,
+    evaluate_model,
+)
 from sam3i.trainer.evaluation import (
-    LOWEST_SCORE,
     THRESHOLDS,
-    calibration_error,
+    EvaluationResult,
     choose_threshold,
-    encode_prediction,
-    encode_reference,
     get_protocol,
     match_instances,
-    number_references,
+    run_samples,
     sweep_masks,
 )
 
 FIGURES = {"gIoU": "gIoU", "AP50": "AP50", "inst/true": "count_ratio", "exact": "exact"}
-SCENES_AT_ONCE = 16
 
 
-@torch.no_grad()
-def answers(model, processor, dataset: ShapesInstructionDataset, **post_processing) -> list[dict]:
-    """All instances above the lowest score that the model finds for every case, as the evaluation keeps them."""
-    by_scene: dict[int, list[int]] = {}
-    for number, case in enumerate(dataset.cases):
-        by_scene.setdefault(case.scene_index, []).append(number)
-    scenes, found = list(by_scene), {}
-    for start in range(0, len(scenes), SCENES_AT_ONCE):
-        chosen = scenes[start : start + SCENES_AT_ONCE]
-        numbers = [number for scene in chosen for number in by_scene[scene]]
-        images = [dataset.scene(scene).image for scene in chosen]
-        inputs = processor(
-            images=images,
-            text=[[dataset.cases[number].text for number in by_scene[scene]] for scene in chosen],
-            instruction_levels=[dataset.cases[number].level.value for number in numbers],
-            return_tensors="pt",
-        ).to(model.device)
-        sizes = inputs.pop("original_sizes")
-        results = processor.post_process_instruction_segmentation(
-            model(**inputs),
-            threshold=LOWEST_SCORE,
-            target_sizes=sizes.tolist(),
-            image_ids=inputs["image_ids"],
-            **post_processing,
-        )
-        found |= {number: encode_prediction(result) for number, result in zip(numbers, results, strict=True)}
-    return [found[number] for number in range(len(dataset))]
-
-
-def table(dataset: ShapesInstructionDataset, predictions: list[dict], level: InstructionLevel) -> Iterator[str]:
+def table(dataset: ShapesInstructionDataset, result: EvaluationResult, level: InstructionLevel) -> Iterator[str]:
     """The lines of one level: all cases, then by kind of target, by family, and of held-out words."""
-    samples = map(dataset.__getitem__, range(len(dataset)))
-    references = [
-        encode_reference(sample["masks"], level=level.value, target_kind=sample["kind"]) for sample in samples
-    ]
     protocol = get_protocol("default")
-    thresholds = [threshold for threshold in THRESHOLDS if threshold >= LOWEST_SCORE]
-    swept = dict(zip(thresholds, sweep_masks(predictions, number_references(references), thresholds), strict=True))
+    predictions, references = run_samples(result.predictions, protocol)  # in the order of the cases
+    swept = dict(zip(THRESHOLDS, sweep_masks(predictions, references, THRESHOLDS), strict=True))
     best = choose_threshold({threshold: protocol.mean_iou(scores) for threshold, scores in swept.items()})
     cells = "".join(f"{name:>10}" for name in FIGURES)
     yield f"\n{level.value:<28}{'cases':>7}{'top-1':>8}{cells}  |{cells}"
@@ -82,8 +52,7 @@ def table(dataset: ShapesInstructionDataset, predictions: list[dict], level: Ins
         groups |= {name: np.array([each == name for each in names]) for name in Counter(names)}
     held_out = np.array([case.is_held_out for case in dataset.cases])
     groups |= {"held-out words": held_out, "words of training": ~held_out} if held_out.any() else {}
-    pairs = list(zip(predictions, references, strict=True))
-    matches = [match_instances(*pair) for pair in pairs]
+    matches = list(map(match_instances, predictions, references))
     single = np.array([match.instances == 1 for match in matches])
     right = np.array([match.correct[:1].any() for match in matches])
     for name, rows in groups.items():
@@ -94,7 +63,7 @@ def table(dataset: ShapesInstructionDataset, predictions: list[dict], level: Ins
             values = [figures[key] for key in FIGURES.values()]
             sides.append("".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in values))
         yield f"{name:<28}{rows.sum():>7}{top:>8}{sides[0]}  |{sides[1]}"
-    error = calibration_error(pairs)
+    error = result.thresholds[level.value]["calibration_error"]
     yield f"expected calibration error: {'-' if error is None else format(error, '.1f')} %"
 
 
@@ -111,12 +80,14 @@ def main() -> None:
 
     model = Sam3IForInstructionSegmentation.from_pretrained(options.model, dtype=torch.float32).to(options.device)
     processor = Sam3IProcessor.from_pretrained(options.model)
-    overlap = {} if options.max_overlap is None else {"max_overlap": options.max_overlap}
     print(f"{options.model}, {options.split} scenes of seed {options.seed}")
     for level in InstructionLevel if options.levels is None else map(InstructionLevel.from_any, options.levels):
         dataset = ShapesInstructionDataset.evaluation(options.split, options.cases, options.seed, [level])
-        for line in table(dataset, answers(model.eval(), processor, dataset, **overlap), level):
-            print(line, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            kept = {"output_dir": folder, "fingerprint": False, "progress": False, "max_overlap": options.max_overlap}
+            result = evaluate_model(model, processor, dataset.rows(), batch_size=64, **kept)
+            for line in table(dataset, result, level):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

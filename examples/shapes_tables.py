@@ -1,124 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores on the shapes world as the examples print them: one way to choose a threshold, one line of a table."""
+"""Scores on the shapes world as the examples print them: those of `sam3i evaluate`, a line for each system."""
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
-import numpy as np
 import torch
-from shapes_common import pixel_values
 from torch import nn
 
-from sam3i import InstructionLevel, ShapesInstructionDataset
+from sam3i import InstructionLevel, Sam3IProcessor, ShapesInstructionDataset, evaluate_model
 from sam3i.processing.datasets import TARGET_KINDS
-from sam3i.processing.shapes import IMAGE_SIZE
-from sam3i.trainer.evaluation import choose_threshold
+from sam3i.trainer.evaluation import EvaluationResult
 
-THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 19))
-COLUMNS = ("all", *TARGET_KINDS, "cIoU", "P@0.5", "N-acc")
-
-
-@torch.no_grad()
-def mask_areas(
-    model: nn.Module,
-    tokenizer,
-    dataset: ShapesInstructionDataset,
-    levels: Sequence[int] | None = None,
-    scenes_at_once: int = 16,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels that the united masks share with the truth, and pixels in either, for every case and threshold.
-
-    Args:
-        levels: the level at which each case is asked, 0 to 2; its own if not given.
-
-    Returns two tensors [cases, thresholds] in the order of the cases.
-    """
-    model.eval()
-    if levels is None:
-        levels = [case.level.index for case in dataset.cases]
-    by_scene = defaultdict(list)
-    for number, case in enumerate(dataset.cases):
-        by_scene[case.scene_index].append(number)
-    common, either = torch.zeros(2, len(dataset), len(THRESHOLDS), dtype=torch.long)
-    scenes = list(by_scene)
-    for start in range(0, len(scenes), scenes_at_once):
-        chosen = scenes[start : start + scenes_at_once]
-        numbers = [number for scene in chosen for number in by_scene[scene]]
-        samples = [dataset[number] for number in numbers]
-        text = tokenizer([s["text"] for s in samples], padding=True, return_tensors="pt")
-        outputs = model(
-            pixel_values=pixel_values([dataset.scene(scene).image for scene in chosen]),
-            image_ids=torch.tensor([i for i, scene in enumerate(chosen) for _ in by_scene[scene]]),
-            instruction_levels=torch.tensor([levels[number] for number in numbers]),
-            **text,
-        )
-        scores = outputs.pred_logits.sigmoid() * outputs.presence_logits.sigmoid()  # [R, Q]
-        masks = nn.functional.interpolate(outputs.pred_masks, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear") > 0
-        best = torch.where(masks, scores[..., None, None], 0.0).amax(1)  # of the masks over each pixel: [R, H, W]
-        truth = torch.stack([torch.from_numpy(s["masks"]).any(0) for s in samples])  # [R, H, W]
-        for column, threshold in enumerate(THRESHOLDS):
-            found = best > threshold
-            common[numbers, column] = (found & truth).sum((1, 2))
-            either[numbers, column] = (found | truth).sum((1, 2))
-    return common, either
-
-
-def ious_of_areas(common: torch.Tensor, either: torch.Tensor) -> torch.Tensor:
-    """IoU of each entry; nothing found where nothing is denoted counts 1."""
-    return torch.where(either == 0, 1.0, common / either.clamp(min=1))
-
-
-def union_ious(
-    model: nn.Module, tokenizer, dataset: ShapesInstructionDataset, levels: Sequence[int] | None = None
-) -> torch.Tensor:
-    """IoU of the united masks with the truth for every case of a dataset and every threshold: [cases, thresholds]."""
-    return ious_of_areas(*mask_areas(model, tokenizer, dataset, levels))
-
-
-def scores_by_kind(ious: torch.Tensor, dataset: ShapesInstructionDataset) -> dict[str, dict[str, float]]:
-    """gIoU (mean IoU) and P@0.5 for all cases and per target kind of one column of `union_ious`."""
-    groups: dict[str, list[int]] = {"all": list(range(len(dataset)))}
-    for number, case in enumerate(dataset.cases):
-        groups.setdefault(case.target.kind, []).append(number)
-        if case.target.held_out_pair:
-            groups.setdefault("held-out pair", []).append(number)
-    return {
-        name: {
-            "gIoU": ious[rows].mean().item(),
-            "P@0.5": (ious[rows] > 0.5).float().mean().item(),
-            "nothing": float(np.mean([dataset.cases[row].target.kind == "none" for row in rows])),
-            "cases": len(rows),
-        }
-        for name, rows in groups.items()
-    }
-
-
-@dataclass(frozen=True)
-class LevelScore:
-    """How a system answers the test cases of a level at a threshold."""
-
-    test: ShapesInstructionDataset
-    threshold: float
-    areas: tuple[torch.Tensor, torch.Tensor]  # pixels in common and in either, [cases]
-
-    @property
-    def ious(self) -> torch.Tensor:
-        """IoU of every case."""
-        return ious_of_areas(*self.areas)
-
-    def line(self, name: str) -> str:
-        """Its line of the table."""
-        return line(f"{name} (threshold {self.threshold})", self.test, self.ious, self.areas)
-
-    def by_kind(self) -> dict[str, float]:
-        """gIoU of all cases and by kind of target."""
-        kinds = [case.target.kind for case in self.test.cases]
-        chosen = {kind: torch.tensor([each == kind for each in kinds]) for kind in TARGET_KINDS}
-        return {"all": self.ious.mean().item()} | {
-            kind: self.ious[rows].mean().item() for kind, rows in chosen.items()
-        }
+FIGURES = {"P@.5": "P@0.5", "N-acc": "N-acc", "AP50": "AP50", "inst/true": "count_ratio", "exact": "exact"}
+COLUMNS = ("all", *TARGET_KINDS, *FIGURES)
 
 
 @lru_cache(maxsize=8)
@@ -130,69 +25,89 @@ def splits(
     return validation, ShapesInstructionDataset.evaluation("test", cases, world, [level])
 
 
-def best_column(ious: torch.Tensor) -> int:
-    """The place in `THRESHOLDS` of the one to choose, from IoUs [cases, thresholds]."""
-    return THRESHOLDS.index(choose_threshold(dict(zip(THRESHOLDS, ious.mean(0).tolist(), strict=True))))
+def evaluate_cases(
+    model: nn.Module,
+    processor: Sam3IProcessor,
+    dataset: ShapesInstructionDataset,
+    threshold: float = 0.5,
+    asked_at: InstructionLevel | None = None,
+    **options: Any,
+) -> EvaluationResult:
+    """What the package's evaluation says of a system on the cases of a dataset.
+
+    Args:
+        asked_at: the level at which all are asked, if not their own.
+        options: those of `evaluate_model`.
+    """
+    rows = dataset.rows(asked_at)
+    return evaluate_model(model, processor, rows, threshold=threshold, batch_size=64, progress=False, **options)
+
+
+def best_threshold(result: EvaluationResult) -> float:
+    """The threshold of the highest gIoU, of a result for cases of one level."""
+    (entry,) = result.thresholds.values()
+    return entry["best"]
 
 
 def score_level(
     model: nn.Module,
-    tokenizer,
+    processor: Sam3IProcessor,
     level: InstructionLevel,
     cases: int,
     world: int = 0,
-    asked_at: int | None = None,
+    asked_at: InstructionLevel | None = None,
     threshold: float | None = None,
-) -> LevelScore:
-    """Score a system on a level.
+) -> EvaluationResult:
+    """Score a system on the test cases of a level.
 
     Args:
-        asked_at: the level (0 to 2) at which it is asked, if not the cases' own.
-        threshold: one of `THRESHOLDS`; chosen on validation cases if not given.
+        asked_at: the level at which it is asked, if not the cases' own.
+        threshold: chosen on validation cases if not given.
     """
     validation, test = splits(level, cases, world)
-    asked_at = level.index if asked_at is None else asked_at
     if threshold is None:
-        chosen = best_column(union_ious(model, tokenizer, validation, [asked_at] * len(validation)))
-    else:
-        chosen = THRESHOLDS.index(threshold)
-    common, either = mask_areas(model, tokenizer, test, [asked_at] * len(test))
-    return LevelScore(test, THRESHOLDS[chosen], (common[:, chosen], either[:, chosen]))
+        threshold = best_threshold(evaluate_cases(model, processor, validation, asked_at=asked_at))
+    return evaluate_cases(model, processor, test, threshold, asked_at)
+
+
+def giou_by_kind(result: EvaluationResult, name: str = "gIoU") -> dict[str, float]:
+    """A figure in percent, of all cases and by kind of target."""
+    return {"all": result.figures[name]} | {kind: of[name] for kind, of in result.breakdown["kind"].items()}
 
 
 def header(title: str) -> str:
-    """The first line of a table."""
-    return f"{title:<34}" + "".join(f"{name:>9}" for name in COLUMNS)
+    """The first line of a table; gIoU of all cases and by kind of target, then other figures of all cases."""
+    return f"{title:<38}" + "".join(f"{name:>10}" for name in COLUMNS)
 
 
-def line(name: str, dataset: ShapesInstructionDataset, ious: torch.Tensor, areas=None) -> str:
-    """One row of the table: gIoU of all cases and by kind of target, then cIoU, P@0.5 and N-acc."""
-    kinds = [case.target.kind for case in dataset.cases]
-    cells = [f"{ious.mean():.3f}"]
-    for kind in TARGET_KINDS:
-        chosen = torch.tensor([each == kind for each in kinds])
-        cells.append(f"{ious[chosen].mean():.3f}" if chosen.any() else "-")
-    if areas is None:
-        cells += ["-", "-", "-"]
-    else:
-        common, either = areas
-        none = torch.tensor([kind == "none" for kind in kinds])
-        cells.append(f"{common.sum() / either.sum():.3f}")
-        cells.append(f"{(ious >= 0.5).float().mean():.3f}")
-        cells.append(f"{(either[none] == 0).float().mean():.3f}")
-    return f"{name:<34}" + "".join(f"{cell:>9}" for cell in cells)
+def line(name: str, figures: Mapping[str, float | None]) -> str:
+    """A line of the table: figures by the names of its columns, a dash where there is none."""
+    found = {column: figures.get(column) for column in COLUMNS}
+    digits = {column: ".2f" if column == "inst/true" else ".1f" for column in COLUMNS}  # a ratio; all others percent
+    cells = ["-" if value is None else format(value, digits[column]) for column, value in found.items()]
+    return f"{name:<38}" + "".join(f"{cell:>10}" for cell in cells)
 
 
-def pick_any(dataset: ShapesInstructionDataset) -> torch.Tensor:
-    """Expected IoU, [cases], of cutting out one object of the noun, picked by chance (of all, without a noun)."""
-    ious = []
+def system_line(name: str, result: EvaluationResult) -> str:
+    """The line of a system at its threshold."""
+    figures = giou_by_kind(result) | {column: result.figures[key] for column, key in FIGURES.items()}
+    return line(f"{name} (threshold {result.threshold})", figures)
+
+
+def nothing_line(result: EvaluationResult) -> str:
+    """The line of answering nothing, which no model is needed for."""
+    return line("answering nothing", giou_by_kind(result, "gIoU-nothing"))
+
+
+def pick_any(dataset: ShapesInstructionDataset) -> dict[str, float]:
+    """Expected gIoU of cutting out one object of the noun, picked by chance (of all, without a noun)."""
+    ious: dict[str, list[float]] = {"all": []}
     for case in dataset.cases:
         scene, noun = dataset.scene(case.scene_index), case.target.meaning.noun
         masks = torch.from_numpy(scene.masks)
         truth = masks[list(case.target.targets)].any(0)
         picks = [mask for mask, item in zip(masks, scene.objects, strict=True) if noun in (None, item.noun)]
-        if not picks:
-            ious.append(float(not truth.any()))
-            continue
-        ious.append(sum(float((pick & truth).sum() / (pick | truth).sum()) for pick in picks) / len(picks))
-    return torch.tensor(ious)
+        found = [float((pick & truth).sum() / (pick | truth).sum()) for pick in picks] or [float(not truth.any())]
+        for group in ("all", case.target.kind):
+            ious.setdefault(group, []).append(100 * sum(found) / len(found))
+    return {group: sum(of_group) / len(of_group) for group, of_group in ious.items()}

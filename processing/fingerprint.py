@@ -43,6 +43,36 @@ def _file_digest(path: str, size: int, modified: int) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_image(image: Any) -> str:
+    """Fingerprint of an image by the bytes of its file, or by its pixels where it is open already.
+
+    Args:
+        image: a PIL image, a path, or `{"bytes", "path"}` as `datasets` keeps images undecoded. Of a path that is no
+            file the text counts.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if hasattr(image, "tobytes"):
+        return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+    found = (image.get("bytes") or image.get("path")) if isinstance(image, Mapping) else image
+    if isinstance(found, (str, os.PathLike)) and Path(found).is_file():
+        stat = Path(found).stat()
+        return _file_digest(str(Path(found).resolve()), stat.st_size, stat.st_mtime_ns)
+    if not found:
+        raise ValueError(f"Expected an image, found {type(image).__name__}; load the data with its image folder")
+    return hashlib.sha256(found if isinstance(found, bytes) else str(found).encode()).hexdigest()
+
+
+def fingerprint_processor(processor: Any) -> str:
+    """Fingerprint of what a processor does to images and texts; how long the last texts were does not count."""
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    texts = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    texts = {key: value for key, value in texts.items() if key not in ("padding", "truncation")}
+    return fingerprint_json([processor.image_processor.to_json_string(), texts])
+
+
 def fingerprint_json(obj: Any) -> str:
     """Fingerprint of plain values: mappings in any order, sequences, dataclasses, enums, paths, sets and scalars.
 

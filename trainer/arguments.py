@@ -94,6 +94,9 @@ class Sam3ITrainingArguments(TrainingArguments):
         FEATURE_CACHE_GB, "Most disk space for the feature cache, in GB of 10^9 bytes."
     )
     replay_weight: float = _argument(1.0, "Weight of the loss on `replay` rows, where there are any.")
+    replay_batch_size: int | None = _argument(
+        None, "`replay` rows beside a batch; as many as the batch has if not given. Fewer make steps faster."
+    )
 
     logging_steps: float = _argument(LOGGING_STEPS, "Steps between log entries; the first step has one, too.")
     logging_first_step: bool = _argument(True, "Whether the first step of a stage is logged.")
@@ -169,8 +172,9 @@ class Sam3ITrainingArguments(TrainingArguments):
         for name in ("feature_cache_limit_gb", "replay_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Expected `{name}` above 0, found {getattr(self, name)!r}.")
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            raise ValueError(f"Expected `early_stopping_patience` >= 1, found {self.early_stopping_patience!r}.")
+        for name in ("early_stopping_patience", "replay_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"Expected `{name}` >= 1, found {getattr(self, name)!r}.")
         if self.start_complex_from not in COMPLEX_STARTS:
             raise ValueError(
                 f"Expected `start_complex_from` as one of {', '.join(COMPLEX_STARTS)}, found "
@@ -193,6 +197,3 @@ class Sam3ITrainingArguments(TrainingArguments):
         single.output_dir = str(Path(str(self.output_dir)) / stage.folder)
         single.restore_callback_states_from_checkpoint = True  # the patience of early stopping
         return single
-
-
-__all__ = ["COMPLEX_STARTS", "STAGED_ARGUMENTS", "Sam3ITrainingArguments"]

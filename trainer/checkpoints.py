@@ -46,23 +46,14 @@ class OtherTrainingError(ValueError):
 
 @dataclass(frozen=True)
 class StageCheckpoint:
-    """A checkpoint with a manifest.
-
-    Attributes:
-        folder: where it is.
-        stage: the stage it belongs to.
-        finished: whether it is the result of the stage, not a step on the way.
-        step: steps taken; None where an older version did not say.
-        identity: what it was made with, by name; empty where an older version did not say.
-        files: size and SHA-256 of each file; an older version gave sizes alone.
-    """
+    """A checkpoint with a manifest; an older version gave neither step nor identity, and sizes alone."""
 
     folder: Path
     stage: TrainingStage
-    finished: bool
+    finished: bool  # the result of the stage, not a step on the way
     step: int | None = None
-    identity: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)  # what it was made with, by name
+    files: dict[str, Any] = field(default_factory=dict)  # size and SHA-256 of each
 
     @property
     def order(self) -> tuple[int, bool, int]:
@@ -153,7 +144,7 @@ def find_checkpoint(output_dir: str | Path, stages: Iterable[TrainingStage]) -> 
 
 
 def set_aside_later(output_dir: str | Path, start: StageCheckpoint) -> None:
-    """Rename the checkpoints beyond the named one that a run starts from: an earlier run in this folder left them."""
+    """Rename the checkpoints beyond the named one that a run starts from; an earlier run left them."""
     moved = []
     for checkpoint in list_checkpoints(output_dir, TrainingStage):
         if checkpoint.order > start.order:
@@ -192,10 +183,9 @@ def checkpoint_to_resume(
     With `True` a run whose first stage has left nothing yet goes on from the finished stage before it in the folder.
 
     Raises:
-        CheckpointNotFoundError: when a folder is named that holds no complete checkpoint of one of the stages; or when
-            the stage before the first one was begun in `output_dir` and not finished.
-        OtherTrainingError: when nothing is to be resumed and `output_dir` holds checkpoints of these stages, or of
-            later ones.
+        CheckpointNotFoundError: a named folder is no complete checkpoint of one of the stages; or the stage before the
+            first one was begun in `output_dir` and not finished.
+        OtherTrainingError: nothing is to be resumed, and `output_dir` holds checkpoints of these or of later stages.
     """
     stages = tuple(stages)
     if not resume:
@@ -236,20 +226,17 @@ def checkpoint_to_resume(
 
 
 def check_identity(checkpoint: StageCheckpoint, now: dict[str, Any], allowed: Iterable[str]) -> list[str]:
-    """Hold what a checkpoint was made with against what the run that goes on from it has.
-
-    Returns:
-        `list[str]`: The names of differences that are allowed.
+    """Hold what a checkpoint was made with against what the run that goes on from it has; names what may differ.
 
     Raises:
-        OtherTrainingError: naming every difference that is not.
+        OtherTrainingError: naming every difference that is not allowed.
     """
     if not checkpoint.identity:
         logger.warning(f"{checkpoint.folder} does not say with which data, weights and settings it was made.")
         return []
-    names = [name for name in now if name in checkpoint.identity and checkpoint.identity[name] != _plain(now[name])]
-    allowed = set(allowed)
-    changes = {}
+    plain = json.loads(json.dumps(now))
+    names = [name for name in now if name in checkpoint.identity and checkpoint.identity[name] != plain[name]]
+    allowed, changes = set(allowed), {}
     for name in names:
         was = checkpoint.identity[name]
         hashed = isinstance(was, str) and len(was) == 64
@@ -267,10 +254,6 @@ def check_identity(checkpoint: StageCheckpoint, now: dict[str, Any], allowed: It
     return names
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
 def save_trained_weights(
     model: "Sam3IForInstructionSegmentation",
     projector: nn.Module | None,
@@ -279,8 +262,7 @@ def save_trained_weights(
 ) -> None:
     """Write the adapters as a repository and, beside them, the projector of the joint stage.
 
-    Args:
-        gathered: The weights by their names in `StageModule`, where they are sharded over processes.
+    Where weights are sharded over processes, `gathered` holds them by their names in `StageModule`.
     """
     adapters = None
     if gathered is not None:
@@ -298,21 +280,3 @@ def load_trained_weights(model: "Sam3IForInstructionSegmentation", projector: nn
     load_instruction_adapter(model, folder)
     if projector is not None:
         projector.load_state_dict(load_file(folder / PROJECTOR_NAME))
-
-
-__all__ = [
-    "FINAL_NAME",
-    "CheckpointNotFoundError",
-    "OtherTrainingError",
-    "StageCheckpoint",
-    "check_identity",
-    "checkpoint_to_resume",
-    "find_checkpoint",
-    "list_checkpoints",
-    "load_trained_weights",
-    "read_checkpoint",
-    "rotate_checkpoints",
-    "save_trained_weights",
-    "seal_checkpoint",
-    "set_aside_later",
-]

@@ -3,7 +3,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,30 +23,14 @@ class TrainingStoppedError(RuntimeError):
     """The training was stopped before its end; what it had is kept."""
 
 
-@dataclass
-class _Sources:
-    """Where model and data come from, and what becomes of the result."""
+def read_rows(data: str, split: str | None, image_root: list[str] | None, crowd: str | None, skip_faulty: bool) -> Any:
+    """Rows as training and evaluation read them: the files of images are there, and their sizes are right."""
+    from ..processing.datasets.loading import load_instruction_dataset
 
-    model: str
-    data: str
-    eval_data: str | None
-    replay_data: str | None
-    split: str | None
-    eval_split: str | None
-    image_root: list[str] | None
-    crowd: str | None
-    skip_faulty: bool
-    augment: bool
-    whole_model: bool
-    resume: bool
-
-    def rows(self, data: str, split: str | None) -> Any:
-        from ..processing.datasets.loading import load_instruction_dataset
-
-        roots = read_image_roots(self.image_root)
-        return load_instruction_dataset(
-            data, "auto", roots, split, skip_faulty=self.skip_faulty, crowd=self.crowd, check_images=True
-        )
+    roots = read_image_roots(image_root)
+    return load_instruction_dataset(
+        data, "auto", roots, split, skip_faulty=skip_faulty, crowd=crowd, check_images=True
+    )
 
 
 def train(
@@ -155,57 +139,39 @@ def train(
         raise typer.BadParameter("--push-to-hub pushes adapters. Push the whole model afterwards: sam3i push.")
     if push_to_hub is not None:
         given |= {"push_to_hub": True, "hub_model_id": push_to_hub, "hub_strategy": "end"}
-    sources = _Sources(
-        model,
-        data,
-        eval_data,
-        replay_data,
-        split,
-        eval_split,
-        image_root,
-        crowd,
-        skip_faulty,
-        augment,
-        whole_model,
-        resume,
-    )
-    _train(sources, output_dir, {name: value for name, value in given.items() if value is not None})
-
-
-def _train(sources: _Sources, output_dir: Path, arguments: dict[str, Any]) -> None:
     import torch
 
     from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ..processing.processing_sam3i import Sam3IProcessor
     from .arguments import Sam3ITrainingArguments
+    from .collator import InstructionTransform
     from .trainer_sam3i import Sam3ITrainer
-    from .transforms import InstructionTransform
 
     logging.getLogger("sam3i").setLevel(logging.INFO)
-    args = Sam3ITrainingArguments(output_dir=str(output_dir), **arguments)
+    given = {name: value for name, value in given.items() if value is not None}
+    args = Sam3ITrainingArguments(output_dir=str(output_dir), **given)
+    read = partial(read_rows, image_root=image_root, crowd=crowd, skip_faulty=skip_faulty)
     with args.main_process_first(desc="reading the data"):
-        rows, eval_rows, replay = sources.rows(sources.data, sources.split), None, None
-        if sources.eval_data is not None or sources.eval_split is not None:
-            eval_rows = sources.rows(sources.eval_data or sources.data, sources.eval_split)
-        if sources.replay_data is not None:
-            replay = sources.rows(sources.replay_data, None)
+        rows, evaluated = read(data, split), eval_data is not None or eval_split is not None
+        eval_rows = read(eval_data or data, eval_split) if evaluated else None
+        replay = None if replay_data is None else read(replay_data, None)
     trainer = Sam3ITrainer(
-        Sam3IForInstructionSegmentation.from_pretrained(sources.model, dtype=torch.float32),
+        Sam3IForInstructionSegmentation.from_pretrained(model, dtype=torch.float32),
         args,
         rows,
         eval_rows,
-        Sam3IProcessor.from_pretrained(sources.model),
-        transform=InstructionTransform() if sources.augment else None,
+        Sam3IProcessor.from_pretrained(model),
+        transform=InstructionTransform() if augment else None,
         replay=replay,
     )
-    output = trainer.train(resume_from_checkpoint=sources.resume)
+    output = trainer.train(resume_from_checkpoint=resume)
     by_stage: dict[str, Any] = output.metrics  # type: ignore[assignment]
     stopped = [name for name, metrics in by_stage.items() if not metrics["completed"]]
     if stopped:
         raise TrainingStoppedError(
             f"stage {stopped[0]} was stopped before its end; nothing but its checkpoints is written. Go on: --resume"
         )
-    if not sources.whole_model:
+    if not whole_model:
         trainer.save_model()
     elif trainer.is_world_process_zero():
         trainer.instruction_model.save_pretrained(output_dir)
@@ -228,6 +194,3 @@ def _staged(option: str, text: str | None, read: Callable[[str], Any]) -> Any:
     if len(values) not in (1, 3):
         raise typer.BadParameter(f"{option} takes one number or three with commas, found {text!r}.")
     return values[0] if len(values) == 1 else values
-
-
-__all__ = ["TrainingStoppedError", "train"]

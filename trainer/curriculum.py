@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-from .collator import JOINT
-from .transforms import keyed_random
+from .collator import JOINT, keyed_random
 
 
 class TrainingStage(str, Enum):
@@ -51,11 +50,7 @@ class TrainingStage(str, Enum):
 
     @classmethod
     def from_any(cls, value: "str | TrainingStage") -> "TrainingStage":
-        """Read a stage from its name or a stage.
-
-        Raises:
-            ValueError: when `value` is neither.
-        """
+        """Read a stage from its name or a stage."""
         try:
             return cls(str(getattr(value, "value", value)).strip().lower())
         except ValueError:
@@ -96,14 +91,7 @@ def complex_is_fresh(model: Any) -> bool:
 
 
 def freeze_for_stage(model: Any, stage: TrainingStage) -> list[str]:
-    """Let exactly the parameters of a stage train.
-
-    Returns:
-        `list[str]`: Their names.
-
-    Raises:
-        ValueError: when the stage would train a weight of SAM3 itself, or nothing.
-    """
+    """Let exactly the parameters of a stage train, which are named; none of them may be a weight of SAM3 itself."""
     adapters = model.adapter_parameters()
     trained = []
     for name, parameter in model.named_parameters():
@@ -133,10 +121,7 @@ def rate_group(name: str, learning_rate: float, text_learning_rate: float) -> tu
 def parameter_groups(
     module: nn.Module, learning_rate: float, text_learning_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The trainable parameters in groups: by learning rate (see `rate_group`) and weight decay.
-
-    Matrices are decayed, vectors (biases, norms) are not.
-    """
+    """The trainable parameters in groups: by learning rate (see `rate_group`) and weight decay, of matrices alone."""
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -165,11 +150,7 @@ def read_stages(stages: str | TrainingStage | Iterable[str | TrainingStage]) -> 
 
 
 def stage_values(name: str, value: Any) -> tuple[Any, ...]:
-    """The value of a training argument in each of the three stages, from one for all or one for each.
-
-    Raises:
-        ValueError: for a sequence of another length.
-    """
+    """The value of a training argument in each of the three stages, from one for all or one for each."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return (value,) * len(TrainingStage)
     if len(value) != len(TrainingStage):
@@ -193,18 +174,3 @@ class StageSampler(torch.utils.data.Sampler[int]):
         order = list(range(self.rows))
         keyed_random(self.seed, self.stage.value, self.epoch, "order").shuffle(order)
         return iter(order)
-
-
-__all__ = [
-    "RATE_FACTORS",
-    "TRAINED_NAMES",
-    "StageSampler",
-    "TrainingStage",
-    "complex_is_fresh",
-    "freeze_for_stage",
-    "is_trained",
-    "parameter_groups",
-    "rate_group",
-    "read_stages",
-    "stage_values",
-]

@@ -2,15 +2,13 @@
 """The output of the frozen ViT on disk, so that an image is encoded once for all epochs, stages and runs.
 
 Vision is nine tenths of a training step and never changes: what is kept is the output of `vision_encoder.backbone`;
-the small FPN neck runs in every step. A file is found by a hash of the image's content, of the preprocessing and of
-the vision weights, so a changed image, processor or model never meets old features.
+the small FPN neck runs in every step. A file is found by the fingerprint of the image's content, of the preprocessing
+and of the vision weights, so a changed image, processor or model never meets old features.
 """
 
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..processing.fingerprint import fingerprint_image, fingerprint_json, fingerprint_tensors
 from .collator import image_key
 
 if TYPE_CHECKING:
@@ -37,46 +36,18 @@ class FeatureCacheFullError(OSError):
     """The features would not fit: on the disk, or into the limit that was set for them."""
 
 
-def content_hash(image: Any) -> str:
-    """A hash of what an image shows: of the bytes of its file, or of its pixels.
-
-    Args:
-        image: A PIL image, or `{"bytes": ..., "path": ...}` as `datasets` stores images.
-
-    Raises:
-        ValueError: for a row without an image.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    if isinstance(image, Image.Image):
-        digest.update(repr((image.mode, image.size)).encode())
-        digest.update(image.tobytes())
-    elif isinstance(image, dict) and image.get("bytes"):
-        digest.update(image["bytes"])
-    elif isinstance(image, dict) and image.get("path"):
-        digest.update(Path(image["path"]).read_bytes())
-    else:
-        raise ValueError(f"The feature cache needs the image of every row, found {type(image).__name__}.")
-    return digest.hexdigest()
-
-
-def vision_hash(model: "Sam3IForInstructionSegmentation", processor: "Sam3IProcessor") -> str:
-    """A hash of everything but the image that decides its features: weights, their type, and the preprocessing."""
-    digest = hashlib.blake2b(digest_size=16)
+def vision_fingerprint(model: "Sam3IForInstructionSegmentation", processor: "Sam3IProcessor") -> str:
+    """Of everything but the image that decides its features: weights, their type, and the preprocessing."""
     backbone = model.vision_encoder.backbone
-    for name, tensor in backbone.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    digest.update(json.dumps(backbone.config.to_dict(), sort_keys=True, default=str).encode())
-    digest.update(json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    settings = [backbone.config.to_json_string(), processor.image_processor.to_json_string()]
+    return fingerprint_json([fingerprint_tensors(backbone.state_dict()), settings])
 
 
 class VisionFeatureCache:
     """ViT outputs of the images of a dataset, one memory-mapped file for each.
 
-    Images are cached as inference sees them. An augmented view is another image: give it rows of its own
-    (with its own `image_id`), so that its content is in the key. A transform that draws views at random cannot be
-    cached, and [`Sam3ITrainer`] refuses one beside a cache.
+    Images are cached as inference sees them. An augmented view is another image: give it rows of its own (with its own
+    `image_id`). A transform that draws views at random cannot be cached, and [`Sam3ITrainer`] refuses one.
 
     Args:
         directory: Folder of the files; may be shared by runs and processes.
@@ -93,24 +64,20 @@ class VisionFeatureCache:
     ):
         self.model, self.processor, self.limit_bytes = model, processor, limit_bytes
         self.root = Path(directory)
-        self.folder = self.root / vision_hash(model, processor)
+        self.folder = self.root / vision_fingerprint(model, processor)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._content: dict[str, str] = {}  # image key in this run -> hash of the content
+        self._content: dict[str, str] = {}  # image key in this run -> fingerprint of the content
 
     def fill(self, dataset: Any, batch_size: int = 8, prefix: str = "") -> int:
         """Encode the images of a dataset that are not there yet; the processes of a run share the work.
 
-        Args:
-            dataset: `datasets.Dataset` of instruction rows.
-            batch_size (`int`): Images encoded together.
-            prefix: Of the keys of these images, where other data may name its images alike.
-
-        Returns:
-            `int`: How many images this process encoded.
+        Where other data may name its images alike, a `prefix` of their keys tells them apart. Returns how many images
+        this process encoded.
 
         Raises:
             FeatureCacheFullError: before anything is encoded, when the features would not fit.
         """
+        import datasets
         from accelerate.utils import gather_object
 
         from .processes import process_state
@@ -122,7 +89,8 @@ class VisionFeatureCache:
             if key not in self._content:
                 places.setdefault(key, place)
         mine = list(places.items())[state.process_index :: state.num_processes]
-        found = {key: content_hash(image) for key, image in self._raw_images(dataset, mine)}
+        undecoded = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        found = {key: fingerprint_image(undecoded[place]["image"]) for key, place in mine}
         # every process learns what all images hold
         everything = gather_object([found]) if state.num_processes > 1 else [found]
         missing = {found[key]: place for key, place in mine if not self._path(found[key]).is_file()}
@@ -208,15 +176,3 @@ class VisionFeatureCache:
                 f"The vision features of {images} more images need {needed / 1e9:.2f} GB; the disk of {self.root} has "
                 f"{free / 1e9:.2f} GB left, of which 1 GB stays free. {advice}"
             )
-
-    @staticmethod
-    def _raw_images(dataset: Any, places: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Any]]:
-        """(key, undecoded image) of chosen rows."""
-        from datasets import Image as ImageFeature
-
-        undecoded = dataset.select_columns(["image"]).cast_column("image", ImageFeature(decode=False))
-        for key, place in places:
-            yield key, undecoded[place]["image"]
-
-
-__all__ = ["FeatureCacheFullError", "VisionFeatureCache", "content_hash", "vision_hash"]

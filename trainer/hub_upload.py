@@ -84,9 +84,8 @@ class HubUploads(Trainer):
     def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]  # its arguments, and no others
         """Write the card of the run into its folder; text that somebody edited stays.
 
-        Args:
-            kwargs: Those of `Trainer.create_model_card` are accepted; `license`, `finetuned_from` and `model_name`
-                count, the rest is known from the run.
+        Of the arguments of `Trainer.create_model_card`, `license`, `finetuned_from` and `model_name` count; the rest
+        is known from the run.
         """
         write = self.instruction_model.card_writer
         if self.is_world_process_zero() and write is not None:
@@ -103,13 +102,9 @@ class HubUploads(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ):
-        """Save the adapters, write the card and upload both with the processor to `args.hub_model_id`.
+        """Save the adapters, write the card (`kwargs`) and upload both with the processor to `args.hub_model_id`.
 
-        Args:
-            kwargs: For `create_model_card`.
-
-        Returns:
-            The commit, or a future of it with `blocking=False`; None in other processes than the first.
+        Returns the commit, or a future of it with `blocking=False`; None in other processes than the first.
         """
         self.callback_handler.on_push_begin(self.curriculum_args, self.state, self.control)
         token = token or self.curriculum_args.hub_token
@@ -159,6 +154,3 @@ class HubUploads(Trainer):
             jobs.append(self._commit_files(files, f"{message}, checkpoint", args.hub_token, None, True))
         jobs += [] if running is None else running.jobs
         self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]  # Transformers' own call
-
-
-__all__ = ["HubUploads", "repository_files"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,22 +71,14 @@ class StagePlan:
 
 @dataclass
 class TrainingPlan:
-    """All stages, and what they need.
-
-    Attributes:
-        memory_bytes: weights, gradients and optimizer, without activations.
-        disk_bytes: checkpoints and results; the feature cache has a limit of its own.
-        images_opened: images that were opened as a sample.
-        not_loaded: what the loader of each data set left out, as it says.
-        notes: what one might not expect.
-    """
+    """All stages, and what they need."""
 
     stages: list[StagePlan]
-    memory_bytes: int
-    disk_bytes: int
-    images_opened: int
-    not_loaded: dict[str, RowAccount] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    memory_bytes: int  # weights, gradients and optimizer, without activations
+    disk_bytes: int  # checkpoints and results; the feature cache has a limit of its own
+    images_opened: int  # as a sample
+    not_loaded: dict[str, RowAccount]  # what the loader of each data set left out, as it says
+    notes: list[str]  # what one might not expect
 
     def stage(self, stage: TrainingStage) -> StagePlan:
         """The plan of one stage."""
@@ -111,9 +103,7 @@ def make_plan(trainer: Sam3ITrainer) -> TrainingPlan:
         PlanError: naming the stage, the rows or the setting that would stop it later.
     """
     used: set[int] = set()
-    stages = []
-    for stage in trainer.stages:
-        stages.append(_plan_stage(trainer, stage, used))
+    stages = [_plan_stage(trainer, stage, used) for stage in trainer.stages]
     parts = named_parts(trainer.eval_dataset, "eval_dataset")
     for name, part in parts.items():
         _check_evaluation(trainer, name, part)
@@ -213,8 +203,7 @@ def check_rows(name: str, rows: Any) -> None:
 def _check_evaluation(trainer: Sam3ITrainer, name: str, rows: Any) -> None:
     if trainer.args.eval_strategy == IntervalStrategy.NO:
         return
-    levels = {level.value for stage in trainer.stages for level in stage.levels}
-    for level in sorted(levels):
+    for level in sorted({level.value for stage in trainer.stages for level in stage.levels}):
         if not any(rows[level]):
             raise PlanError(f"Expected instructions of the level {level} in {name}, found none in {len(rows)} rows.")
 
@@ -305,6 +294,3 @@ def _notes(trainer: Sam3ITrainer, stages: list[StagePlan], evaluated: dict[str, 
     if short:
         notes.append(f"no steps in {', '.join(short)}")
     return notes
-
-
-__all__ = ["PlanError", "StagePlan", "TrainingPlan", "check_rows", "make_plan"]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -11,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..processing.atomic import write_whole
-from ..processing.fingerprint import fingerprint_files, fingerprint_json, fingerprint_tensors
+from ..processing.fingerprint import (
+    fingerprint_image,
+    fingerprint_json,
+    fingerprint_processor,
+    fingerprint_tensors,
+)
 from .collator import named_parts
 from .curriculum import TrainingStage
 from .evaluation.protocols import get_protocol
@@ -40,26 +44,10 @@ LOSSES = {
 
 
 IDENTITY_SETTINGS = (
-    "seed",
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "learning_rate",
-    "text_learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "optim",
-    "bf16",
-    "fp16",
-    "selector_steps",
-    "start_complex_from",
-    "early_stopping_patience",
-    "load_best_model_at_end",
-    "metric_for_best_model",
+    *("seed", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("world_size", "learning_rate", "text_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+    *("max_grad_norm", "optim", "bf16", "fp16", "selector_steps", "start_complex_from", "early_stopping_patience"),
+    *("load_best_model_at_end", "metric_for_best_model"),
 )
 """The arguments of a stage that decide what it learns."""
 
@@ -73,11 +61,10 @@ def shared_identity(trainer: Sam3ITrainer) -> dict[str, str]:
     model, processor, args = trainer.instruction_model, trainer.processing_class, trainer.curriculum_args
     adapters = model.adapter_parameters()
     stock = {name: tensor for name, tensor in model.state_dict().items() if name not in adapters}
-    shown = [processor.image_processor.to_dict(), sorted(processor.tokenizer.get_vocab().items())]
     identity = {
         "weights": fingerprint_tensors(stock),
         "data": fingerprint_rows(trainer.all_rows),
-        "processor": fingerprint_json(json.loads(json.dumps(shown, default=str))),
+        "processor": fingerprint_processor(processor),
     }
     if trainer.eval_dataset is not None and (args.load_best_model_at_end or args.calibrate):
         parts = named_parts(trainer.eval_dataset)
@@ -98,6 +85,7 @@ def stage_identity(trainer: Sam3ITrainer, args: Any, shared: dict[str, str]) -> 
         "loss_config": fingerprint_json(loss),
         "transform": None if transform is None else repr(sorted(vars(transform).items())),
         "replay_weight": args.replay_weight if trainer.replay is not None else None,
+        "replay_batch_size": args.replay_batch_size if trainer.replay is not None else None,
     }
     return shared | settings | more
 
@@ -111,24 +99,12 @@ def fingerprint_rows(rows: Any) -> str:
     if "image" in rows.column_names:
         undecoded = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
         for batch in undecoded.iter(100):
-            parts += [_image_fingerprint(image) for image in batch["image"]]
+            parts += [None if image is None else fingerprint_image(image) for image in batch["image"]]
     return fingerprint_json(parts)
 
 
-def _image_fingerprint(image: dict[str, Any] | None) -> str | None:
-    if image is None:
-        return None
-    if image["bytes"] is not None:
-        return hashlib.sha256(image["bytes"]).hexdigest()
-    return fingerprint_files([image["path"]]) if Path(image["path"]).is_file() else image["path"]
-
-
 def record_stage(trainer: Sam3ITrainer) -> None:
-    """Write what the stage that has just ended was, in place of what an earlier run left of it and later stages.
-
-    Args:
-        trainer: Its `stage`, `args`, `state` and `train_dataset` are those of the stage.
-    """
+    """Write what the stage that has just ended was, in place of what an earlier run left of it and later stages."""
     path = Path(str(trainer.curriculum_args.output_dir)) / RECORD_NAME
     record = read_record(path.parent) or {}
     stages = [entry for entry in record.get("stages", []) if TrainingStage(entry["stage"]).index < trainer.stage.index]
@@ -154,10 +130,9 @@ def record_stage(trainer: Sam3ITrainer) -> None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """The record of a training folder; made from the checkpoints' `trainer_state.json` where there is none.
+    """The record of a training folder ("base", "stages"); None when nothing was trained here.
 
-    Returns:
-        `dict` with "base" and "stages" (see `record_stage`); None when nothing was trained here.
+    Of an older training without one it is made from the checkpoints' `trainer_state.json`.
 
     Raises:
         TrainingRecordError: when the file is no record.
@@ -243,14 +218,3 @@ def _from_checkpoints(folder: Path, stage: TrainingStage) -> dict[str, Any] | No
         "batch_size": last["train_batch_size"],
         "log": _plain(last["log_history"]),
     }
-
-
-__all__ = [
-    "RECORD_NAME",
-    "TrainingRecordError",
-    "fingerprint_rows",
-    "read_record",
-    "record_stage",
-    "shared_identity",
-    "stage_identity",
-]

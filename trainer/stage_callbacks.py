@@ -35,11 +35,31 @@ def patience_is_over(callbacks: Iterable[TrainerCallback]) -> bool:
 
 
 class StageCallback(TrainerCallback):
-    """Heads the stage, tells sampler and collator which epoch begins, and says how long the stage will take."""
+    """Heads the stage, tells sampler and collator which epoch begins, and says how long the stage will take.
+
+    While it is listening, SIGTERM ends the run after its step (`enable_jit_checkpoint`); the trainer then saves it.
+    """
 
     def __init__(self, trainer: Sam3ITrainer):
-        self.trainer = trainer
+        self.trainer, self.asked_to_stop = trainer, False
         self.start = (0, 0.0)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM as a request to stop; only the main thread can."""
+        enabled = self.trainer.curriculum_args.enable_jit_checkpoint
+        if not enabled or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: Any) -> None:
+            self.asked_to_stop = True
+
+        before = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The header of the stage."""
@@ -52,7 +72,9 @@ class StageCallback(TrainerCallback):
         self.trainer.begin_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After ten steps: what is left, and the memory that was needed."""
+        """Stop when asked; after ten steps, say what is left, and the memory that was needed."""
+        if self.asked_to_stop:
+            control.should_training_stop = True
         begun, since = self.start
         if state.global_step != begun + TIMED_STEPS:
             return
@@ -100,30 +122,3 @@ class RunProgress(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.close()
             self.training_bar = None
-
-
-class StopOnSignal(TrainerCallback):
-    """Ends a run after the step in which SIGTERM came (`enable_jit_checkpoint`); the trainer then saves it."""
-
-    def __init__(self, enabled: bool):
-        self.enabled, self.asked = enabled, False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a request to stop; only the main thread can."""
-        if not self.enabled or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop when asked."""
-        if self.asked:
-            control.should_training_stop = True

@@ -99,8 +99,7 @@ def copy_adapters(model: Sam3IForInstructionSegmentation) -> Sam3IForInstruction
 def imitation_loss(found: Any, wanted: Any, score_weight: float = 40.0) -> torch.Tensor:
     """How far outputs are from those wanted: scores of all queries; boxes and masks by the wanted scores.
 
-    Args:
-        score_weight: Of the scores; less of it leaves more room for what is new.
+    Less `score_weight`, that of the scores, leaves more room for what is new.
     """
     scores = wanted.pred_logits.sigmoid() * wanted.presence_logits.sigmoid()  # (rows, queries)
     weights = scores / scores.sum().clamp(min=1e-6)
@@ -118,11 +117,9 @@ def imitation_loss(found: Any, wanted: Any, score_weight: float = 40.0) -> torch
 class StageModule(nn.Module):
     """The module that a stage trains, and wraps for distributed training: the model, the projector and the losses.
 
-    Args:
-        model: The model; its frozen vision encoder always runs as in inference.
-        stage: In the joint stage, rows 2p and 2p + 1 of a batch are the simple and the complex instruction of pair p.
-        before: The model as it answered before training, for batches with replay; no part of this module.
-        replay_weight: Weight of the loss on replay.
+    The frozen vision encoder always runs as in inference. In the joint stage, rows 2p and 2p + 1 of a batch are the
+    simple and the complex instruction of pair p. `before` is the model as it answered before training, for batches
+    with replay.
     """
 
     def __init__(
@@ -170,9 +167,8 @@ class StageModule(nn.Module):
     ) -> dict[str, Any]:
         """The loss of a batch of `InstructionCollator` and its parts, detached and before weighting.
 
-        Args:
-            vision_features (`torch.Tensor` of shape `(I, h, w, C)`, *optional*): ViT outputs instead of pixels.
-            replay: A batch without labels, on which the model shall answer as it did before training.
+        Instead of pixels it may have ViT outputs `(I, h, w, C)`; and `replay`, a batch without labels, on which the
+        model shall answer as it did before training.
         """
         with torch.no_grad():
             vision = encode_vision(self.model, pixel_values, vision_features)
@@ -208,15 +204,3 @@ class StageModule(nn.Module):
             features = (self.projector(pooled[0::2]), self.projector(pooled[1::2]), concept)  # each (pairs, width)
         semantic = outputs.semantic_seg.float()
         return self.alignment(semantic[0::2], semantic[1::2], labels[0::2], *features, names[0::2])
-
-
-__all__ = [
-    "FeatureProjector",
-    "StageModule",
-    "copy_adapters",
-    "encode_vision",
-    "imitation_loss",
-    "pool_tokens",
-    "prepare_precision",
-    "read_model",
-]

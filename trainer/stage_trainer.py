@@ -14,13 +14,12 @@ from transformers.trainer_utils import PredictionOutput, SaveStrategy
 from transformers.utils import logging
 
 from .checkpoints import load_trained_weights, rotate_checkpoints, save_trained_weights, seal_checkpoint
-from .collator import InstructionCollator, WithReplay, named_parts, select_rows, usable_rows
+from .collator import InstructionCollator, InstructionTransform, WithReplay, named_parts, select_rows, usable_rows
 from .curriculum import StageSampler, TrainingStage, parameter_groups
 from .evaluation.stage_evaluation import ConceptCheck, evaluate_levels
 from .feature_cache import VisionFeatureCache
 from .hub_upload import HubUploads
 from .stage_callbacks import patience_is_over
-from .transforms import InstructionTransform
 
 logger = logging.get_logger(__name__)
 
@@ -77,7 +76,7 @@ class StageTrainer(HubUploads):
                 self.processing_class, levels, load_images=not cached, labels=False, seed=self.args.seed
             )
             replay = replay.remove_columns(["image"]) if cached else replay
-            self.data_collator = WithReplay(self.data_collator, replay, collator)
+            self.data_collator = WithReplay(self.data_collator, replay, collator, self.args.replay_batch_size)
         self.train_dataset = rows.remove_columns(["image"]) if cached and self.own_collator is None else rows
         self.fill_cache()
         self._prepared = sampling
@@ -234,9 +233,6 @@ class StageTrainer(HubUploads):
         """Figures by level and kind of target, and 1.0 for `concept_unchanged` while concepts are answered as before.
 
         Of several data sets (a dictionary) each has its name in the names of its figures.
-
-        Raises:
-            ValueError: without data to evaluate on, or with `ignore_keys`.
         """
         own = self.choosing_rows if self._in_stage else self.eval_dataset
         rows = own if eval_dataset is None else eval_dataset
@@ -320,13 +316,6 @@ class StageTrainer(HubUploads):
 
 
 def refuse_ignored_keys(names: list[str] | None) -> None:
-    """Refuse an argument of the Trainer of Transformers that would have no effect.
-
-    Raises:
-        ValueError: when it is given.
-    """
+    """Refuse an argument of the Trainer of Transformers that would have no effect."""
     if names:
         raise ValueError("`ignore_keys` is not supported: figures are made of instances, not of model outputs.")
-
-
-__all__ = ["StageTrainer", "refuse_ignored_keys"]

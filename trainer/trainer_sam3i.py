@@ -27,7 +27,7 @@ from .checkpoints import (
     seal_checkpoint,
     set_aside_later,
 )
-from .collator import InstructionCollator, named_parts, read_sampling
+from .collator import InstructionCollator, InstructionTransform, named_parts, read_sampling
 from .curriculum import TrainingStage, complex_is_fresh, freeze_for_stage, read_stages
 from .evaluation.stage_evaluation import ConceptCheck
 from .heads.calibration import calibrate_stage, set_calibration, split_validation
@@ -36,10 +36,9 @@ from .heads.router import train_router
 from .heads.selector import begin_stage, end_joint_stage, most_head_steps
 from .plan import TrainingPlan, check_rows, make_plan
 from .record import record_stage, shared_identity, stage_identity
-from .stage_callbacks import RunProgress, StageCallback, StopOnSignal
+from .stage_callbacks import RunProgress, StageCallback
 from .stage_module import StageModule, copy_adapters, prepare_precision, read_model
 from .stage_trainer import StageTrainer, refuse_ignored_keys
-from .transforms import InstructionTransform
 
 logger = logging.get_logger(__name__)
 
@@ -54,13 +53,11 @@ class Sam3ITrainer(StageTrainer):
     the Trainer of Transformers with a folder, an optimizer and a schedule of its own, and begins where the one before
     it ended: the selector of the level learns alone (`selector_steps`), then the adapters, after the joint stage both
     selectors once more; at last the scores are calibrated on `eval_dataset`, of which one half of the images chooses
-    checkpoints, where that is asked for, and the other calibrates. Checkpoints hold adapters, projector and
-    the state of optimizer, schedule and random generators; a resumed run ends with the weights of one that was never
-    interrupted. `save_model()` writes the adapters as a repository, `model.save_pretrained()` the whole model.
+    checkpoints, where that is asked for, and the other calibrates. A resumed run ends with the weights of one that was
+    never interrupted. `save_model()` writes the adapters as a repository, `model.save_pretrained()` the whole model.
 
     Args:
-        model: The model; weights of stock SAM3 with fresh adapters, or adapters to go on with.
-        args: The arguments.
+        model: Stock SAM3 with fresh adapters, or with adapters to go on with.
         train_dataset: `datasets.Dataset` of rows (`schema.InstructionRow`); a stage takes the rows it can use.
         eval_dataset: Rows to evaluate on, all levels and kinds of target; or a dictionary of such data sets.
         processing_class: The processor of the model.
@@ -70,13 +67,9 @@ class Sam3ITrainer(StageTrainer):
         options: As for the Trainer of Transformers. `data_collator` makes the batches of every stage,
             `compute_metrics` gets the instances found for each instruction, and its target, as `EvalPrediction`,
             `optimizers` hold the parameters of one stage; `model_init`, `callbacks` and `optimizer_cls_and_kwargs` are
-            as usual.
+            as usual. What does not fit is refused.
 
     Source: SAM3-I (arXiv 2512.04585).
-
-    Raises:
-        ValueError: when arguments do not fit each other.
-        TypeError: when the model is not a native SAM3-I model.
     """
 
     def __init__(
@@ -118,8 +111,7 @@ class Sam3ITrainer(StageTrainer):
         if model is not None:
             model = self.instruction_model = read_model(model)
         stage_args = args.for_stage(self.stage)
-        self.stop = StopOnSignal(args.enable_jit_checkpoint)
-        stage_args.enable_jit_checkpoint = False  # that of Transformers saves within a step; `self.stop` after it
+        stage_args.enable_jit_checkpoint = False  # that of Transformers saves within a step; `StageCallback` after it
         super().__init__(
             model=model,
             args=stage_args,
@@ -133,6 +125,11 @@ class Sam3ITrainer(StageTrainer):
                 f"Found {self.args.n_gpu} GPUs in one process. Start one process per GPU (`torchrun` or `accelerate "
                 "launch`), or show the process one GPU (CUDA_VISIBLE_DEVICES)."
             )
+        if not self.is_fsdp_enabled and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            raise ValueError(
+                "Accelerate shards weights (FSDP) over several GPUs or their like, and would train whole copies on "
+                f"{self.args.world_size} process(es) of the device {self.args.device.type!r}: leave FSDP out here."
+            )
         if self.is_fsdp_enabled and (eval_dataset is not None or len(self.stages) > 1 or replay is not None):
             raise ValueError(
                 "Sharded weights stay sharded until the process ends: under FSDP run one stage at a time (`stages`), "
@@ -142,8 +139,8 @@ class Sam3ITrainer(StageTrainer):
         self.progress = RunProgress(self)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(self.progress)
-        self.add_callback(StageCallback(self))
-        self.add_callback(self.stop)
+        self.stage_callback = StageCallback(self)
+        self.add_callback(self.stage_callback)
 
     def _split_validation(self) -> None:
         self.choosing_rows, self.calibrating_rows = split_validation(self.eval_dataset, self.curriculum_args)
@@ -181,14 +178,10 @@ class Sam3ITrainer(StageTrainer):
     ) -> TrainOutput:
         """Run the stages.
 
-        Args:
-            resume_from_checkpoint: `True` goes on from the last complete checkpoint in `output_dir`, or starts when
-                there is none yet; a path goes on from that checkpoint.
-            trial: Of a hyperparameter search.
-
-        Returns:
-            [`TrainOutput`] with the steps of all stages, the mean loss, and the metrics of each stage by its name. A
-            stage that was stopped before its end (a signal, a callback) has `completed` 0.0 and no stage follows.
+        With `resume_from_checkpoint=True` it goes on from the last complete checkpoint in `output_dir`, or starts when
+        there is none yet; a path goes on from that checkpoint. The output has the steps of all stages, the mean loss,
+        and the metrics of each stage by its name. A stage that was stopped before its end (a signal, a callback) has
+        `completed` 0.0 and no stage follows.
 
         Raises:
             CheckpointNotFoundError: when the path holds no complete checkpoint.
@@ -212,7 +205,7 @@ class Sam3ITrainer(StageTrainer):
         with ExitStack() as stack:
             if self.args.should_save:
                 stack.enter_context(folder_lock(str(self.curriculum_args.output_dir)))
-            stack.enter_context(self.stop.listening())
+            stack.enter_context(self.stage_callback.listening())
             stack.callback(self.progress.close)
             return self._train_stages(resume_from_checkpoint)
 
@@ -393,6 +386,3 @@ class Sam3ITrainer(StageTrainer):
         args.output_dir = os.path.join(str(args.output_dir), name)
         self.curriculum_args, self.stages = args, read_stages(args.stages)
         self.args = args.for_stage(self.stage)
-
-
-__all__ = ["Sam3ITrainer"]

@@ -200,6 +200,20 @@ class ShapesInstructionDataset(Dataset):
             "image_id": image_id,
         }
 
+    def rows(self, asked_at: InstructionLevel | None = None) -> list[InstructionRow]:
+        """A row of the common schema for every case, in their order; its text stands at one level, the case's own if
+        not told otherwise."""
+        rows = []
+        for case in self.cases:
+            image_id = _image_id(self.world, case.scene_index)
+            of_scene = world_fields(self.scene(case.scene_index), image_id, case.target.asked, case.target.targets)
+            texts: dict[str, Any] = {(asked_at or case.level).value: [case.text]}
+            row = make_row(
+                **of_scene, **texts, target_kind=case.target.kind, dataset=DATASET_NAME, split=self.world.split
+            )
+            rows.append(row)
+        return rows
+
 
 def shapes_rows(
     split: str,

@@ -21,7 +21,7 @@ def test_two_steps_of_pretraining_give_a_stock_repository(tmp_path):
     brief = ["--vision-steps", "1", "--steps", "1", "--single-steps", "1", "--pool", "12", "--cases", "2"]
     result = subprocess.run(script + brief, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    for expected in ("logits ", "fixed on validation: all gIoU", "nothing 0.200"):
+    for expected in ("logits ", "fixed on validation: all gIoU", "nothing 20.0"):
         assert expected in result.stdout
 
     assert sum(file.stat().st_size for file in (tmp_path / "stock").iterdir()) < 5 * 2**20

@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 from sam3i.cli import app
 from sam3i.processing.datasets.faults import DatasetFormatError, RowAccount
 from sam3i.processing.images import ImageError, read_image
-from sam3i.trainer.cli import _Sources
+from sam3i.trainer.cli import read_rows
 from sam3i.trainer.collator import usable_rows
-from sam3i.trainer.evaluation.cli import _load_data
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "cases"
 OK, FAULT = 0, 1
@@ -160,34 +159,32 @@ def test_label_studio_tasks_are_refused_by_name(name):
     assert result.exit_code == 1 and "Label Studio" in result.output
 
 
-def rows_of_training(folder, skip_faulty=False):
-    """The rows as `sam3i train --data FOLDER` reads them."""
-    nothing = dict.fromkeys(_Sources.__dataclass_fields__)
-    return _Sources(**{**nothing, "skip_faulty": skip_faulty}).rows(str(folder), None)
+def rows_as_read(folder, skip_faulty=False):
+    """The rows as `sam3i train` and `sam3i evaluate` read them from `--data FOLDER`."""
+    return read_rows(str(folder), None, None, None, skip_faulty)
 
 
 @pytest.mark.parametrize(("name", "verdict"), [(name, v[0]) for name, v in COCO.items()] + list(OFFICIAL.items()))
 def test_training_and_evaluation_read_each_case_as_it_is_validated(name, verdict, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     if verdict == OK:
-        rows, (evaluated, _) = rows_of_training(CASES / name), _load_data(str(CASES / name), *[None] * 3, False, None)
-        assert len(rows) == len(evaluated) > 0 and len(RowAccount.of(rows).faults) == 0
+        rows = rows_as_read(CASES / name)
+        assert len(rows) > 0 and len(RowAccount.of(rows).faults) == 0
         trained = usable_rows(rows, "simple")
         assert len(trained.indices) + trained.left_out.total() == len(rows)
         if "box" in SAYS.get(name, "") and "mask" in SAYS[name]:
             assert trained.left_out["an instance has a box and no mask"] > 0
         return
     if name == "68_truncated_jpeg":  # training and evaluation read headers; `data validate` decodes every image
-        pictures = rows_of_training(CASES / name).cast_column("image", datasets.Image(decode=False))["image"]
+        pictures = rows_as_read(CASES / name).cast_column("image", datasets.Image(decode=False))["image"]
         with pytest.raises(ImageError, match="truncated"):
             [read_image(picture) for picture in pictures]
         return
-    for read in (rows_of_training, lambda folder: _load_data(str(folder), *[None] * 3, False, None)):
-        with pytest.raises(DatasetFormatError) as fault:
-            read(CASES / name)
-        assert "\n" not in str(fault.value) and name in str(fault.value)
+    with pytest.raises(DatasetFormatError) as fault:
+        rows_as_read(CASES / name)
+    assert "\n" not in str(fault.value) and name in str(fault.value)
     try:
-        rows = rows_of_training(CASES / name, skip_faulty=True)
+        rows = rows_as_read(CASES / name, skip_faulty=True)
     except DatasetFormatError as error:
         assert "no usable row" in str(error) or name in str(error)
     else:

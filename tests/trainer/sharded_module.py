@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In several processes: a joint step whole and sharded by FSDP2 on the CPU; writes what each process found."""
+"""In several processes on the CPU: a joint step whole and sharded by FSDP2, and whole stages of the trainer."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,46 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import yaml
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import fully_shard
-from training_fixtures import tiny_dataset, tiny_model, tiny_processor
+from training_fixtures import tiny_dataset, tiny_model, tiny_processor, tiny_trainer
 
+from sam3i import Sam3ITrainer
 from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
 from sam3i.trainer.stage_module import StageModule
 
 CONFIG = Path(__file__).resolve().parents[2] / "examples" / "accelerate" / "fsdp.yaml"
+
+
+def train(folder: str, sharded: bool) -> None:
+    """Train a stage with a checkpoint, and write adapters and losses."""
+    if sharded:
+        make_accelerator = Sam3ITrainer.create_accelerator_and_postprocess
+
+        def on_the_cpu(trainer: Sam3ITrainer) -> None:
+            """Accelerate never asks for shards on CPUs; what it does with them does not depend on the device."""
+            make_accelerator(trainer)
+            settings = yaml.safe_load(CONFIG.read_text())["fsdp_config"]
+            trainer.accelerator.state.distributed_type = DistributedType.FSDP
+            trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=settings["fsdp_version"],
+                auto_wrap_policy=settings["fsdp_auto_wrap_policy"],
+                transformer_cls_names_to_wrap=settings["fsdp_transformer_layer_cls_to_wrap"].split(","),
+                state_dict_type=settings["fsdp_state_dict_type"],
+                reshard_after_forward=settings["fsdp_reshard_after_forward"],
+            )
+            trainer.is_fsdp_enabled = True
+
+        Sam3ITrainer.create_accelerator_and_postprocess = on_the_cpu
+    saving = {"save_strategy": "steps", "save_steps": 2, "ddp_backend": "gloo"}
+    trainer = tiny_trainer(folder, stages="simple", max_steps=3, per_device_train_batch_size=2, **saving)
+    trainer.train()
+    kinds = {type(parameter).__name__ for parameter in trainer.instruction_model.parameters()}
+    trainer.save_model()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    found = {"losses": losses, "sharded": "DTensor" in kinds}
+    Path(folder, f"{trainer.args.process_index}.json").write_text(json.dumps(found))
 
 
 def compare(folder: str) -> None:

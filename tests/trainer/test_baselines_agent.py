@@ -12,7 +12,7 @@ from sam3i.processing.chat.client import ChatRequestError
 from sam3i.processing.chat.endpoint import EndpointChatModel
 from sam3i.trainer.baselines.agent.agent import AgentSegmenter
 from sam3i.trainer.baselines.agent.oracle import OracleAgent, OracleTruth, image_key
-from sam3i.trainer.baselines.segmenters import Detections, EncodedImages
+from sam3i.trainer.baselines.segmenters import EncodedImages, SegmentationResult
 
 HEIGHT, WIDTH = 60, 80
 LEFT, MIDDLE, RIGHT = (5, 10, 15, 30), (30, 20, 45, 40), (60, 5, 75, 50)  # x1, y1, x2, y2
@@ -51,7 +51,7 @@ class SceneDetector:
             masks += [box_mask(part), box_mask(shifted), np.zeros((HEIGHT, WIDTH), dtype=bool)]
             scores += [0.85, 0.5, 0.95]
         stack = np.stack(masks) if masks else np.zeros((0, HEIGHT, WIDTH), dtype=bool)
-        return [Detections(stack, np.array(scores), np.zeros((len(masks), 4)), 0.01)]
+        return [SegmentationResult(stack, np.array(scores), np.zeros((len(masks), 4)))]
 
 
 @pytest.fixture
@@ -305,9 +305,11 @@ class TestFaults:
     def test_generations_run_out(self, picture):
         with ScriptedChatServer(lambda r, i: call("segment_phrase", text_prompt=f"thing {i}")) as server:
             agent = AgentSegmenter(SceneDetector(), EndpointChatModel(server.base_url, "tiny"))
+            assert agent.max_generations == 100
+            agent.max_generations = 12
             result, steps = agent.run(picture, "the left block")
-        assert_failed(result, "the budget of 100 generations is used up")
-        assert len(server.requests) == 100 and result.cost.calls == 100 and result.cost.passes == 100
+        assert_failed(result, "the budget of 12 generations is used up")
+        assert len(server.requests) == 12 and result.cost.calls == 12 and result.cost.passes == 12
 
     def test_examinations_count_as_generations(self, picture):
         result, _, server, _ = run(

@@ -21,10 +21,10 @@ from sam3i.trainer.baselines.agent.conversation import AgentPrompts
 from sam3i.trainer.baselines.agent.mask_candidates import MaskCandidates
 from sam3i.trainer.baselines.agent.oracle import OracleAgent
 from sam3i.trainer.baselines.segmenters import (
-    Detections,
     EncodedImages,
     PhraseDetector,
     Sam3ISegmenter,
+    SegmentationResult,
     StockSam3Segmenter,
 )
 
@@ -242,7 +242,7 @@ def perfect_detector(scenes):
             scene = scenes[encoded.vision_embeds[image_ids[0]]]
             chosen = [i for i, item in enumerate(scene.objects) if phrases[0] in (item.noun, "object")]
             masks = scene.masks[chosen]
-            return [Detections(masks, np.linspace(0.9, 0.6, len(masks)), np.zeros((len(masks), 4)), 0.0)]
+            return [SegmentationResult(masks, np.linspace(0.9, 0.6, len(masks)), np.zeros((len(masks), 4)))]
 
     return Perfect()
 

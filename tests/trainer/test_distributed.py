@@ -9,7 +9,18 @@ import sharded_module
 import torch
 import yaml
 from safetensors.torch import load_file
-from training_fixtures import Group, finish, free_port, run_training, start
+from training_fixtures import (
+    Group,
+    assert_equal,
+    finish,
+    free_port,
+    run_training,
+    start,
+    tiny_model,
+)
+
+from sam3i import load_instruction_adapter
+from sam3i.trainer.checkpoints import read_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "accelerate"
 
@@ -23,7 +34,7 @@ def launch(folder, processes: int, target, *args) -> None:
 
 def train(folder, processes: int, **options) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and final adapters of a training in processes of its own."""
-    launch(folder, processes, run_training, str(folder), {"max_steps": [6, 4, 4]} | OPTIONS | options)
+    launch(folder, processes, run_training, str(folder), {"max_steps": [3, 2, 3]} | OPTIONS | options)
     losses = json.loads((folder / "losses.json").read_text())
     return [loss for _, _, loss in losses], load_file(folder / "adapter_model.safetensors")
 
@@ -37,20 +48,16 @@ def one_process(tmp_path_factory):
     return train(tmp_path_factory.mktemp("one"), 1, per_device_train_batch_size=4)
 
 
-def test_two_processes_at_half_the_batch_learn_what_one_learns(tmp_path, one_process):
+@pytest.mark.parametrize("cached", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_two_processes_at_half_the_batch_learn_what_one_learns(tmp_path, one_process, cached):
     expected, adapters = one_process
-    found, found_adapters = train(tmp_path, 2, per_device_train_batch_size=2)
-    assert len(expected) == 14
+    cache = {"feature_cache": str(tmp_path / "cache")} if cached else {}
+    found, found_adapters = train(tmp_path, 2, per_device_train_batch_size=2, **cache)
+    assert len(expected) == 8
     assert found == pytest.approx(expected, rel=1e-4)
     for name, tensor in adapters.items():
         torch.testing.assert_close(found_adapters[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
-
-
-def test_two_processes_share_a_feature_cache(tmp_path, one_process):
-    cache = tmp_path / "cache"
-    found, _ = train(tmp_path, 2, per_device_train_batch_size=2, feature_cache=str(cache))
-    assert found == pytest.approx(one_process[0], rel=1e-4)
-    assert len(list(cache.rglob("*.safetensors"))) == 6
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 6 * cached
 
 
 def test_a_sharded_module_has_the_losses_and_gradients_of_a_whole_one(tmp_path):
@@ -60,6 +67,22 @@ def test_a_sharded_module_has_the_losses_and_gradients_of_a_whole_one(tmp_path):
         assert result["sharded_loss"] == pytest.approx(result["loss"], rel=1e-6)
         assert result["parameters"] > 100 and result["largest_gradient"] > 0.1
         assert result["largest_difference"] < 1e-5 * result["largest_gradient"]
+
+
+@pytest.mark.slow
+def test_a_stage_of_sharded_weights_ends_as_one_of_whole_copies_and_its_result_loads(tmp_path):
+    for name, sharded in (("whole", False), ("sharded", True)):
+        launch(tmp_path / name, 2, sharded_module.train, str(tmp_path / name), sharded)
+    found = {name: json.loads((tmp_path / name / "0.json").read_text()) for name in ("whole", "sharded")}
+    assert [found[name]["sharded"] for name in found] == [False, True]
+    assert found["sharded"]["losses"] == pytest.approx(found["whole"]["losses"], rel=1e-5)
+    folder = tmp_path / "sharded"
+    adapters = load_file(folder / "adapter_model.safetensors")
+    for name, tensor in load_file(tmp_path / "whole" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(adapters[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    loaded = load_instruction_adapter(tiny_model(), folder)
+    assert_equal({name: loaded.get_parameter(name).detach() for name in adapters}, adapters)
+    assert read_checkpoint(folder / "stage-1-simple" / "checkpoint-2") is not None
 
 
 @pytest.mark.parametrize("name", ["cpu", "one_gpu", "ddp", "fsdp"])

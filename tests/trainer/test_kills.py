@@ -42,8 +42,15 @@ PLACES = [
     ("train_router", KILL),
     ("end_joint_stage", KILL),
     ("_finish_stage", KILL),
+    ("train_selector", TERM),
+    ("warm_up_selector", KILL),
+    ("calibrate_level", TERM),
+    ("record_stage", TERM),
+    ("evaluate_levels", KILL),
+    ("rotate_checkpoints", KILL),
+    ("train_router", TERM),
 ]
-ANYWHERE = 7
+ANYWHERE = 30 - len(PLACES)
 
 
 def train(folder, **more) -> int:

@@ -13,13 +13,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sam3i.trainer.evaluation.mask_scores import average_precision, score_masks
-from sam3i.trainer.evaluation.metrics import (
-    METRIC_FOLDER,
-    InstructionSegmentationMetric,
-    encode_prediction,
-    encode_reference,
-)
+from sam3i.trainer.evaluation.mask_scores import average_precision, encode_prediction, encode_reference, score_masks
+from sam3i.trainer.evaluation.metrics import METRIC_FOLDER, InstructionSegmentationMetric
 
 SIDE = 20
 

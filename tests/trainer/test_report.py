@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from sam3i.trainer.evaluation.cli import evaluate
 from sam3i.trainer.evaluation.evaluate import evaluate_segmenter
 from sam3i.trainer.evaluation.mask_scores import encode_prediction, encode_reference, score_masks
-from sam3i.trainer.evaluation.published_figures import published_for
-from sam3i.trainer.evaluation.tables import format_count, format_results
+from sam3i.trainer.evaluation.tables import format_count, format_results, published_for
 from sam3i.trainer.report import report
 from sam3i.trainer.report.charts import group_bars, iou_histogram, precision_recall
 from sam3i.trainer.report.report import failure_reason, load_entry, write_report

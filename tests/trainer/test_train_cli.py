@@ -28,18 +28,7 @@ def call(files, output, *options):
 
 
 def test_adapters_are_trained_written_and_resumed(tmp_path, files):
-    options = [
-        "--steps",
-        "2,1,1",
-        "--selector-steps",
-        "1",
-        "--batch-size",
-        "4",
-        "--learning-rate",
-        "1e-3",
-        "--eval-split",
-        "train",
-    ]
+    options = "--steps 2,1,1 --selector-steps 1 --batch-size 4 --learning-rate 1e-3 --eval-split train".split()
     options += ["--eval-steps", "1", "--save-steps", "1", "--feature-cache", str(tmp_path / "cache")]
     result = call(files, tmp_path / "run", *options)
     assert result.exit_code == 0, result.output

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from transformers.utils import logging
 
-from ...processing.fingerprint import fingerprint_json, fingerprint_tensors
+from ...processing.fingerprint import fingerprint_processor, fingerprint_tensors
 from ...processing.post_processing import segment_rows
 
 if TYPE_CHECKING:
@@ -25,19 +24,14 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class SegmentationCost:
-    """What answering ONE instruction took.
-
-    `passes` counts runs of the segmentation model conditioned on a text (detector passes); `vision_passes` counts
-    image encodings, where an encoding shared by n instructions counts 1/n for each of them. `calls` and `tokens`
-    (prompt plus completion) belong to a chat model, `failures` counts replies of it that could not be used.
-    """
+    """What answering ONE instruction took."""
 
     seconds: float = 0.0
-    passes: float = 0.0
-    vision_passes: float = 0.0
-    calls: int = 0
-    tokens: int = 0
-    failures: int = 0
+    passes: float = 0.0  # of the detector, conditioned on a text
+    vision_passes: float = 0.0  # image encodings; one shared by n instructions counts 1/n for each
+    calls: int = 0  # of a chat model
+    tokens: int = 0  # prompt and completion
+    failures: int = 0  # replies that could not be used
 
     def to_dict(self) -> dict[str, float | int]:
         """The fields as plain numbers, as written to the predictions file."""
@@ -48,17 +42,13 @@ class SegmentationCost:
 class SegmentationResult:
     """The answer to one instruction, in the pixels of the original image.
 
-    Shapes, for K instances of an image of H x W pixels:
-        masks: bool [K, H, W]
-        scores: float [K], probabilities
-        boxes: float [K, 4], xyxy pixels; None where the system has none
-    `error` holds the reason when the system gave no usable answer; such a result has K = 0, has IoU 0 and is never
-    taken for "nothing is there".
+    `error` holds the reason when the system gave no usable answer; such a result has no instances, has IoU 0 and is
+    never taken for "nothing is there".
     """
 
-    masks: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray | None = None
+    masks: np.ndarray  # bool [K, H, W]
+    scores: np.ndarray  # float [K], probabilities
+    boxes: np.ndarray | None = None  # float [K, 4], xyxy pixels; None where the system has none
     level: str | None = None
     cost: SegmentationCost = field(default_factory=SegmentationCost)
     error: str | None = None
@@ -73,7 +63,7 @@ class SegmentationResult:
             )
 
     @classmethod
-    def empty(cls, height: int, width: int, **fields: Any) -> SegmentationResult:
+    def empty(cls, height: int, width: int, **fields: Any) -> Self:
         """A result without instances for an image of `height` x `width` pixels."""
         return cls(masks=np.zeros((0, height, width), dtype=bool), scores=np.zeros(0), **fields)
 
@@ -119,30 +109,6 @@ class Segmenter(ABC):
 
 
 @dataclass(frozen=True)
-class SegmenterSettings:
-    """How a model answers.
-
-    Attributes:
-        threshold: score that an instance must exceed, probability.
-        mask_threshold: probability from which a pixel belongs to a mask.
-        max_overlap: of instances with a larger IoU of their masks the best one is kept; all are kept when absent.
-        batch_size: texts per forward pass after the vision encoder.
-    """
-
-    threshold: float = 0.5
-    mask_threshold: float = 0.5
-    max_overlap: float | None = None
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or not 0 <= self.threshold < 1 or not 0 < self.mask_threshold < 1:
-            raise ValueError(
-                "Expected `batch_size` >= 1, `threshold` in [0, 1) and `mask_threshold` in (0, 1), "
-                f"found {self.batch_size}, {self.threshold} and {self.mask_threshold}."
-            )
-
-
-@dataclass(frozen=True)
 class EncodedImages:
     """Vision features of I images, their sizes (height, width) in pixels, and the seconds it took."""
 
@@ -151,30 +117,33 @@ class EncodedImages:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Detections:
-    """What one text finds: masks bool [K, H, W], scores float [K], boxes float [K, 4] xyxy pixels; seconds taken."""
-
-    masks: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
-    seconds: float
-    level: str = "concept"
-
-
 class PhraseDetector:
     """Finds noun phrases with a `Sam3Model`, or with SAM3-I at the concept level, which computes the same.
 
     Args:
-        model: `Sam3Model` or `Sam3IForInstructionSegmentation`.
-        processor: the processor of either.
-        settings: fields of `SegmenterSettings`.
+        threshold: score that an instance must exceed, probability.
+        mask_threshold: probability from which a pixel belongs to a mask.
+        max_overlap: of instances with a larger IoU of their masks the best one is kept; all are kept when absent.
+        batch_size: texts per forward pass after the vision encoder.
     """
 
-    def __init__(self, model: Any, processor: Any, **settings: Any):
-        self.model = model.eval()
-        self.processor = processor
-        self.settings = SegmenterSettings(**settings)
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        max_overlap: float | None = None,
+        batch_size: int = 8,
+    ):
+        if batch_size < 1 or not 0 <= threshold < 1 or not 0 < mask_threshold < 1:
+            raise ValueError(
+                "Expected `batch_size` >= 1, `threshold` in [0, 1) and `mask_threshold` in (0, 1), "
+                f"found {batch_size}, {threshold} and {mask_threshold}."
+            )
+        self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
+        self.threshold, self.mask_threshold, self.max_overlap = threshold, mask_threshold, max_overlap
         # Stock SAM3 has no positions beyond these.
         self.max_tokens = model.config.text_config.max_position_embeddings
 
@@ -185,16 +154,11 @@ class PhraseDetector:
 
     def identity(self) -> dict[str, Any]:
         """Fingerprints of weights and processor by content, and what decides the masks."""
-        backend = getattr(self.processor.tokenizer, "backend_tokenizer", None)
-        texts = json.loads(backend.to_str()) if backend is not None else self.processor.tokenizer.get_vocab()
-        texts = {
-            key: value for key, value in texts.items() if key not in ("padding", "truncation")
-        }  # of the last call
         return {
             "weights": fingerprint_tensors(self.model.state_dict()),
-            "processor": fingerprint_json([self.processor.image_processor.to_json_string(), texts]),
-            "mask_threshold": self.settings.mask_threshold,
-            "max_overlap": self.settings.max_overlap,
+            "processor": fingerprint_processor(self.processor),
+            "mask_threshold": self.mask_threshold,
+            "max_overlap": self.max_overlap,
         }
 
     @torch.inference_mode()
@@ -214,17 +178,20 @@ class PhraseDetector:
         texts: Sequence[str],
         image_ids: Sequence[int],
         levels: Sequence[str | None] | None = None,
-    ) -> list[Detections]:
-        """Finds text i in image `image_ids[i]`; longer ones than the model reads are cut, with a warning."""
+    ) -> list[SegmentationResult]:
+        """Finds text i in image `image_ids[i]`; longer ones than the model reads are cut, with a warning.
+
+        The cost of each is that of its pass alone.
+        """
         if len(texts) != len(image_ids):
             raise ValueError(f"Expected one image id per text, found {len(image_ids)} for {len(texts)} texts.")
         levels = levels or [None] * len(texts)
-        detections: list[Detections] = []
-        for start in range(0, len(texts), self.settings.batch_size):
-            rows, started = slice(start, start + self.settings.batch_size), time.monotonic()
+        found: list[SegmentationResult] = []
+        for start in range(0, len(texts), self.batch_size):
+            rows, started = slice(start, start + self.batch_size), time.monotonic()
             outputs = self._outputs(encoded, list(texts[rows]), list(image_ids[rows]), levels[rows])
-            detections += self._read(outputs, [encoded.sizes[image] for image in image_ids[rows]], started)
-        return detections
+            found += self._read(outputs, [encoded.sizes[image] for image in image_ids[rows]], started)
+        return found
 
     def _outputs(
         self, encoded: EncodedImages, texts: list[str], image_ids: list[int], levels: Sequence[str | None]
@@ -238,12 +205,11 @@ class PhraseDetector:
         )
         return self.model(vision_embeds=embeds, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
 
-    def _read(self, outputs: Any, sizes: list[tuple[int, int]], started: float) -> list[Detections]:
-        settings = self.settings
-        results = segment_rows(outputs, settings.threshold, settings.mask_threshold, sizes, settings.max_overlap)
-        found = [[result[key].cpu().numpy() for key in ("masks", "scores", "boxes")] for result in results]
-        seconds, levels = (time.monotonic() - started) / len(results), [result["level"] for result in results]
-        return [Detections(m, s, b, seconds, level) for (m, s, b), level in zip(found, levels, strict=True)]
+    def _read(self, outputs: Any, sizes: list[tuple[int, int]], started: float) -> list[SegmentationResult]:
+        rows = segment_rows(outputs, self.threshold, self.mask_threshold, sizes, self.max_overlap)
+        found = [[row[key].cpu().numpy() for key in ("masks", "scores", "boxes")] for row in rows]
+        cost = SegmentationCost((time.monotonic() - started) / len(rows), passes=1)
+        return [SegmentationResult(*each, row["level"], cost) for each, row in zip(found, rows, strict=True)]
 
     def _tokenize(self, phrases: list[str]) -> Any:
         tokenizer = self.processor.tokenizer
@@ -279,15 +245,11 @@ class InstructionFollower(PhraseDetector):
 
 
 class ModelSegmenter(Segmenter):
-    """A model that encodes the images in one batch and answers all their texts in batches.
-
-    Args:
-        detector: the model.
-    """
+    """A model that encodes the images in one batch and answers all their texts in batches."""
 
     def __init__(self, detector: PhraseDetector):
         self.detector = detector
-        self.lowest_score = detector.settings.threshold
+        self.lowest_score = detector.threshold
 
     @property
     def num_parameters(self) -> int:
@@ -310,22 +272,19 @@ class ModelSegmenter(Segmenter):
         results = []
         for group in instructions:
             share = 1 / max(1, len(group))
-            seconds = encoded.seconds / len(asked) * share
-            results.append([self._result(next(found), seconds, share) for _ in group])
+            answers = [next(found) for _ in group]
+            for answer in answers:
+                seconds = answer.cost.seconds + encoded.seconds / len(asked) * share
+                answer.cost = replace(answer.cost, seconds=seconds, vision_passes=share)
+            results.append(answers)
         return results
-
-    def _result(self, item: Detections, vision_seconds: float, share: float) -> SegmentationResult:
-        cost = SegmentationCost(vision_seconds + item.seconds, passes=1, vision_passes=share)
-        return SegmentationResult(item.masks, item.scores, item.boxes, level=item.level, cost=cost)
 
 
 class StockSam3Segmenter(ModelSegmenter):
     """Hands each text to SAM3 as if it were a noun phrase; levels do not matter to it.
 
-    Args:
-        detector: the model, as a [`PhraseDetector`].
-        text_source: "instruction" feeds the instruction as it is, "concept" the row's noun phrase; the latter shows
-            what is gained by knowing the noun alone.
+    The text (`text_source`) is the "instruction" as it is, or the row's "concept", which shows what is gained by
+    knowing the noun alone.
     """
 
     NAMES = {"instruction": "sam3", "concept": "sam3-concept"}
@@ -341,27 +300,9 @@ class StockSam3Segmenter(ModelSegmenter):
 class Sam3ISegmenter(ModelSegmenter):
     """Follows each instruction in one forward pass; images are encoded once for all their instructions.
 
-    Args:
-        model, processor: `Sam3IForInstructionSegmentation` and `Sam3IProcessor`.
-        name: how the tables call it.
-        settings: fields of `SegmenterSettings`.
+    Tables call it by its `name`; `settings` are those of [`PhraseDetector`].
     """
 
     def __init__(self, model: Any, processor: Any, *, name: str = "sam3-i", **settings: Any):
         super().__init__(InstructionFollower(model, processor, **settings))
         self.name = name
-
-
-__all__ = [
-    "Detections",
-    "EncodedImages",
-    "InstructionFollower",
-    "ModelSegmenter",
-    "PhraseDetector",
-    "Sam3ISegmenter",
-    "SegmentationCost",
-    "SegmentationResult",
-    "Segmenter",
-    "SegmenterSettings",
-    "StockSam3Segmenter",
-]

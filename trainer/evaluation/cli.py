@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...processing.cli import Crowd, Roots, SkipFaulty, read_image_roots
+from ...processing.cli import Crowd, Roots, SkipFaulty
+from ..cli import read_rows
 from .protocols import PROTOCOLS, Protocol, get_protocol
 
 if TYPE_CHECKING:
@@ -40,16 +41,6 @@ class ChatOptions:
     retries: int
     answer_tokens: int
     instruction_tokens: int | None
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """The model to load, the baselines to compare it with, and what they share."""
-
-    model: str
-    baselines: Sequence[str]
-    max_overlap: float | None
-    chat: ChatOptions
 
 
 def evaluate(
@@ -101,7 +92,7 @@ def evaluate(
 
     Runs on as many processes as torchrun or accelerate start, and continues after a kill with --resume. The protocol
     is printed beside the figures; all figures are percent, count_ratio is a ratio. Besides the figures at --threshold
-    the best threshold of each level is printed.
+    the best threshold of each level is printed. On a CPU the model runs in float32, whatever it is stored in.
     """
     chosen = get_protocol(protocol)
     entries: Sequence[ReportEntry] | None = None
@@ -116,7 +107,9 @@ def evaluate(
                 "Give --model and --data to run a model, or --predictions (and --references) to score files."
             )
         _check_unused("--model", references=references)
-        dataset, left_out = _load_data(data, split, image_root, crowd, skip_faulty, max_rows)
+        dataset = read_rows(data, split, image_root, crowd, skip_faulty)
+        left_out = _left_out(dataset, max_rows)
+        dataset = dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
         options: dict[str, Any] = {
             "level": level,
             "batch_size": batch_size,
@@ -125,10 +118,11 @@ def evaluate(
             "allow_changed": [name.strip() for name in allow_changed.split(",") if name.strip()],
             "left_out": left_out,
         }
-        chat = ChatOptions(chat_url, chat_model, chat_workers, chat_timeout, chat_retries, chat_tokens, agent_tokens)
         folder = output_dir or DEFAULT_FOLDER / _folder_name(model, data, protocol, level)
-        loading = ModelOptions(model, _named(baselines), max_overlap, chat)
-        results, failure = _run(loading, dataset, chosen, folder, options)
+        chat = ChatOptions(chat_url, chat_model, chat_workers, chat_timeout, chat_retries, chat_tokens, agent_tokens)
+        answering = {name: options[name] for name in ("threshold", "batch_size")} | {"max_overlap": max_overlap}
+        systems = _systems(model, _named(baselines), chat, dataset, answering)
+        results, failure = _run(systems, dataset, chosen, folder, options)
     if not _is_main_process():
         return
     page = None
@@ -147,7 +141,7 @@ def evaluate(
 
 
 def _run(
-    models: ModelOptions, dataset: Any, protocol: Protocol, folder: Path, options: Mapping[str, Any]
+    systems: Sequence[Segmenter], dataset: Any, protocol: Protocol, folder: Path, options: Mapping[str, Any]
 ) -> tuple[list[EvaluationResult], Exception | None]:
     """The results of the model and its baselines; a system that answers nothing does not hide those of the others."""
     from .evaluate import evaluate_segmenter
@@ -155,7 +149,7 @@ def _run(
 
     results: list[EvaluationResult] = []
     failure = None
-    for system in _systems(models, dataset, options):
+    for system in systems:
         try:
             results.append(evaluate_segmenter(system, dataset, protocol, output_dir=folder / system.name, **options))
         except NoAnswerError as error:
@@ -163,7 +157,12 @@ def _run(
     return results, failure
 
 
-def _systems(models: ModelOptions, dataset: Any, options: Mapping[str, Any]) -> list[Segmenter]:
+def _systems(
+    model: str, baselines: Sequence[str], chat: ChatOptions, dataset: Any, answering: Mapping[str, Any]
+) -> list[Segmenter]:
+    """The model and the baselines, to which the chat model, the data and the options of `PhraseDetector` belong."""
+    import torch
+
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ...processing.processing_sam3i import Sam3IProcessor
     from ..baselines.agent.agent import AgentSegmenter
@@ -172,23 +171,20 @@ def _systems(models: ModelOptions, dataset: Any, options: Mapping[str, Any]) -> 
     from ..processes import process_state
     from .result import LOWEST_SCORE
 
-    oracle = models.chat.model == ORACLE and models.chat.url is None
-    chat_model = _chat_model(models.chat) if "agent" in models.baselines and not oracle else None
-    loaded = Sam3IForInstructionSegmentation.from_pretrained(models.model).to(process_state().device)
-    processor = Sam3IProcessor.from_pretrained(models.model)
-    asked = {
-        "threshold": options["threshold"],
-        "batch_size": options["batch_size"],
-        "max_overlap": models.max_overlap,
-    }
-    swept = {**asked, "threshold": min(LOWEST_SCORE, options["threshold"])}
+    oracle = chat.model == ORACLE and chat.url is None
+    chat_model = _chat_model(chat) if "agent" in baselines and not oracle else None
+    device = process_state().device
+    precision = {"dtype": torch.float32} if device.type == "cpu" else {}  # half precision is many times slower there
+    loaded = Sam3IForInstructionSegmentation.from_pretrained(model, **precision).to(device)
+    processor = Sam3IProcessor.from_pretrained(model)
+    swept = {**answering, "threshold": min(LOWEST_SCORE, answering["threshold"])}
     systems: list[Segmenter] = [Sam3ISegmenter(loaded, processor, **swept)]
     # at the concept level SAM3-I computes exactly what stock SAM3 does: no second copy is loaded
     detector = PhraseDetector(loaded, processor, **swept)
-    for name in models.baselines:
+    for name in baselines:
         if name == "agent":
-            budget: dict[str, Any] = {"max_tokens": models.chat.instruction_tokens, "workers": models.chat.workers}
-            used = PhraseDetector(loaded, processor, **asked)
+            budget: dict[str, Any] = {"max_tokens": chat.instruction_tokens, "workers": chat.workers}
+            used = PhraseDetector(loaded, processor, **answering)
             if oracle:  # it bounds from above what a chat model can do
                 systems.append(OracleAgent.from_rows(used, dataset, **budget))
             else:
@@ -225,27 +221,15 @@ def _chat_model(chat: ChatOptions) -> Any:
     return LocalChatModel.from_pretrained(chat.model, max_tokens=chat.answer_tokens)
 
 
-def _load_data(
-    data: str,
-    split: str | None,
-    image_root: list[str] | None,
-    crowd: str | None,
-    skip_faulty: bool,
-    max_rows: int | None,
-) -> tuple[Any, dict[str, int]]:
-    """The rows, and how many of the file were left out by reason."""
+def _left_out(dataset: Any, max_rows: int | None) -> dict[str, int]:
+    """How many rows of the data are not evaluated, by reason."""
     from ...processing.datasets.faults import RowAccount
-    from ...processing.datasets.loading import load_instruction_dataset
 
-    roots, account = read_image_roots(image_root), RowAccount()
-    dataset = load_instruction_dataset(
-        data, "auto", roots, split, skip_faulty=skip_faulty, crowd=crowd, check_images=True, account=account
-    )
-    left_out = {f"x {reason}": number for reason, number in account.left_out.items()}
+    account = RowAccount.of(dataset)
+    left_out = {} if account is None else {f"x {reason}": number for reason, number in account.left_out.items()}
     if max_rows is not None and max_rows < len(dataset):
         left_out["rows beyond --max-rows"] = len(dataset) - max_rows
-        dataset = dataset.select(range(max_rows))
-    return dataset, left_out
+    return left_out
 
 
 def _score_files(
@@ -312,6 +296,3 @@ def _check_unused(option: str, **others: Any) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]
     if given:
         raise ValueError(f"{option} does not go together with {', '.join(given)}.")
-
-
-__all__ = ["evaluate"]

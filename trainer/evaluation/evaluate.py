@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...processing.atomic import folder_lock
-from ...processing.fingerprint import fingerprint_files, fingerprint_json
+from ...processing.fingerprint import fingerprint_image, fingerprint_json
 from ...processing.images import read_image
 from ..baselines.segmenters import Segmenter
 from ..predictions.log import PredictionLog, make_record
@@ -29,7 +29,6 @@ class EvaluationOptions:
     """How an evaluation is run.
 
     Attributes:
-        protocol: name, see `trainer.evaluation.protocols`, or a `Protocol`.
         level: "concept", "simple" or "complex" asks the instructions of that level; None those of all levels, each
             down its own path; "auto" those of all levels, the model choosing the path. Where a row has instructions,
             its concept only names the kind of thing and need not denote the target: None and "auto" ask it in rows
@@ -38,11 +37,9 @@ class EvaluationOptions:
         threshold: score in [0, 1] that an instance must exceed, for systems that return scored candidates.
         output_dir: where predictions are kept; needed to resume and with several processes.
         resume: continue the predictions in `output_dir`; what ended in an error is asked again.
-        allow_changed: settings (weights, data, images, processor, threshold, ...) that may differ from those of the
-            predictions that are continued.
+        allow_changed: settings (weights, data, images, processor, threshold, ...) that may differ then.
         fingerprint: keep what decides the predictions (weights, data, images, processor) by content, for `resume`.
         left_out: rows that the caller left out of the data, by reason; told with the result.
-        progress: show a progress bar.
     """
 
     protocol: str | Protocol = "default"
@@ -85,7 +82,6 @@ def evaluate_model(
     that the result also tells the best threshold of each level.
 
     Args:
-        model, processor: a `Sam3IForInstructionSegmentation` and its `Sam3IProcessor`.
         dataset: rows, a `datasets.Dataset` or any sequence of them.
         mask_threshold: probability from which a pixel belongs to a mask.
         max_overlap: of instances with masks of a larger IoU the best one is kept; all are kept when absent.
@@ -201,10 +197,7 @@ def group_questions(
     text_source: str = "instruction",
     left_out: Counter[str] | None = None,
 ) -> list[list[Question]]:
-    """The instructions to ask, image by image in order of first appearance; images are not opened.
-
-    Args:
-        left_out: counts the rows that are not asked, by reason.
+    """The instructions to ask, image by image in order of first appearance, unopened; `left_out` counts other rows.
 
     Raises:
         ValueError: for an unknown level, without any instruction, or when a system that reads the concept meets a row
@@ -246,11 +239,7 @@ def group_questions(
 
 
 def row_image(row: Mapping[str, Any]) -> Any:
-    """The image (PIL, RGB, as it is shown) of a row.
-
-    Raises:
-        ValueError: when the row has none, or one that cannot be read.
-    """
+    """The image (PIL, RGB, as it is shown) of a row; an error where it has none, or one that cannot be read."""
     if row["image"] is None:
         raise ValueError(f"Row {row['row_id']!r} has no image; read the data with its image folder (--image-root).")
     return read_image(row["image"])
@@ -313,22 +302,13 @@ def _settings(
 
 
 def _images_fingerprint(dataset: Any, rows: Sequence[int]) -> str:
-    """Of the images of some rows by their bytes, or by their pixels where they are open already."""
+    """Of the images of some rows, undecoded where that can be."""
     if hasattr(dataset, "cast_column") and "image" in dataset.column_names:
         from datasets import Image
 
         dataset = dataset.cast_column("image", Image(decode=False))
-    digest = hashlib.sha256()
-    for index in rows:
-        image = dataset[index]["image"]
-        if isinstance(image, Mapping):
-            image = image.get("bytes") or image.get("path")
-        if isinstance(image, (str, Path)):
-            image = fingerprint_files([image]).encode() if Path(image).is_file() else str(image).encode()
-        elif image is not None and not isinstance(image, bytes):
-            image = f"{image.mode} {image.size}".encode() + image.tobytes()
-        digest.update(hashlib.sha256(image or b"").digest())
-    return digest.hexdigest()
+    images = [dataset[index]["image"] for index in rows]
+    return fingerprint_json([None if image is None else fingerprint_image(image) for image in images])
 
 
 def _batches(groups: list[list[Question]], batch_size: int) -> Iterator[list[list[Question]]]:
@@ -346,6 +326,3 @@ def _rows_without_images(dataset: Any) -> Any:
     if hasattr(dataset, "remove_columns") and "image" in dataset.column_names:
         return dataset.remove_columns(["image"])
     return dataset
-
-
-__all__ = ["EvaluationOptions", "Question", "evaluate_model", "evaluate_segmenter", "group_questions", "row_image"]

@@ -27,10 +27,9 @@ IGNORED_SHARE = 0.5  # of a predicted instance in ignored regions or crowds, fro
 def encode_prediction(result: Any) -> dict[str, Any]:
     """An answer as the metric takes it: masks as RLE counts, a few hundred bytes each.
 
-    Args:
-        result: what the pipeline returns for one instruction (a list of {"score", "mask"}), or masks bool [K, H, W]
-            and scores [K], arrays or tensors, of a row of `post_process_instruction_segmentation` or a
-            `SegmentationResult`. An `error` of the latter makes it a failure; a prediction made here stays as it is.
+    It is what the pipeline returns for one instruction (a list of {"score", "mask"}), or masks bool [K, H, W] and
+    scores [K], arrays or tensors, of a row of `post_process_instruction_segmentation` or a `SegmentationResult` (an
+    `error` makes it a failure). A prediction made here stays as it is.
 
     Raises:
         TypeError: when it is none of these.
@@ -67,11 +66,9 @@ def encode_reference(
     """A target as the metric takes it.
 
     Args:
-        masks: bool [N, H, W] (array or tensor), or a list of N compressed RLEs {"size", "counts"} (None entries,
-            instances without a mask, are dropped).
-        height, width: pixels; needed for a list of RLEs, read from the shape otherwise.
+        masks: bool [N, H, W] (array or tensor), or a list of N compressed RLEs {"size", "counts"}, which needs height
+            and width (None entries, instances without a mask, are dropped); `ignore_masks` likewise.
         group: what `sam3i-multi` averages within and AP takes as one image; the sample by itself when absent.
-        ignore_masks: M masks in either form.
         is_crowd: N flags, for AP.
 
     Raises:
@@ -142,42 +139,49 @@ def _common(*rles: dict[str, Any] | None) -> dict[str, Any] | None:
 
 @dataclass
 class MaskScores:
-    """Columns over S samples: one sample is one answer against one target.
+    """Columns over S samples: one sample is one answer against one target; pixels are int [S], ignored ones removed.
 
-    Attributes:
-        ids, groups, levels, kinds: S strings; a group is what some protocols average within first.
-        intersection, union: int [S], pixels of the merged prediction and the merged target, ignored pixels removed.
-        predicted_area, target_area: int [S], pixels, ignored pixels removed.
-        no_target, failed: bool [S], the target has no pixel at all; the system gave no usable answer.
-        found, matched, instances: int [S], predicted instances, those of them that are a true one (one to one, IoU at
-            least .5), and true instances. Crowds are none, and neither is what lies in them or in ignored pixels.
-        predictions, references: the S samples themselves, for what needs single instances.
+    Of instances, crowds are none, and neither is what lies in them or in ignored pixels.
     """
 
-    ids: list[str]
-    groups: list[str]
-    levels: list[str]
-    kinds: list[str]
-    intersection: np.ndarray
+    intersection: np.ndarray  # pixels of the merged prediction and the merged target
     union: np.ndarray
     predicted_area: np.ndarray
     target_area: np.ndarray
-    no_target: np.ndarray
-    failed: np.ndarray
-    found: np.ndarray
-    matched: np.ndarray
-    instances: np.ndarray
-    predictions: list[Mapping[str, Any]]
+    found: np.ndarray  # int [S], predicted instances,
+    matched: np.ndarray  # those of them that are a true one (one to one, IoU at least .5),
+    instances: np.ndarray  # and true ones
+    no_target: np.ndarray  # bool [S], the target has no pixel at all
+    predictions: list[Mapping[str, Any]]  # the samples themselves
     references: list[Mapping[str, Any]]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.references)
 
     @property
-    def sizes(self) -> list[str]:
-        """Size of each target by COCO's limits (32 x 32 and 96 x 96 pixels), "none" without a target."""
-        places = np.digitize(self.target_area, [1, SMALL_AREA, LARGE_AREA])
-        return [SIZES[place] for place in places]
+    def groups(self) -> list[str]:
+        """What some protocols average within first."""
+        return [reference["group"] for reference in self.references]
+
+    @property
+    def levels(self) -> np.ndarray:
+        """The level of each sample, object [S]."""
+        return np.array([reference["level"] for reference in self.references], dtype=object)
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """The kind of target of each sample, object [S]."""
+        return np.array([reference["target_kind"] for reference in self.references], dtype=object)
+
+    @property
+    def failed(self) -> np.ndarray:
+        """Where the system gave no usable answer, bool [S]."""
+        return np.array([bool(prediction.get("failed")) for prediction in self.predictions], dtype=bool)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Size of each target by COCO's limits (32 x 32 and 96 x 96 pixels), "none" without a target; object [S]."""
+        return np.array(SIZES, dtype=object)[np.digitize(self.target_area, [1, SMALL_AREA, LARGE_AREA])]
 
     def iou(self, empty: float) -> np.ndarray:
         """Intersection over union, float [S]; `empty` where neither side has a pixel, and 0 for every failure."""
@@ -226,14 +230,11 @@ def check_sample(prediction: Mapping[str, Any], reference: Mapping[str, Any]) ->
 
 
 class InstanceMatches(NamedTuple):
-    """K predicted instances by falling score: scores float [K], whether each is correct, and counts at all; bool [K].
+    """K predicted instances by falling score, and the number of true ones."""
 
-    `instances` is the number of true ones.
-    """
-
-    scores: np.ndarray
-    correct: np.ndarray
-    counted: np.ndarray
+    scores: np.ndarray  # float [K]
+    correct: np.ndarray  # bool [K]
+    counted: np.ndarray  # bool [K], whether it counts at all
     instances: int
 
 
@@ -269,10 +270,7 @@ def score_masks(
     """Scores S predictions against S references (the layout of `InstructionSegmentationMetric`'s features).
 
     All instances of a prediction are merged by OR, and so are those of a target. Pixels of `ignore_masks` count on
-    neither side.
-
-    Args:
-        check: whether the masks are checked first (`check_sample`); leave it on unless they were checked before.
+    neither side. `check` may only be off where the samples were checked before (`check_sample`).
 
     Raises:
         ValueError: a sample that cannot be scored.
@@ -308,26 +306,7 @@ def sweep_masks(
                 known[len(above)] = part, (*_pixels(part, reference), *counts)
             part, pixels[place, :, index] = known[len(above)]
             kept[place].append(part)
-    return [
-        MaskScores(
-            ids=[reference["id"] for reference in references],
-            groups=[reference["group"] for reference in references],
-            levels=[reference["level"] for reference in references],
-            kinds=[reference["target_kind"] for reference in references],
-            intersection=rows[0],
-            union=rows[1],
-            predicted_area=rows[2],
-            target_area=rows[3],
-            no_target=no_target,
-            failed=np.array([bool(prediction.get("failed")) for prediction in predictions], dtype=bool),
-            found=rows[4],
-            matched=rows[5],
-            instances=rows[6],
-            predictions=kept[place],
-            references=list(references),
-        )
-        for place, rows in enumerate(pixels)
-    ]
+    return [MaskScores(*rows, no_target, kept[place], list(references)) for place, rows in enumerate(pixels)]
 
 
 def _pixels(prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[int, int, int, int]:
@@ -371,26 +350,19 @@ def average_precision(scores: MaskScores, *, merged: bool) -> dict[str, Any]:
                 found = [(union, max(prediction["scores"]))]
         for rle, crowd in zip(targets, reference["is_crowd"], strict=True):
             if merged or _area(rle):
-                annotations.append(_coco_entry(len(annotations) + 1, image["id"], rle) | {"iscrowd": int(crowd)})
+                annotations.append(_coco_entry(annotations, image["id"], rle, iscrowd=int(crowd)))
         for rle, score in found:
             if merged or _area(rle):
-                detections.append(_coco_entry(len(detections) + 1, image["id"], rle) | {"score": float(score)})
+                detections.append(_coco_entry(detections, image["id"], rle, iscrowd=0, score=float(score)))
     if not annotations:
         return {"AP": None, "AP50": None, "recall": None, "precision": None}
     return _coco_precision(list(images.values()), annotations, detections)
 
 
-def _coco_entry(number: int, image_id: int, rle: Any) -> dict[str, Any]:
+def _coco_entry(others: list[Any], image_id: int, rle: Any, **more: Any) -> dict[str, Any]:
     box = [float(side) for side in coco_mask.toBbox(rle)]
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": 1,
-        "segmentation": rle,
-        "area": _area(rle),
-        "bbox": box,
-        "iscrowd": 0,
-    }
+    entry = {"id": len(others) + 1, "image_id": image_id, "category_id": 1, "segmentation": rle}
+    return entry | {"area": _area(rle), "bbox": box, **more}
 
 
 def _coco_precision(images: list, annotations: list, detections: list) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from .mask_scores import encode_prediction, encode_reference, number_references, score_masks
+from .mask_scores import encode_prediction, number_references, score_masks
 from .protocols import get_protocol
 
 METRIC_FOLDER = str(Path(__file__).with_name("instruction_segmentation"))
@@ -38,13 +38,7 @@ class InstructionSegmentationMetric(evaluate.Metric):
 
     Everything goes through Arrow files as run lengths, so memory does not grow with the pixels. With `num_process`
     and `process_id` every process adds its own share and process 0 computes (the others get None); `experiment_id`
-    keeps runs on one file system apart. Nothing is downloaded.
-
-    Args:
-        config_name (`str`, defaults to `"default"`): the protocol, see `trainer.protocols.PROTOCOLS`.
-
-    Raises:
-        ValueError: for an unknown protocol.
+    keeps runs on one file system apart. Nothing is downloaded. `config_name` is the protocol ("default" if not given).
 
     Example:
 
@@ -109,6 +103,3 @@ class InstructionSegmentationMetric(evaluate.Metric):
         if breakdown:
             figures |= {f"per_{name}": parts for name, parts in chosen.compute_breakdown(scores).items()}
         return figures
-
-
-__all__ = ["METRIC_FOLDER", "InstructionSegmentationMetric", "encode_prediction", "encode_reference"]

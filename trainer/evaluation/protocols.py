@@ -8,11 +8,13 @@ what was found twice, so every protocol also has figures of single instances (`I
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from ...processing.datasets.schema import LEVEL_FIELDS, TARGET_KINDS
 from .mask_scores import SIZES, MaskScores, average_precision, score_masks
 
 INSTANCE_STATEMENT = (
@@ -21,7 +23,6 @@ INSTANCE_STATEMENT = (
     "has IoU 0 and is never correct."
 )
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-BREAKDOWNS = ("level", "kind", "size")
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,13 @@ class Protocol:
     """One way of turning masks into figures.
 
     Attributes:
-        name: how the protocol is asked for.
-        statement: what it does, in words to print beside its figures.
-        source: where the definition was published.
+        statement: what it does, in words to print beside its figures; `source` is where that was published.
         unit: what a sample is: "instruction" scores an answer against the whole target of its row, "instance" against
             every instance of the target by itself.
         texts: whether the "first" instruction of a level is asked, or "all" of them.
         empty_iou: IoU of a sample where neither the prediction nor the target has a pixel.
-        averaged: the samples that gIoU and cIoU cover; "targeted" leaves those without a target out.
-        precision_over: the samples that P@t covers.
+        averaged: the samples that gIoU and cIoU cover, `precision_over` those of P@t; "targeted" leaves those without
+            a target out.
         mean_within_groups: average within each group (image record) first, then over the groups.
         detections: what COCO's AP takes as a detection: "merged" (one mask per answer), "instances", or None (no AP).
         accuracies: names of N-acc (share of no-target samples answered with nothing) and T-acc (share of targeted
@@ -111,18 +110,15 @@ class Protocol:
 
     def compute_breakdown(self, scores: MaskScores) -> dict[str, dict[str, dict[str, Any]]]:
         """The figures per level, kind of target and size of target: {"level": {"simple": figures, ...}, ...}."""
-        columns = {"level": scores.levels, "kind": scores.kinds, "size": scores.sizes}
-        order = {
-            "level": ("concept", "simple", "complex"),
-            "kind": ("1-to-1", "1-to-N", "1-to-all", "none"),
-            "size": SIZES,
+        columns: dict[str, tuple[np.ndarray, Sequence[str]]] = {
+            "level": (scores.levels, LEVEL_FIELDS),
+            "kind": (scores.kinds, TARGET_KINDS),
+            "size": (scores.sizes, SIZES),
         }
-        breakdown: dict[str, dict[str, dict[str, Any]]] = {}
-        for name in BREAKDOWNS:
-            values = np.array(columns[name], dtype=object)
-            known = [value for value in order[name] if (values == value).any()]
-            breakdown[name] = {value: self.compute(scores.take(values == value)) for value in known}
-        return breakdown
+        return {
+            name: {value: self.compute(scores.take(found == value)) for value in order if (found == value).any()}
+            for name, (found, order) in columns.items()
+        }
 
     @staticmethod
     def _covered(scores: MaskScores, which: str) -> np.ndarray:
@@ -151,35 +147,7 @@ def _whole_answers(scores: MaskScores) -> MaskScores:
     return score_masks([prediction for prediction, _ in answers.values()], references, check=False)
 
 
-PROTOCOLS: dict[str, Protocol] = {}
-
-
-def register_protocol(protocol: Protocol) -> Protocol:
-    """Makes a protocol available by its name.
-
-    Raises:
-        ValueError: when the name is taken.
-    """
-    if protocol.name in PROTOCOLS:
-        raise ValueError(f"Protocol {protocol.name!r} exists already; choose another name.")
-    PROTOCOLS[protocol.name] = protocol
-    return protocol
-
-
-def get_protocol(name: str | Protocol) -> Protocol:
-    """The protocol of that name.
-
-    Raises:
-        ValueError: lists the known names.
-    """
-    if isinstance(name, Protocol):
-        return name
-    if name not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol: expected one of {', '.join(PROTOCOLS)}, found {name!r}.")
-    return PROTOCOLS[name]
-
-
-register_protocol(
+_KNOWN = (
     Protocol(
         name="default",
         statement="One sample per instruction; its instances are merged and compared with the whole target. Nothing "
@@ -190,9 +158,7 @@ register_protocol(
         empty_iou=1.0,
         detections="instances",
         accuracies=("N-acc", "T-acc"),
-    )
-)
-register_protocol(
+    ),
     Protocol(
         name="sam3i-1to1",
         statement="One sample per ANNOTATION: the first instruction of its image record is asked, all predicted masks "
@@ -205,9 +171,7 @@ register_protocol(
         unit="instance",
         texts="first",
         detections="merged",
-    )
-)
-register_protocol(
+    ),
     Protocol(
         name="sam3i-multi",
         statement="The target of an image record is the union of its annotations. Each prediction record of the image "
@@ -217,9 +181,7 @@ register_protocol(
         source="SAM3-I (arXiv 2512.04585), scripts/evaluate.py --mode multi_inst, recovered from its printed figures",
         texts="first",
         mean_within_groups=True,
-    )
-)
-register_protocol(
+    ),
     Protocol(
         name="grefcoco",
         statement="One sample per expression. A no-target expression has IoU 1 if nothing is predicted and 0 "
@@ -230,9 +192,7 @@ register_protocol(
         empty_iou=1.0,
         precision_over="targeted",
         accuracies=("N-acc", "T-acc"),
-    )
-)
-register_protocol(
+    ),
     Protocol(
         name="refcoco",
         statement="One sample per expression, each expression denoting one object. gIoU is the literature's mIoU and "
@@ -240,9 +200,7 @@ register_protocol(
         source="Yu et al., Modeling Context in Referring Expressions (ECCV 2016); LAVT (Yang et al., CVPR 2022, "
         "section 4) for oIoU, mIoU and P@t",
         synonyms=(("mIoU", "gIoU"), ("oIoU", "cIoU")),
-    )
-)
-register_protocol(
+    ),
     Protocol(
         name="reasonseg",
         statement="One sample per instruction. Pixels of ignore regions count on neither side; where nothing is left "
@@ -250,9 +208,7 @@ register_protocol(
         source="LISA (Lai et al., CVPR 2024, arXiv 2308.00692, section 5.1) and the validation of its code "
         "(dvlab-research/LISA)",
         empty_iou=1.0,
-    )
-)
-register_protocol(
+    ),
     Protocol(
         name="refzom",
         statement="One sample per expression. gIoU (the source's mIoU), cIoU (its oIoU) and P@t cover the expressions "
@@ -262,5 +218,15 @@ register_protocol(
         precision_over="targeted",
         accuracies=("Acc",),
         synonyms=(("mIoU", "gIoU"), ("oIoU", "cIoU")),
-    )
+    ),
 )
+PROTOCOLS = {protocol.name: protocol for protocol in _KNOWN}
+
+
+def get_protocol(name: str | Protocol) -> Protocol:
+    """The protocol of that name; an unknown one is refused with the names that are known."""
+    if isinstance(name, Protocol):
+        return name
+    if name not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol: expected one of {', '.join(PROTOCOLS)}, found {name!r}.")
+    return PROTOCOLS[name]

@@ -26,14 +26,11 @@ class EvaluationResult:
     """What one system scored under one protocol.
 
     Attributes:
-        system, protocol: their names; `protocol_statement` says what the protocol does.
         level: the level that was evaluated, "auto" when the system chose the path itself, None for all levels.
-        figures: the protocol's figures, see `Protocol.compute`.
-        breakdown: the figures per level, kind and size.
-        cost: mean per instruction of seconds, passes, vision_passes, calls, tokens and failures.
+        figures: the protocol's figures, see `Protocol.compute`; `breakdown` has them per level, kind and size.
+        cost: means per instruction, see `SegmentationCost`.
         parameters: of everything that runs, None where unknown.
         instructions, images: how many were asked and seen.
-        datasets: names in the rows.
         level_accuracy: with level "auto", percent of instructions sent down the path of their own level.
         errors: instructions without a usable answer; `first_error` says why the first of them has none.
         predictions: the merged predictions file, None where it was not kept.
@@ -88,8 +85,7 @@ def score_run(
 ) -> EvaluationResult:
     """Scores a merged predictions file again, under any protocol that asks the same instructions.
 
-    Args:
-        threshold: score that an instance must exceed; that of the run if not given.
+    The threshold is that of the run if not given.
 
     Raises:
         ValueError: when the run kept only instances above a higher threshold.
@@ -149,10 +145,15 @@ def run_records(predictions: str | Path, protocol: Protocol) -> list[dict[str, A
     return records
 
 
+def run_samples(predictions: str | Path, protocol: Protocol) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Predictions and references of a run, sample by sample in the order of its rows, as `sweep_masks` takes them."""
+    return _samples(run_records(predictions, protocol), protocol)[:2]
+
+
 def score_records(
     records: Sequence[Mapping[str, Any]], protocol: Protocol, threshold: float | None = None
 ) -> tuple[MaskScores, list[int]]:
-    """The scores of prediction records above a threshold (None keeps all), and for each sample its record's index."""
+    """The scores of prediction records above a threshold (None keeps all), and the record's place for each sample."""
     predictions, references, origins = _samples(records, protocol)
     return sweep_masks(predictions, references, (threshold,))[0], origins
 
@@ -169,7 +170,7 @@ def sweep_levels(
     predictions, references, _ = _samples(records, protocol)
     thresholds = [threshold for threshold in THRESHOLDS if threshold >= lowest]
     swept = dict(zip(thresholds, sweep_masks(predictions, references, thresholds, check=False), strict=True))
-    levels = np.array([reference["level"] for reference in references], dtype=object)
+    levels = next(iter(swept.values())).levels
     found = {}
     for level in dict.fromkeys(levels):
         chosen = levels == level
@@ -187,11 +188,7 @@ def sweep_levels(
 
 
 def choose_threshold(values: Mapping[float, float | None]) -> float:
-    """The threshold with the highest value; of equal ones that nearest to .5. The one choice for everybody.
-
-    Raises:
-        ValueError: without a threshold that has a value.
-    """
+    """The threshold with the highest value; of equal ones that nearest to .5. The one choice for everybody."""
     known = {threshold: value for threshold, value in values.items() if value is not None}
     if not known:
         raise ValueError("Expected a value for at least one threshold, found none.")
@@ -225,18 +222,3 @@ def _samples(
             references.append(reference)
             origins.append(index)
     return predictions, references, origins
-
-
-__all__ = [
-    "AUTO",
-    "LOWEST_SCORE",
-    "THRESHOLDS",
-    "EvaluationResult",
-    "NoAnswerError",
-    "calibration_error",
-    "choose_threshold",
-    "run_records",
-    "score_records",
-    "score_run",
-    "sweep_levels",
-]

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
+from ...processing.datasets.schema import TARGET_KINDS
 from .evaluate import evaluate_model, row_image
 from .protocols import get_protocol
 from .result import run_records, score_records
 
 FIGURES = ("gIoU", "cIoU", "P@0.5", "AP50", "count_ratio", "exact", "N-acc")
 KIND_FIGURES = ("gIoU", "P@0.5", "AP50", "count_ratio", "exact")
-KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
 
 
 def evaluate_levels(
@@ -32,16 +32,14 @@ def evaluate_levels(
 ) -> dict[str, float]:
     """Figures of the default protocol, in percent, for every level and every kind of target that the data has.
 
+    They are `{level}_{figure}`, `{level}_{kind}_{figure}`, `{level}_best_threshold`, `{level}_best_gIoU`,
+    `{level}_calibration_error`; `stage_gIoU` over the instructions of the trained levels, and `stage_best_gIoU` with
+    every level at its own best threshold. The last one depends on no threshold, so it is what checkpoints are chosen
+    by: scores move in training and are calibrated after it, and at a fixed one that movement would pass for progress.
+
     Args:
-        trained: Levels that count for `stage_gIoU` and `stage_best_gIoU`, means over their instructions.
         folder: Where predictions lie while they are scored; shared by all processes, removed at the end.
         keep_records: Called with the record of each answer (see `make_record`).
-
-    Returns:
-        `dict[str, float]`: `{level}_{figure}`, `{level}_{kind}_{figure}`, `stage_gIoU`; `{level}_best_threshold`,
-        `{level}_best_gIoU` and `{level}_calibration_error`; and `stage_best_gIoU`, every level at its own best
-        threshold. The last one depends on no threshold, so it is what checkpoints are chosen by: scores move in
-        training and are calibrated after it, and at a fixed threshold that movement would pass for progress.
 
     Raises:
         ValueError: when the data has no instruction of the trained levels.
@@ -65,7 +63,7 @@ def evaluate_levels(
         for record in records:
             keep_records(record)
     scores, _ = score_records(records, protocol, threshold)
-    levels, kinds = np.array(scores.levels, dtype=object), np.array(scores.kinds, dtype=object)
+    levels, kinds = scores.levels, scores.kinds
     figures: dict[str, float] = {}
 
     def add(prefix: str, chosen: np.ndarray, names: Sequence[str]) -> None:
@@ -76,7 +74,7 @@ def evaluate_levels(
 
     for level in (each.value for each in InstructionLevel):
         add(level, levels == level, FIGURES)
-        for kind in KINDS:
+        for kind in TARGET_KINDS:
             add(f"{level}_{kind}", (levels == level) & (kinds == kind), KIND_FIGURES)
     for level, entry in result.thresholds.items():
         known = {"best_threshold": entry["best"], "best_gIoU": entry["figures"]["gIoU"]}
@@ -98,12 +96,7 @@ def evaluate_levels(
 
 
 class ConceptCheck:
-    """Tells whether the model still answers concepts bit for bit as it did when the check was made.
-
-    Args:
-        model: The model before training.
-        inputs: A fixed batch; its rows are asked at the concept level.
-    """
+    """Tells whether the model still answers concepts, a fixed batch, bit for bit as it did when the check was made."""
 
     _COMPARED = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg", "text_features")
 
@@ -132,6 +125,3 @@ class ConceptCheck:
         """Whether every output equals the recorded one (`torch.equal`)."""
         after = self._outputs(model)
         return all(torch.equal(after[name], before) for name, before in self.before.items())
-
-
-__all__ = ["ConceptCheck", "evaluate_levels"]

@@ -18,8 +18,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ..collator import InstructionCollator, image_key, named_parts, usable_rows
-from ..transforms import keyed_random
+from ..collator import InstructionCollator, image_key, keyed_random, named_parts, usable_rows
 
 if TYPE_CHECKING:
     from ..arguments import Sam3ITrainingArguments
@@ -37,21 +36,12 @@ TOLERANCE = 1e-3  # of mean IoU: what a more honest scale may cost
 
 @dataclass
 class Candidates:
-    """The candidates of one row, best first.
+    """The candidates of one row, best first."""
 
-    Args:
-        logits (`torch.Tensor` of shape `(K,)`): Classification logits.
-        presence (`float`): Probability that the target is in the image.
-        correct (`torch.BoolTensor` of shape `(K,)`): Which of them hold an instance (IoU of at least 0.5) that none
-            before them holds.
-        iou (`torch.Tensor` of shape `(K + 1,)`): IoU of the union of the best k with the target; where nothing is
-            denoted 1 for k = 0, else 0.
-    """
-
-    logits: torch.Tensor
-    presence: float
-    correct: torch.Tensor
-    iou: torch.Tensor
+    logits: torch.Tensor  # (K,)
+    presence: float  # probability that the target is in the image
+    correct: torch.Tensor  # (K,), bool: those that hold an instance (IoU of at least 0.5) that none before them holds
+    iou: torch.Tensor  # (K + 1,), of the union of the best k with the target; of nothing with nothing it is 1
 
 
 def read_candidates(logits: torch.Tensor, presence: float, masks: torch.Tensor, targets: torch.Tensor) -> Candidates:
@@ -115,9 +105,8 @@ def set_calibration(model: Any, level: InstructionLevel, pair: tuple[float, floa
 def calibrate_level(model: Any, level: InstructionLevel, batches: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Fit and set scale and bias of one level on labeled batches of it (see `InstructionCollator`).
 
-    Returns:
-        `dict[str, float]`: Scale, bias, and gIoU in percent at 0.5 before and after; empty, and nothing set, with
-        fewer than `LEAST_ROWS` rows or without any candidate.
+    Returns both, and gIoU in percent at 0.5 before and after; nothing, and sets nothing, with fewer than `LEAST_ROWS`
+    rows or without any candidate.
     """
     set_calibration(model, level, None)
     training, rows = model.training, []
@@ -172,15 +161,9 @@ def split_by_image(dataset: Any) -> tuple[Any, Any]:
 
 
 def calibrate_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
-    """Calibrate the scores of the stage's levels, so that 0.5 is the best threshold of each.
+    """Calibrate the scores of the stage's levels, so that 0.5 is the best threshold of each; returns what was found.
 
     Rows that chose the checkpoint are used only where the others are too few, which is said and recorded.
-
-    Args:
-        trainer: Its `stage` and `args` are those of the stage; `calibration` gets what was used for each level.
-
-    Returns:
-        `dict[str, float]`: Scale, bias and gIoU at 0.5 before and after, by level; empty without validation rows.
     """
     trainer.calibration = {}
     figures: dict[str, float] = {}
@@ -209,15 +192,3 @@ def _rows_of_level(dataset: Any, level: InstructionLevel) -> list[tuple[Any, int
     return [
         (part, index) for part in named_parts(dataset).values() for index in usable_rows(part, level.value).indices
     ]
-
-
-__all__ = [
-    "Candidates",
-    "calibrate_level",
-    "calibrate_stage",
-    "choose_calibration",
-    "read_candidates",
-    "set_calibration",
-    "split_by_image",
-    "split_validation",
-]

@@ -40,18 +40,10 @@ def texts_by_level(rows: Any) -> dict[InstructionLevel, list[str]]:
 def train_router(
     model: Any, processor: Sam3IProcessor, rows: Any, steps: int, seed: int, progress: bool = True
 ) -> float:
-    """Train the router, and nothing else; no random state but its own is touched.
+    """Train the router of a model, and nothing else; no random state but its own is touched.
 
-    Args:
-        model: With a router.
-        rows: `datasets.Dataset` of instruction rows, with instructions of both levels among them.
-        steps (`int`): Optimizer steps; each sees `TEXTS_PER_LEVEL` texts of every level.
-        progress (`bool`): Whether to show a progress bar.
-
-    Returns:
-        `float`: The share of the texts of the last `SHOWN` steps whose level it found.
-
-    Source: ours; in SAM3-I (arXiv 2512.04585) the user names the level.
+    Each step sees `TEXTS_PER_LEVEL` texts of every level. Returns the share of the texts of the last `SHOWN` steps
+    whose level it found. Source: ours; in SAM3-I (arXiv 2512.04585) the user names the level.
     """
     texts = {level: found for level, found in texts_by_level(rows).items() if found}
     draws = random.Random(seed)
@@ -79,6 +71,3 @@ def train_router(
     share = sum(correct) / len(correct)
     logger.info(f"Level router: {share:.0%} of the last texts correct")
     return share
-
-
-__all__ = ["texts_by_level", "train_router"]

@@ -7,9 +7,8 @@ words) is a few kilobytes. So the decoder runs once per row, what the selector w
 selector alone learns from that in large batches: some fifty times as many rows a second. 2,000 steps keep at most
 16,000 rows; with the 48 queries of 256 numbers of real SAM3 that is 0.4 GB.
 
-It is a part of a stage: [`begin_stage`] before the stage's first step (and before its first checkpoint, so a run that
-ends within starts the stage anew), [`end_joint_stage`] after the last step of the joint one (a run that ends within
-goes on from the stage's last checkpoint).
+It is a part of a stage: [`begin_stage`] before its first step and checkpoint, so a run that ends within starts the
+stage anew; [`end_joint_stage`] after the last step of the joint one, whose last checkpoint such a run goes on from.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,23 +44,14 @@ VIEWS = 16  # of each row, at least: more rows than the steps can show so often 
 
 @dataclass
 class KeptQueries:
-    """What the selector reads of R rows and should answer; the order of the rows is that of the dataset.
+    """What the selector reads of R rows and should answer; the order of the rows is that of the dataset."""
 
-    Args:
-        logits (`torch.Tensor` of shape `(R, Q)`): Scores of the queries before selection.
-        queries (`torch.Tensor` of shape `(R, Q, width)`): Decoder output of the last layer, in half precision.
-        boxes (`torch.Tensor` of shape `(R, Q, 4)`): (cx, cy, w, h) in [0, 1].
-        input_ids (`torch.LongTensor` of shape `(R, tokens)`): The instruction.
-        attention_mask (`torch.BoolTensor` of shape `(R, tokens)`): `True` for its tokens.
-        correct (`torch.BoolTensor` of shape `(R, Q)`): Which queries to choose.
-    """
-
-    logits: torch.Tensor
-    queries: torch.Tensor
-    boxes: torch.Tensor
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    correct: torch.Tensor
+    logits: torch.Tensor  # (R, Q), scores of the queries before selection
+    queries: torch.Tensor  # (R, Q, width), decoder output of the last layer, in half precision
+    boxes: torch.Tensor  # (R, Q, 4), (cx, cy, w, h) in [0, 1]
+    input_ids: torch.Tensor  # (R, tokens), the instruction
+    attention_mask: torch.Tensor  # (R, tokens), bool
+    correct: torch.Tensor  # (R, Q), bool: which queries to choose
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -81,17 +71,11 @@ class KeptQueries:
 
 
 def correct_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Which queries should be chosen: of those that hold a target (IoU above `LEAST_IOU`), the best scored one.
+    """Which queries `(queries, 4)`, best scored first, to choose for targets `(objects, 4)`; both (cx, cy, w, h).
 
-    Several queries may hold one target. Others than the best scored would find it again: the selector sees the scores.
-    To call the nearest correct is to ask for what cannot be told: a selector taught so learns its rows by heart.
-
-    Args:
-        boxes (`torch.Tensor` of shape `(queries, 4)`): Of the queries, best scored first, (cx, cy, w, h).
-        targets (`torch.Tensor` of shape `(objects, 4)`): Of the targets, likewise.
-
-    Returns:
-        `torch.BoolTensor` of shape `(queries,)`.
+    Of the queries that hold a target (IoU above `LEAST_IOU`) it is the best scored one. Others would find it again:
+    the selector sees the scores. To call the nearest correct is to ask for what cannot be told: a selector taught so
+    learns its rows by heart.
     """
     if not len(targets):
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
@@ -103,12 +87,7 @@ def correct_queries(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def keep_queries(model: Any, batch: dict[str, Any]) -> KeptQueries:
-    """What the selector would read of the rows of a batch of `InstructionCollator`, on the CPU.
-
-    Args:
-        model: The model, in inference mode.
-        batch: With `pixel_values` or `vision_features`; of one level, so that rows run in their order.
-    """
+    """What the selector of a model in inference mode would read of a batch of one level, on the CPU."""
     vision = encode_vision(model, batch.get("pixel_values"), batch.get("vision_features"))
     names = ("input_ids", "attention_mask", "instruction_levels", "image_ids")
     inputs = {name: batch[name] for name in names if name in batch}
@@ -126,15 +105,11 @@ def keep_queries(model: Any, batch: dict[str, Any]) -> KeptQueries:
 
 
 def selection_loss(logits: torch.Tensor, correct: torch.Tensor) -> torch.Tensor:
-    """Two cross-entropies: of a choice among the queries of each row and nothing, and of yes or no to each query.
+    """Two cross-entropies of logits `(rows, queries)`: of a choice among them and nothing, and of yes or no to each.
 
     The choice teaches to compare. Every target wants its share of the probability; where the instruction denotes
     nothing, nothing is the choice, whose logit is 0. Yes or no makes scores of the logits: what should not be found
     wants to be below 0.
-
-    Args:
-        logits (`torch.Tensor` of shape `(rows, queries)`): After selection.
-        correct (`torch.BoolTensor` of shape `(rows, queries)`): The queries to choose.
     """
     wanted = torch.cat([correct, ~correct.any(-1, keepdim=True)], dim=-1).to(logits.dtype)
     choice = F.cross_entropy(F.pad(logits, (0, 1)), wanted / wanted.sum(-1, keepdim=True))
@@ -143,17 +118,10 @@ def selection_loss(logits: torch.Tensor, correct: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SelectorTraining:
-    """How long a selector learns alone, and how it is fed.
+    """How long a selector learns alone, and how it is fed."""
 
-    Args:
-        steps: Optimizer steps on kept queries.
-        batch_size: Rows that the decoder sees at once while queries are collected.
-        seed: Of the choice and the order of rows.
-        progress: Whether to show progress bars.
-    """
-
-    steps: int
-    batch_size: int = 8
+    steps: int  # of the optimizer, on kept queries
+    batch_size: int = 8  # rows that the decoder sees at once while queries are collected
     seed: int = 0
     progress: bool = True
 
@@ -161,9 +129,7 @@ class SelectorTraining:
 def train_selector(model: Any, level: InstructionLevel, kept: KeptQueries, training: SelectorTraining) -> float:
     """Train the selector of one level, and nothing else, on kept queries; no random state but its own is touched.
 
-    Returns:
-        `float`: The share of the last rows seen for which the best query was a correct one, or where nothing is
-        denoted, was turned down.
+    Returns the share of the last rows whose best query was correct or, where nothing is denoted, was turned down.
     """
     selector = getattr(model.dot_product_scoring.sam3i_adapter, level.value)
     parameters = [parameter.requires_grad_(True) for parameter in selector.parameters()]
@@ -212,16 +178,10 @@ def warm_up_selector(
     prepare: Callable[[list], dict[str, Any]],
     training: SelectorTraining,
 ) -> float | None:
-    """Train the selector of one level alone, on as many rows as the steps can show `VIEWS` times.
+    """Train the selector of one level alone, on as many of the rows as the steps can show `VIEWS` times.
 
-    The processes of a run share the decoding; each then trains on all of it.
-
-    Args:
-        rows: `datasets.Dataset` of instruction rows.
-        prepare: Makes a batch for [`keep_queries`] of some of them.
-
-    Returns:
-        `float`, *optional*: The share of rows that end with a correct choice; `None` where no query holds a target.
+    The processes of a run share the decoding; each then trains on all of it. `prepare` makes a batch for
+    [`keep_queries`] of some rows. Returns what [`train_selector`] does; None where no query holds a target.
     """
     state = process_state()
     training = replace(training, progress=training.progress and state.is_main_process)
@@ -251,13 +211,9 @@ def warm_up_selector(
 
 
 def begin_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
-    """The head start: train the selector of the level that the stage is about to learn.
+    """The head start: train the selector of the level that the stage is about to learn, where there is one.
 
-    Args:
-        trainer: Its `stage`, `args`, `train_dataset` and `data_collator` are those of the stage.
-
-    Returns:
-        `dict[str, float]`: How often it chooses correctly in the end; empty where there is none to train.
+    Returns how often it chooses correctly in the end.
     """
     share = None if len(trainer.stage.levels) > 1 else _train_for_stage(trainer, *trainer.stage.levels)
     return {} if share is None else {"selector_accuracy": share}
@@ -266,13 +222,8 @@ def begin_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
 def end_joint_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
     """Train the selector of each level once more, on what the model finds after the joint stage.
 
-    The queries have changed since the selector had its head start, and choosing still takes many examples.
-
-    Args:
-        trainer: As for [`begin_stage`]; its rows are those of the stage again when this is done.
-
-    Returns:
-        `dict[str, float]`: How often each selector chooses correctly in the end.
+    The queries have changed since the selector had its head start, and choosing still takes many examples. Returns how
+    often each selector chooses correctly in the end.
     """
     found: dict[str, float] = {}
     if len(trainer.stage.levels) < 2 or not trains_selectors(trainer):
@@ -311,18 +262,3 @@ def _train_for_stage(trainer: "Sam3ITrainer", level: InstructionLevel) -> float 
         progress=not args.disable_tqdm,
     )
     return warm_up_selector(trainer.instruction_model, level, trainer.train_dataset, trainer.selector_batch, training)
-
-
-__all__ = [
-    "KeptQueries",
-    "SelectorTraining",
-    "begin_stage",
-    "correct_queries",
-    "end_joint_stage",
-    "keep_queries",
-    "most_head_steps",
-    "selection_loss",
-    "train_selector",
-    "trains_selectors",
-    "warm_up_selector",
-]

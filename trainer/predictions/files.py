@@ -30,10 +30,9 @@ SHOWN_FAULTS = 20
 
 
 class PredictionFileError(ValueError):
-    """A prediction or annotation file that cannot be scored; the message names file, record and field of each fault.
+    """A prediction or annotation file that cannot be scored; `faults` names file, record and field of each fault.
 
-    Attributes:
-        faults: all of them; the message shows the first twenty.
+    The message shows the first twenty.
     """
 
     def __init__(self, faults: Iterable[RecordFault]):
@@ -70,17 +69,13 @@ class AnnotationRecord:
 
 @dataclass
 class AnnotationFile:
-    """The images (id -> (height, width)) and annotations of a file, each in file order.
+    """The images and annotations of a file by their ids, each in file order."""
 
-    `kinds` and `ignore_masks` (RLE counts) are given by image id where the file has them, `datasets` are the names of
-    the data in it (its own where it names none).
-    """
-
-    images: dict[int, tuple[int, int]] = field(default_factory=dict)
+    images: dict[int, tuple[int, int]] = field(default_factory=dict)  # (height, width)
     annotations: dict[int, AnnotationRecord] = field(default_factory=dict)
-    kinds: dict[int, str] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)  # by image, as ignore masks, where the file has them
     ignore_masks: dict[int, list[str]] = field(default_factory=dict)
-    datasets: set[str] = field(default_factory=set)
+    datasets: set[str] = field(default_factory=set)  # names of the data in it; its own where it names none
 
     def of_image(self) -> dict[int, list[AnnotationRecord]]:
         """The annotations of every image that has some."""
@@ -91,11 +86,7 @@ class AnnotationFile:
 
 
 def read_predictions(path: str | Path) -> list[PredictionRecord]:
-    """The records of a prediction file.
-
-    Raises:
-        PredictionFileError: names every record and field that cannot be used.
-    """
+    """The records of a prediction file; its error names every record and field that cannot be used."""
     content = _load_json(path)
     if not isinstance(content, list):
         expected, fix = "a list of prediction records", "write one list; annotations go to --references"
@@ -160,10 +151,8 @@ def read_annotations(path: str | Path) -> AnnotationFile:
     """The images and annotations of a COCO-style file; polygons and both kinds of RLE are read.
 
     An annotation with a truthy "ignore" is an ignore region, and so are the "ignore_masks" of an image's "sam3i"
-    object (where the authors' layout has no place for them).
-
-    Raises:
-        PredictionFileError: names every record and field that cannot be used.
+    object (where the authors' layout has no place for them). The error names every record and field that cannot be
+    used.
     """
     content = _load_json(path)
     file, faults = AnnotationFile(), []

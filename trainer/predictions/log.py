@@ -38,11 +38,7 @@ def make_record(
 ) -> dict[str, Any]:
     """One answered instruction with its target, all that scoring needs (no pixels: masks are RLE counts).
 
-    Args:
-        row: a row of the schema.
-        place: [row index, index of the level, index of the text]; unique in a run, and the order of the merged file.
-        level, text: the instruction as asked.
-        result: the answer.
+    `place` is [row index, index of the level, index of the text]: unique in a run, and the order of the merged file.
     """
     return {
         "place": place,
@@ -109,13 +105,10 @@ class PredictionLog:
     """The part file of one process in the folder of a run.
 
     Args:
-        directory: folder of the run; created when absent.
         settings: what decides the predictions, by fingerprint where it is large; a run only continues under equal
-            settings.
-        process_index, num_processes: which part this is.
+            settings, but for those named by `allow_changed`.
         resume: continue what is there; instructions that ended in an error are asked again. Without it, a folder with
             predictions is refused, not overwritten.
-        allow_changed: names of settings that may differ from those of the predictions that are there.
 
     Raises:
         PredictionLogError: predictions are there and `resume` is off, or they come from other settings.
@@ -223,11 +216,7 @@ class PredictionLog:
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
-    """The settings in the first line of a predictions file; None for a file without a complete first line.
-
-    Raises:
-        PredictionLogError: when the first line is something else.
-    """
+    """The settings in the first line of a predictions file; None for a file without a complete first line."""
     with open(path, "rb") as file:
         line = file.readline()
     if not line.endswith(b"\n"):
@@ -239,11 +228,7 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
 
 
 def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The complete records of a predictions file; a torn last line (a killed run) is left out.
-
-    Raises:
-        PredictionLogError: names the line that is no record.
-    """
+    """The complete records of a predictions file; a torn last line (a killed run) is left out."""
     if read_settings(path) is None:
         return
     with open(path, "rb") as file:
@@ -271,17 +256,9 @@ def _line(content: Mapping[str, Any]) -> bytes:
 
 def _drop_torn_line(path: Path) -> None:
     """Cuts the file behind its last line break, so that appending starts on a line of its own."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        position = size
-        while position > 0:
-            start = max(0, position - (1 << 16))
-            file.seek(start)
-            found = file.read(position - start).rfind(b"\n")
-            if found >= 0:
-                file.truncate(start + found + 1)
-                return
-            position = start
-        file.truncate(0)
+    if path.exists():
+        with open(path, "rb+") as file:
+            whole = 0
+            for line in file:
+                whole += len(line) if line.endswith(b"\n") else 0
+            file.truncate(whole)

@@ -108,6 +108,3 @@ def _svg(figure: Figure, axes: Axes, legend: bool) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
-
-
-__all__ = ["COLORS", "STYLE", "color", "group_bars", "iou_histogram", "precision_recall", "threshold_curves"]

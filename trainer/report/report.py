@@ -69,11 +69,7 @@ class Section:
 
 
 def load_entry(result: EvaluationResult) -> ReportEntry:
-    """The entry of a result whose predictions were kept.
-
-    Raises:
-        ValueError: when they were not.
-    """
+    """The entry of a result, whose predictions must have been kept."""
     if result.predictions is None:
         raise ValueError("A report needs the predictions: evaluate with output_dir.")
     protocol = get_protocol(result.protocol)
@@ -84,16 +80,9 @@ def load_entry(result: EvaluationResult) -> ReportEntry:
 
 
 def write_report(entries: Sequence[ReportEntry], directory: str | Path, dataset: Any = None, *, seed: int = 0) -> Path:
-    """Writes `report.html` (self-contained) and, when images are there, a PNG of each section of pictures.
+    """Writes `report.html` (self-contained) and, where the rows are given, a PNG of each section of pictures.
 
-    Args:
-        entries: the systems, the one to look at most closely first.
-        directory: created when absent.
-        dataset: the rows that were evaluated, for the pictures.
-        seed: of the random panels.
-
-    Returns:
-        The path of the page.
+    The system to look at most closely comes first; `seed` is that of the random panels. Returns the path of the page.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -271,6 +260,3 @@ def _printable(text: str) -> str:
 
 def _data_url(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-__all__ = ["ReportEntry", "failure_reason", "load_entry", "write_report"]

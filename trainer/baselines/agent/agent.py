@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """SAM3 + Agent: a multimodal chat model searches noun phrases with SAM3 and chooses among the masks.
 
-The protocol is that of the agent published with SAM3: one tool call per turn, masks without overlaps ordered by
-score and numbered anew on the image each turn, a history pruned to the request and the turns since the last search,
-and at most 100 generations. The prompts are this package's own (`prompts/`).
+The protocol is that of the agent published with SAM3: one tool call per turn, masks without overlaps ordered by score
+and numbered anew each turn, a history pruned to the request and the turns since the last search, and at most 100
+generations. The prompts are this package's own (`prompts/`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
@@ -39,7 +39,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class AgentStep:
-    """One turn of the agent: the call and how many masks were available after it, or why it was not carried out."""
+    """One turn: the call and how many masks were available after it, or why it was not carried out."""
 
     tool: str | None
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -56,18 +56,17 @@ class AgentSegmenter(Segmenter):
     """Segments what an instruction denotes by letting a chat model use SAM3.
 
     Args:
-        detector: SAM3, as a [`PhraseDetector`].
-        chat: the chat model.
-        prompts: defaults to the files of this package.
+        detector: SAM3.
+        chat: the chat model; it must accept concurrent requests where there are several `workers`.
+        prompts: those of this package if not given.
         max_generations: most answers of the chat model per instruction, examinations of single masks included.
-        max_tokens: most tokens (prompt and completion) per instruction; None for no limit.
+        max_tokens: most tokens (prompt and completion) per instruction.
         max_unusable: answers in a row that cannot be carried out, or verdicts that cannot be read, before the
             instruction counts as failed. A repeated phrase has its own answer in the protocol and does not count here.
-        workers: instructions under way at a time; the chat model must accept concurrent requests.
+        workers: instructions under way at a time.
 
-    An instruction without an answer (no usable reply, budget used up, endpoint out of reach) gets an empty result
-    whose `error` says why. In its cost, `failures` counts replies that could not be used and requests that had to be
-    sent again; `seconds` includes waiting for others when `workers` > 1.
+    An instruction without an answer gets an empty result whose `error` says why. In its cost, `failures` counts
+    replies that could not be used and requests sent again; `seconds` includes waiting for others.
     """
 
     name = "agent"
@@ -115,10 +114,7 @@ class AgentSegmenter(Segmenter):
         return {**self.detector.identity(), "chat": chat, "chat_tokens": tokens, "prompts": self.prompts.versions}
 
     def segment_images(
-        self,
-        images: Sequence[Image],
-        instructions: Sequence[list[str]],
-        levels: Sequence[list[str | None]],
+        self, images: Sequence[Image], instructions: Sequence[list[str]], levels: Sequence[list[str | None]]
     ) -> list[list[SegmentationResult]]:
         """Answers the instructions of several images, up to `workers` at a time; levels do not matter to the agent."""
         runs = []
@@ -138,11 +134,7 @@ class AgentSegmenter(Segmenter):
     def run(
         self, image: Image, instruction: str, encoded: EncodedImages | None = None, share: float = 1.0
     ) -> tuple[SegmentationResult, list[AgentStep]]:
-        """Answers one instruction and tells how.
-
-        Args:
-            encoded: vision features of the image, where they exist already.
-            share: the part of their cost this instruction bears.
+        """Answers one instruction, which bears a share of the cost of its encoded image, and tells how.
 
         Raises:
             ChatRequestError: when the endpoint knows neither the key nor the model (HTTP 401, 403, 404), since no
@@ -160,10 +152,14 @@ class AgentSegmenter(Segmenter):
                 raise
             error, answer = str(failure), None
             logger.warning("The agent has no answer to %r: %s", instruction, error)
-        cost = replace(
-            episode.cost(),
-            seconds=time.monotonic() - started + share * encoded.seconds,
+        seconds = time.monotonic() - started + share * encoded.seconds
+        cost = SegmentationCost(
+            seconds=seconds,
+            passes=episode.passes,
             vision_passes=share,
+            calls=episode.usage.calls,
+            tokens=episode.usage.tokens,
+            failures=episode.unusable + episode.usage.retries,
         )
         if answer is None:
             return SegmentationResult.empty(image.height, image.width, cost=cost, error=error), episode.steps
@@ -178,20 +174,12 @@ class AgentEpisode:
         self.image = image
         self.encoded = encoded
         self.conversation = AgentConversation(agent.prompts, image, instruction)
-        self.candidates = MaskCandidates.none(image.height, image.width)
+        self.candidates = MaskCandidates.empty(image.height, image.width)
         self.searched = False
         self.steps: list[AgentStep] = []
         self.usage = ChatUsage()
         self.passes = 0
         self.unusable = 0
-
-    def cost(self) -> SegmentationCost:
-        return SegmentationCost(
-            passes=self.passes,
-            calls=self.usage.calls,
-            tokens=self.usage.tokens,
-            failures=self.unusable + self.usage.retries,
-        )
 
     def play(self) -> MaskCandidates | None:
         """Takes turns until the agent answers; None stands for "no mask"."""
@@ -285,6 +273,3 @@ class AgentEpisode:
 
     def drawing(self) -> Image | None:
         return self.candidates.draw(self.image) if len(self.candidates) else None
-
-
-__all__ = ["AgentEpisode", "AgentFailureError", "AgentSegmenter", "AgentStep"]

@@ -161,6 +161,3 @@ def _normalize(phrase: str) -> str:
 
 def _listing(phrases: list[str]) -> str:
     return ", ".join(f'"{phrase}"' for phrase in phrases)
-
-
-__all__ = ["AgentConversation", "AgentPrompts"]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from ....processing.drawing.instances import draw_masks
+from ..segmenters import SegmentationResult
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,28 +20,16 @@ MIN_DRAWING_SIDE = 448  # pixels of the shorter side
 CLOSE_UP_MARGIN = 0.5
 
 
-@dataclass(frozen=True)
-class MaskCandidates:
-    """Masks available to the agent, numbered from 1 in this order.
-
-    Shapes: masks bool [K, H, W], scores float [K], boxes float [K, 4] xyxy pixels.
-    """
-
-    masks: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
-
-    @classmethod
-    def none(cls, height: int, width: int) -> MaskCandidates:
-        """No mask of an image."""
-        return cls(np.zeros((0, height, width), dtype=bool), np.zeros(0), np.zeros((0, 4)))
+class MaskCandidates(SegmentationResult):
+    """Masks available to the agent, numbered from 1 in this order."""
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def take(self, indices: list[int]) -> MaskCandidates:
         """The candidates of these zero-based indices."""
-        return MaskCandidates(self.masks[indices], self.scores[indices], self.boxes[indices])
+        boxes = None if self.boxes is None else self.boxes[indices]
+        return MaskCandidates(self.masks[indices], self.scores[indices], boxes)
 
     def without_overlaps(self) -> MaskCandidates:
         """Orders by score and drops empty masks and those that lie over or in one of a higher score.
@@ -79,6 +67,3 @@ class MaskCandidates:
 def _side(image: Image) -> int:
     """Longest side of a drawing: small images are enlarged, so that numbers fit on their masks."""
     return round(max(image.size) * max(1.0, MIN_DRAWING_SIDE / min(image.size)))
-
-
-__all__ = ["MaskCandidates"]

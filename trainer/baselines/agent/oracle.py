@@ -99,6 +99,3 @@ def image_key(image: Image) -> str:
 def call_text(tool: AgentTool, **parameters: object) -> str:
     """A reply with one call."""
     return f"<tool>{json.dumps({'name': tool.value, 'parameters': parameters})}</tool>"
-
-
-__all__ = ["OracleAgent", "OracleTruth", "image_key"]

@@ -129,6 +129,3 @@ def parse_verdict(text: str) -> bool:
     if len({verdict.lower() for verdict in verdicts}) != 1:
         raise UnusableReplyError(f"expected one verdict, found {_short(verdicts)}.")
     return verdicts[0].lower() == "accept"
-
-
-__all__ = ["AgentTool", "ToolCall", "UnusableReplyError", "check_call", "parse_tool_call", "parse_verdict"]

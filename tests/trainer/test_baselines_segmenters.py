@@ -2,7 +2,6 @@
 """Stock SAM3 and SAM3-I behind the interface of systems under evaluation, and the pieces the agent is made of."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,7 +178,7 @@ class TestSam3I:
 
     def test_half_precision(self, segmenter, images):
         segmenter.detector.model.to(torch.bfloat16)
-        segmenter.detector.settings = replace(segmenter.detector.settings, threshold=0.0)
+        segmenter.detector.threshold = 0.0
         (result,) = segmenter.segment(images[0], ["the red dog"], ["simple"])
         assert result.masks.shape == (6, 40, 50) and np.isfinite(result.scores).all()
 

@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 
 LOWEST_SCORE = 0.01  # of queries that are looked at
 LEAST_ROWS = 20  # fewer tell nothing about a threshold
-MOST_ROWS = 500
+MOST_ROWS = 1000
 SCALES = (1.0, 0.5, 0.7, 1.4, 2.0)
 BIASES = torch.linspace(-6, 6, 241)
 TOLERANCE = 1e-3  # of mean IoU: what a more honest scale may cost
@@ -171,7 +171,8 @@ def calibrate_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
         rows = _rows_of_level(trainer.calibrating_rows, level)
         shared = len(rows) < LEAST_ROWS and bool(trainer.args.load_best_model_at_end)
         rows = _rows_of_level(trainer.eval_dataset, level) if shared else rows
-        rows = rows[:: max(1, math.ceil(len(rows) / MOST_ROWS))]
+        count = min(len(rows), MOST_ROWS)
+        rows = [rows[place * len(rows) // count] for place in range(count)]  # evenly spread
         collator = InstructionCollator(trainer.processing_class, level.value, seed=trainer.args.seed)
         size = trainer.args.per_device_eval_batch_size
         batches = (rows[start : start + size] for start in range(0, len(rows), size))

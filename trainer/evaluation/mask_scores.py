@@ -21,6 +21,7 @@ from ...processing.masks import encode_mask, rle_fault
 SMALL_AREA, LARGE_AREA = 32**2, 96**2  # pixels, the limits of COCO
 SIZES = ("none", "small", "medium", "large")
 SAME_INSTANCE = 0.5  # IoU from which a predicted instance is a true one
+_COUNTED = ("intersection", "union", "predicted_area", "target_area", "found", "matched", "instances")
 IGNORED_SHARE = 0.5  # of a predicted instance in ignored regions or crowds, from which it counts on neither side
 
 
@@ -288,7 +289,8 @@ def sweep_masks(
     """The scores of the instances above each threshold (None keeps all); see `score_masks`."""
     if len(predictions) != len(references):
         raise ValueError(f"Expected one reference per prediction, found {len(references)} for {len(predictions)}.")
-    pixels = np.zeros((len(thresholds), 7, len(references)), dtype=np.int64)
+    pixels = np.zeros((len(thresholds), len(_COUNTED), len(references)), dtype=np.int64)
+    whole = list(references)
     no_target = np.zeros(len(references), dtype=bool)
     kept: list[list[Mapping[str, Any]]] = [[] for _ in thresholds]
     for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
@@ -306,7 +308,10 @@ def sweep_masks(
                 known[len(above)] = part, (*_pixels(part, reference), *counts)
             part, pixels[place, :, index] = known[len(above)]
             kept[place].append(part)
-    return [MaskScores(*rows, no_target, kept[place], list(references)) for place, rows in enumerate(pixels)]
+    return [
+        MaskScores(**dict(zip(_COUNTED, rows, strict=True)), no_target=no_target, predictions=found, references=whole)
+        for rows, found in zip(pixels, kept, strict=True)
+    ]
 
 
 def _pixels(prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[int, int, int, int]:

@@ -37,6 +37,14 @@ def train(folder: str, sharded: bool) -> None:
                 reshard_after_forward=settings["fsdp_reshard_after_forward"],
             )
             trainer.is_fsdp_enabled = True
+            gather = trainer.accelerator.get_state_dict
+
+            def gathered(*args, **kwargs):
+                """What is gathered on a CPU arrives later; a copy from a GPU would have waited for it."""
+                tensors = gather(*args, **kwargs).items()
+                return {name: tensor.wait() if hasattr(tensor, "wait") else tensor for name, tensor in tensors}
+
+            trainer.accelerator.get_state_dict = gathered
 
         Sam3ITrainer.create_accelerator_and_postprocess = on_the_cpu
     saving = {"save_strategy": "steps", "save_steps": 2, "ddp_backend": "gloo"}

@@ -52,13 +52,10 @@ def _with_notice(action):
 
 
 class DemoPage:
-    """The Gradio page for a model.
+    """The Gradio page for a model, which all visitors share; the slider of scores stands at `threshold` first.
 
-    Args:
-        model ([`DemoModel`]): Shared by all visitors.
-        threshold (`float`, *optional*, defaults to 0.5): Where the slider of scores stands at first.
-        for_agents (`bool`, *optional*, defaults to `False`): Whether `segment` is also a tool of the Model
-            Context Protocol; then it answers with JSON as text, since Gradio hands agents the text of a value.
+    With `for_agents` `segment` is also a tool of the Model Context Protocol; then it answers with JSON as text, since
+    Gradio hands agents the text of a value.
     """
 
     def __init__(self, model: DemoModel, threshold: float = 0.5, for_agents: bool = False):

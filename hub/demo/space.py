@@ -45,13 +45,6 @@ def export_demo_space(model: str, output_dir: str | Path) -> Path:
     It holds the package itself, so that the Space runs the very code that was tried here. A model that is a folder is
     copied into it; one on the Hub is named in `app.py` and in the Space's metadata.
 
-    Args:
-        model (`str`): SAM3-I or stock SAM3, a folder or a Hub name.
-        output_dir (`str` or `Path`): Folder to create.
-
-    Returns:
-        `Path`: the folder.
-
     Raises:
         FileExistsError: when `output_dir` exists and is not an empty folder.
         FileNotFoundError: when `model` is neither a folder nor a Hub name.

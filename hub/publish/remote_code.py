@@ -34,7 +34,6 @@ ENTRY_MODULES = (
     ("processing", "pipeline", "pipeline_sam3i"),
 )
 
-
 HANDLER = "handler.py"
 REQUIREMENTS = "requirements.txt"
 SERVING_REQUIREMENTS = ("pillow>=10.1", "scipy", "torch>=2.6", "torchvision", "transformers>=5.12")
@@ -118,9 +117,6 @@ def add_remote_code(folder: str | Path) -> list[str]:
     Afterwards `pipeline("instruction-segmentation", model=folder, trust_remote_code=True)` and the auto classes work
     where this package is not installed, and the repository can be deployed as an Inference Endpoint.
 
-    Args:
-        folder: Repository with `config.json`.
-
     Returns:
         `list[str]`: Names of the code files.
 
@@ -145,13 +141,6 @@ def export_repository(source: str | Path, output_dir: str | Path) -> Path:
     """Write a full repository with code from any repository that SAM3-I loads (full, adapter-only or stock SAM3).
 
     A README says how to load it; that of a folder given as `source` keeps its text, as a push does.
-
-    Args:
-        source: Folder or Hub id.
-        output_dir: Folder to create; it must not exist yet or be empty.
-
-    Returns:
-        `Path`: The written folder.
 
     Raises:
         FileExistsError: when `output_dir` holds files already.

@@ -70,6 +70,7 @@ def test_a_sharded_module_has_the_losses_and_gradients_of_a_whole_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="two steps run; what is gathered from shards on CPUs cannot be written")
 def test_a_stage_of_sharded_weights_ends_as_one_of_whole_copies_and_its_result_loads(tmp_path):
     for name, sharded in (("whole", False), ("sharded", True)):
         launch(tmp_path / name, 2, sharded_module.train, str(tmp_path / name), sharded)

@@ -207,9 +207,11 @@ class PhraseDetector:
 
     def _read(self, outputs: Any, sizes: list[tuple[int, int]], started: float) -> list[SegmentationResult]:
         rows = segment_rows(outputs, self.threshold, self.mask_threshold, sizes, self.max_overlap)
-        found = [[row[key].cpu().numpy() for key in ("masks", "scores", "boxes")] for row in rows]
+        found = [{key: row[key].cpu().numpy() for key in ("masks", "scores", "boxes")} for row in rows]
         cost = SegmentationCost((time.monotonic() - started) / len(rows), passes=1)
-        return [SegmentationResult(*each, row["level"], cost) for each, row in zip(found, rows, strict=True)]
+        return [
+            SegmentationResult(**each, level=row["level"], cost=cost) for each, row in zip(found, rows, strict=True)
+        ]
 
     def _tokenize(self, phrases: list[str]) -> Any:
         tokenizer = self.processor.tokenizer

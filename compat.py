@@ -115,14 +115,18 @@ def text_embeddings(text_encoder: Any) -> Any:
 
 def clip_attention(config: Any) -> Callable:
     """How the text encoders of SAM3 and of SAM3-LiteText attend, by the implementation that was chosen."""
-    return ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(config), modeling_clip.eager_attention_forward)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention_of(config) or "eager", modeling_clip.eager_attention_forward
+    )
 
 
 def sam3_attention(config: Any, mask: torch.Tensor | None) -> Callable:
     """How the DETR layers attend; flash attention cannot add a bias to its logits, so stock takes another there."""
     if is_flash_attention_requested(config) and mask is not None and mask.dtype != torch.bool:
         return ALL_ATTENTION_FUNCTIONS["sdpa"]
-    return ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(config), modeling_sam3.eager_attention_forward)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention_of(config) or "eager", modeling_sam3.eager_attention_forward
+    )
 
 
 def exchange_class(module: torch.nn.Module, ours: type[torch.nn.Module]) -> None:
@@ -131,7 +135,7 @@ def exchange_class(module: torch.nn.Module, ours: type[torch.nn.Module]) -> None
     if isinstance(module, PreTrainedModel):  # whose hidden states and attentions can be asked for, by class
         dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(ours), module._can_record_outputs)
     if "_old_forward" in vars(module):  # Accelerate, which places weights, calls the method that it found there
-        module._old_forward = MethodType(ours.forward, module)
+        vars(module)["_old_forward"] = MethodType(ours.forward, module)
 
 
 def set_loaded_parameter(model: Any, name: str, tensor: torch.Tensor) -> None:

@@ -131,9 +131,9 @@ def segment_rows(
     order = scores.argsort(dim=1, descending=True, stable=True)
     scores = scores.gather(1, order)
     rows = _read_rows(scores, threshold, getattr(outputs, "instruction_levels", None))
-    kept = [order[row, : read.count] for row, read in enumerate(rows)]  # (K,) each
+    kept = [order[row, : read.found] for row, read in enumerate(rows)]  # (K,) each
     low_res = [masks[row][index] for row, index in enumerate(kept)]  # (K, h, w) each
-    chosen = [list(range(read.count)) for read in rows]
+    chosen = [list(range(read.found)) for read in rows]
     if max_overlap is not None:
         chosen = _without_duplicates(low_res, mask_threshold, max_overlap)
     scale = None
@@ -141,10 +141,10 @@ def segment_rows(
         scale = scores.new_tensor([[width, height, width, height] for height, width in sizes])  # (rows, 4)
     results = []
     for row, read in enumerate(rows):
-        is_whole = len(chosen[row]) == read.count
+        is_whole = len(chosen[row]) == read.found
         place: Any = slice(None) if is_whole else torch.tensor(chosen[row], device=scores.device)
         row_boxes = boxes[row][kept[row]].float()  # (K, 4)
-        row_scores = scores[row, : read.count][place]
+        row_scores = scores[row, : read.found][place]
         row_masks = resize_masks(low_res[row][place], None if sizes is None else sizes[row], mask_threshold)
         results.append(
             InstructionResult(
@@ -164,7 +164,7 @@ def segment_rows(
 class _Row(NamedTuple):
     """What the host knows of a row: how many of its sorted scores pass, its level, and the scores."""
 
-    count: int
+    found: int
     level: int
     scores: list[float]
 

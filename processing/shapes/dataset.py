@@ -235,7 +235,7 @@ def shapes_rows(
     numbers = range(scenes) if isinstance(scenes, int) else scenes
     scene, choose = None, None
     for index, target in write_targets(world, numbers, targets_per_scene, concepts_per_scene=0, emphasis=emphasis):
-        if scene is None or scene.index != index:
+        if scene is None or choose is None or scene.index != index:
             scene = world.scene(index)
             choose = partial(one_of, world.rng(index, stream=4))
         texts = {level.value: [phrasing.text] for level, phrasing in target.phrasings.items()}

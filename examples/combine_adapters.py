@@ -5,8 +5,8 @@
     python examples/combine_adapters.py --base facebook/sam3 --adapter org/sam3-i-adapter --data mine.jsonl \\
         --test-data mine_test.jsonl --old-test-data old_test.jsonl --old-data old.jsonl --device cuda
 
-Of the new domain the LoRA learns names only ("box"), never an instruction ("the box on the left"). Together with the
-instruction adapter, which never saw a box, the model follows instructions there better than with either alone.
+Of the new domain the LoRA learns names only ("box"), never an instruction ("the box on the left"). Whether both
+together follow instructions there better than either alone depends on the model: the table says it.
 """
 
 import itertools
@@ -70,7 +70,8 @@ def main() -> None:
             lines[with_lora] = data.score(system, processor, options.threshold)
         domain.print_table(lines, ("new concept", "new simple", "old simple", "new nothing", "old nothing"))
         better = max(lines["instruction adapter"]["new simple"], lines["domain LoRA"]["new simple"])
-        domain.report("both, above the better one", lines["both"]["new simple"] - better, least=3, unit=" points")
+        gain = lines["both"]["new simple"] - better
+        print(f"both, above the better one: {gain:.3g} points (3.1 with the model shipped in 0.2.0; no target)")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from .limits import MAX_PIXELS
+
 logger = logging.getLogger(__name__)
 
-MAX_PIXELS = 178_956_970
-"""Pixels of the largest image that is decoded: where Pillow itself suspects a decompression bomb."""
 MAX_REMOTE_BYTES = 2**28
 TIMEOUT = 30.0
 """Seconds to wait for a remote image."""
@@ -243,4 +243,4 @@ def _reason(error: Exception, source: Any) -> str:
     return text
 
 
-__all__ = ["MAX_PIXELS", "TIMEOUT", "ImageError", "image_size", "read_image"]
+__all__ = ["TIMEOUT", "ImageError", "image_size", "read_image"]

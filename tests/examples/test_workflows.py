@@ -98,7 +98,7 @@ def test_finetune_lora(run, tmp_path):
 def test_combine_adapters(run):
     output = run("combine_adapters", *LITTLE)
     lines = [line.split("  ")[0] for line in output.splitlines()]
-    assert re.search(r"both, above the better one: \S+ points \(at least 3\): (met|MISSED)", output)
+    assert re.search(r"both, above the better one: \S+ points", output)
     assert {"stock SAM3", "instruction adapter", "domain LoRA", "both"} <= set(lines)
 
 

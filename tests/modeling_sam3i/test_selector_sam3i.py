@@ -255,7 +255,8 @@ class TestInTheModel:
         assert stock.shape == supervised.shape == (2, 2, 12) and plain.shape == (2, 2, 6)
         assert all((supervised[layer, :, :6] != stock[layer, :, :6]).any() for layer in range(2))
         assert torch.equal(supervised[:, :, 6:], stock[:, :, 6:])
-        assert torch.equal(plain[0], stock[0, :, :6]) and (plain[1] != stock[1, :, :6]).any()
+        torch.testing.assert_close(plain[0], stock[0, :, :6], rtol=0, atol=1e-8)  # half the queries: another last bit
+        assert (plain[1] - stock[1, :, :6]).abs().max() > 1e-6
 
 
 def test_it_learns_to_choose_by_place():

@@ -94,7 +94,8 @@ def _with_models(command: Callable) -> Callable:
 def info(model: Annotated[str, typer.Argument(help="Repository or folder.")]) -> None:
     """Say what a repository holds.
 
-    Levels, adapters, sizes and base are read without loading weights."""
+    Levels, adapters, sizes and base are read without loading weights.
+    """
     from .hub.repo_info import repo_info
 
     typer.echo(str(repo_info(model)))

@@ -207,7 +207,7 @@ def measure_accuracy(options: argparse.Namespace) -> None:
     table(f"Accuracy of examples/shapes_tiny on {options.scenes} test scenes, percent", header, rows)
 
 
-def accuracy(model, processor, way: str, examples: list[dict]) -> Iterator[float]:
+def accuracy(model, processor, way: str, examples: list[dict]) -> list[float]:
     """gIoU, AP50 and exact of each level."""
     with tempfile.TemporaryDirectory() as folder:
         levels = list(InstructionLevel)

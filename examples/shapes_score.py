@@ -16,13 +16,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from shapes_tables import evaluate_cases
 
 from sam3i import (
     InstructionLevel,
     Sam3IForInstructionSegmentation,
     Sam3IProcessor,
     ShapesInstructionDataset,
-    evaluate_model,
 )
 from sam3i.trainer.evaluation import (
     THRESHOLDS,
@@ -84,8 +84,8 @@ def main() -> None:
     for level in InstructionLevel if options.levels is None else map(InstructionLevel.from_any, options.levels):
         dataset = ShapesInstructionDataset.evaluation(options.split, options.cases, options.seed, [level])
         with tempfile.TemporaryDirectory() as folder:
-            kept = {"output_dir": folder, "fingerprint": False, "progress": False, "max_overlap": options.max_overlap}
-            result = evaluate_model(model, processor, dataset.rows(), batch_size=64, **kept)
+            kept = {"output_dir": folder, "fingerprint": False, "max_overlap": options.max_overlap}
+            result = evaluate_cases(model, processor, dataset, **kept)
             for line in table(dataset, result, level):
                 print(line, flush=True)
 

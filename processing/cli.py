@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from .datasets.faults import RowAccount
 
 data_app = typer.Typer(help="Check, look at and convert instruction data.", no_args_is_help=True)
@@ -40,6 +42,18 @@ def read_image_roots(values: list[str] | None) -> str | dict[str, str] | None:
     return pairs[0][1] if len(pairs) == 1 and not pairs[0][0] else {name: folder for name, folder in pairs}
 
 
+def read_rows(
+    data: str, split: str | None, image_root: list[str] | None, crowd: str | None, skip_faulty: bool
+) -> Dataset:
+    """Rows as training and evaluation read them: the files of images are there, and their sizes are right."""
+    from .datasets.loading import load_instruction_dataset
+
+    roots = read_image_roots(image_root)
+    return load_instruction_dataset(
+        data, "auto", roots, split, skip_faulty=skip_faulty, crowd=crowd, check_images=True
+    )
+
+
 def say_account(source: str, account: RowAccount) -> None:
     """Print what a reading kept and left out, and why, on the error stream."""
     first, *reasons = account.lines()
@@ -59,7 +73,8 @@ def validate(
 ) -> None:
     """Name file, record and field of every fault.
 
-    Exit status 1 says that there is one."""
+    Exit status 1 says that there is one.
+    """
     from .datasets.image_roots import ReadOptions
     from .datasets.loading import validate_dataset
 
@@ -91,7 +106,8 @@ def inspect(
 ) -> None:
     """Count what the rows hold, and draw a sample of them.
 
-    Counts instructions per level, target kinds and sizes."""
+    Counts instructions per level, target kinds and sizes.
+    """
     from datasets import Image as ImageFeature
     from tqdm.auto import tqdm
 
@@ -140,7 +156,8 @@ def convert(
 ) -> None:
     """Write data of any format in another, or upload it.
 
-    Writes JSON Lines, the authors' JSON or parquet."""
+    Writes JSON Lines, the authors' JSON or parquet.
+    """
     from .atomic import refuse_same
     from .datasets.conversion import convert_dataset, push_to_hub
     from .datasets.faults import RowAccount

@@ -448,7 +448,8 @@ def predict(
 ) -> None:
     """Segment pictures and videos by instructions.
 
-    Writes masks as JSON, over the picture, and in the formats of other tools."""
+    Writes masks as JSON, over the picture, and in the formats of other tools.
+    """
     images, left_out = find_images(image or [])
     tasks = read_tasks(images, text or [], level, instructions)
     settings = PredictionSettings(threshold, mask_threshold, duplicates)

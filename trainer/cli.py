@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..processing.cli import Crowd, Roots, SkipFaulty, read_image_roots
+from ..processing.cli import Crowd, Roots, SkipFaulty, read_rows
 from .defaults import EVAL_STEPS, EVAL_THRESHOLD, FEATURE_CACHE_GB, LOGGING_STEPS, SEED, STAGE_DEFAULTS
 
 _STAGED = "One value, or three with commas: one per stage."
@@ -21,16 +21,6 @@ def _default(name: str) -> str:
 
 class TrainingStoppedError(RuntimeError):
     """The training was stopped before its end; what it had is kept."""
-
-
-def read_rows(data: str, split: str | None, image_root: list[str] | None, crowd: str | None, skip_faulty: bool) -> Any:
-    """Rows as training and evaluation read them: the files of images are there, and their sizes are right."""
-    from ..processing.datasets.loading import load_instruction_dataset
-
-    roots = read_image_roots(image_root)
-    return load_instruction_dataset(
-        data, "auto", roots, split, skip_faulty=skip_faulty, crowd=crowd, check_images=True
-    )
 
 
 def train(
@@ -144,8 +134,8 @@ def train(
     from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ..processing.processing_sam3i import Sam3IProcessor
     from .arguments import Sam3ITrainingArguments
-    from .collator import InstructionTransform
     from .trainer_sam3i import Sam3ITrainer
+    from .transforms import InstructionTransform
 
     logging.getLogger("sam3i").setLevel(logging.INFO)
     given = {name: value for name, value in given.items() if value is not None}

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
-from .collator import JOINT, keyed_random
+from .collator import JOINT
+from .transforms import keyed_random
 
 
 class TrainingStage(str, Enum):

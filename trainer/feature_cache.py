@@ -71,8 +71,13 @@ class VisionFeatureCache:
     def fill(self, dataset: Any, batch_size: int = 8, prefix: str = "") -> int:
         """Encode the images of a dataset that are not there yet; the processes of a run share the work.
 
-        Where other data may name its images alike, a `prefix` of their keys tells them apart. Returns how many images
-        this process encoded.
+        Args:
+            dataset: `datasets.Dataset` of instruction rows.
+            batch_size (`int`): Images encoded together.
+            prefix: Of the keys of these images, where other data may name its images alike.
+
+        Returns:
+            `int`: How many images this process encoded.
 
         Raises:
             FeatureCacheFullError: before anything is encoded, when the features would not fit.

@@ -44,10 +44,26 @@ LOSSES = {
 
 
 IDENTITY_SETTINGS = (
-    *("seed", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("world_size", "learning_rate", "text_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
-    *("max_grad_norm", "optim", "bf16", "fp16", "selector_steps", "start_complex_from", "early_stopping_patience"),
-    *("load_best_model_at_end", "metric_for_best_model"),
+    "seed",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "learning_rate",
+    "text_learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "bf16",
+    "fp16",
+    "selector_steps",
+    "start_complex_from",
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "metric_for_best_model",
 )
 """The arguments of a stage that decide what it learns."""
 

@@ -27,7 +27,7 @@ from .checkpoints import (
     seal_checkpoint,
     set_aside_later,
 )
-from .collator import InstructionCollator, InstructionTransform, named_parts, read_sampling
+from .collator import InstructionCollator, named_parts, read_sampling
 from .curriculum import TrainingStage, complex_is_fresh, freeze_for_stage, read_stages
 from .evaluation.stage_evaluation import ConceptCheck
 from .heads.calibration import calibrate_stage, set_calibration, split_validation
@@ -39,6 +39,7 @@ from .record import record_stage, shared_identity, stage_identity
 from .stage_callbacks import RunProgress, StageCallback
 from .stage_module import StageModule, copy_adapters, prepare_precision, read_model
 from .stage_trainer import StageTrainer, refuse_ignored_keys
+from .transforms import InstructionTransform
 
 logger = logging.get_logger(__name__)
 
@@ -67,9 +68,13 @@ class Sam3ITrainer(StageTrainer):
         options: As for the Trainer of Transformers. `data_collator` makes the batches of every stage,
             `compute_metrics` gets the instances found for each instruction, and its target, as `EvalPrediction`,
             `optimizers` hold the parameters of one stage; `model_init`, `callbacks` and `optimizer_cls_and_kwargs` are
-            as usual. What does not fit is refused.
+            as usual.
 
     Source: SAM3-I (arXiv 2512.04585).
+
+    Raises:
+        ValueError: when arguments do not fit each other.
+        TypeError: when the model is not a native SAM3-I model.
     """
 
     def __init__(
@@ -178,10 +183,14 @@ class Sam3ITrainer(StageTrainer):
     ) -> TrainOutput:
         """Run the stages.
 
-        With `resume_from_checkpoint=True` it goes on from the last complete checkpoint in `output_dir`, or starts when
-        there is none yet; a path goes on from that checkpoint. The output has the steps of all stages, the mean loss,
-        and the metrics of each stage by its name. A stage that was stopped before its end (a signal, a callback) has
-        `completed` 0.0 and no stage follows.
+        Args:
+            resume_from_checkpoint: `True` goes on from the last complete checkpoint in `output_dir`, or starts when
+                there is none yet; a path goes on from that checkpoint.
+            trial: Of a hyperparameter search.
+
+        Returns:
+            [`TrainOutput`] with the steps of all stages, the mean loss, and the metrics of each stage by its name. A
+            stage that was stopped before its end (a signal, a callback) has `completed` 0.0 and no stage follows.
 
         Raises:
             CheckpointNotFoundError: when the path holds no complete checkpoint.

@@ -21,7 +21,8 @@ def convert(
 ) -> None:
     """Make a repository of a SAM3-I, SAM 3 or SAM 3.1 file.
 
-    Every tensor is accounted for and reported."""
+    Every tensor is accounted for and reported.
+    """
     from .official import convert_official_checkpoint
 
     report = convert_official_checkpoint(checkpoint, output_dir, config=config, base=base, adapter_heads=adapter_heads)

@@ -36,7 +36,8 @@ def demo(
 ) -> None:
     """Open a page on which to try a model.
 
-    It has instructions, levels, thresholds and boxes."""
+    It has instructions, levels, thresholds and boxes.
+    """
     if export_space is not None:
         from .space import export_demo_space
 

@@ -25,7 +25,8 @@ def export(
 ) -> None:
     """Write a folder or graphs that run without this package.
 
-    A folder works with trust_remote_code=True; graphs for other runtimes are held against the model."""
+    A folder works with trust_remote_code=True; graphs for other runtimes are held against the model.
+    """
     if to not in TARGETS:
         raise ValueError(f"--to takes {', '.join(TARGETS)}, found {to!r}.")
     if to == TARGETS[0]:
@@ -70,7 +71,8 @@ def push(
 ) -> None:
     """Upload a model with its processor and card to the Hub.
 
-    All of it is one commit."""
+    All of it is one commit.
+    """
     if form not in (None, *FORMS):
         raise typer.BadParameter(f"--as takes {', '.join(FORMS)}, found {form!r}.")
     from .push import push_folder
@@ -103,7 +105,8 @@ def card(
 ) -> None:
     """Write the model card of a folder, or renew it.
 
-    It is made from what lies in the folder; edited text stays."""
+    It is made from what lies in the folder; edited text stays.
+    """
     from ..cards.model_card import keep_records, write_model_card
 
     keep_records(folder, results or (), training)

@@ -67,7 +67,8 @@ def build(
 ) -> None:
     """Write and check instructions for images.
 
-    Run it again to go on after a stop of any kind."""
+    Run it again to go on after a stop of any kind.
+    """
     arguments = {name: str(item) if isinstance(item, Path) else item for name, item in locals().items()}
     if executor is not None:
         _run_shards(arguments)
@@ -86,8 +87,7 @@ def build(
     if images is not None and not (concept and sam3):
         raise ValueError("--images needs at least one --concept, and --sam3 to find them.")
     limits: dict[str, Any] = {"max_tokens": answer_tokens, "timeout": timeout, "max_retries": request_retries}
-    limits["resend"] = resend
-    limits["requests_per_minute"] = requests_per_minute
+    limits |= {"resend": resend, "requests_per_minute": requests_per_minute}
     specs: dict[str, EndpointSpec] = {}
     for role, value in (("writer", writer), ("checker", checker)):
         if value is not None:
@@ -196,7 +196,8 @@ def _has_instructions(run: RunDirectory) -> bool:
 def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Count what a run wrote, accepted and spent.
 
-    It may be at work."""
+    It may be at work.
+    """
     from .run import RunDirectory
     from .status import run_status
 
@@ -230,7 +231,8 @@ def export(
 ) -> None:
     """Write the accepted instructions, with a card.
 
-    They are uploaded where asked."""
+    They are uploaded where asked.
+    """
     from .export import export_run, push_export
     from .run import RunDirectory
 
@@ -253,7 +255,8 @@ def review(
 ) -> None:
     """Open a page on which people decide in doubt.
 
-    They see what the checks disagree on; several may work on it at a time."""
+    They see what the checks disagree on; several may work on it at a time.
+    """
     from .review.desk import ReviewDesk
     from .review.edits import EditChecks
     from .review.page import ReviewPage
@@ -276,7 +279,8 @@ def review_export(
 ) -> None:
     """Write the review queue for Label Studio.
 
-    The labeling configuration lies beside the tasks."""
+    The labeling configuration lies beside the tasks.
+    """
     from .review.desk import ReviewDesk
     from .review.label_studio import export_tasks
     from .run import RunDirectory

@@ -166,8 +166,8 @@ def validate_row(row: Any) -> Iterator[FieldFault]:
     for name in ROW_FIELDS if InstructionRow.__required_keys__ - row.keys() else ():
         if name not in row:
             yield FieldFault(name, "missing", "present", f"add {name!r} (see InstructionRow)")
-    sizes: list[Any] = [row.get(name) for name in ("width", "height")]
-    width, height = sizes
+    width: Any = row.get("width")
+    height: Any = row.get("height")
     is_sized = _is_whole(width, 1, MAX_SIDE) and _is_whole(height, 1, MAX_SIDE) and width * height <= MAX_PIXELS
     if not is_sized:
         yield from _size_faults(row)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from .pipeline_sam3i import InstructionSegmentationPipeline
 
 
@@ -21,8 +23,15 @@ def check_model_name(name: str) -> None:
         raise FileNotFoundError(f"expected a folder or a name on the Hub, found no folder {name}") from error
 
 
+def precision_on(device: torch.device) -> torch.dtype | str:
+    """In what a model runs on a device: on a CPU in float32, as half precision is many times slower there."""
+    import torch
+
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
 def load_pipeline(name: str | Path, device: str | None = None, fast: bool = False) -> InstructionSegmentationPipeline:
-    """Load a model with its processor; on a CPU in float32, as half precision is many times slower there.
+    """Load a model with its processor, in the precision of [`precision_on`].
 
     Args:
         name (`str` or `Path`): SAM3-I or stock SAM3, a folder or a Hub name.
@@ -46,11 +55,11 @@ def load_pipeline(name: str | Path, device: str | None = None, fast: bool = Fals
             raise ValueError(f"Expected a `device` of this machine, found {device!r}: {first}") from error
     name = str(name)
     check_model_name(name)
-    on_cpu = not torch.accelerator.is_available() if device is None else torch.device(device).type == "cpu"
-    dtype = torch.float32 if on_cpu else "auto"
+    on_first_accelerator = device is None and torch.accelerator.is_available()
+    dtype = "auto" if on_first_accelerator else precision_on(torch.device(device or "cpu"))
     model = Sam3IForInstructionSegmentation.from_pretrained(name, dtype=dtype).eval()
     processor = Sam3IProcessor.from_pretrained(name)
     return InstructionSegmentationPipeline(model=model, processor=processor, device=device, fast=fast)
 
 
-__all__ = ["check_model_name", "load_pipeline"]
+__all__ = ["check_model_name", "load_pipeline", "precision_on"]

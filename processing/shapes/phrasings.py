@@ -13,6 +13,33 @@ from dataclasses import replace
 from ..language.lexicon import Lexicon, Table
 from .lexicon import LEXICON
 
+# What several families have in common.
+_ONE_OF_ALL = ("the {x} one of the {ns}", "the {x} one of all the {ns}", "the {x} {n} here")
+_RELATED = (
+    "the {t} here that {d} and {be} {m}",
+    "the {t} that {d} {m}",
+    "whatever {d} and {be} {m}",
+    "the {t} {m} of all that {d}",
+)
+
+
+def _shared(what: str) -> tuple[str, ...]:
+    return (
+        f"everything with the {what} of another",
+        f"everything that has the same {what} as another",
+        f"everything here that has a twin in {what}",
+        f"all things that have the {what} of another",
+    )
+
+
+def _alone(what: str) -> tuple[str, ...]:
+    return (
+        f"{{all}} that has no twin in {what}",
+        f"{{all}} with a {what} found only once",
+        f"{{all}} of a {what} that is found once",
+    )
+
+
 SIMPLE: Table = {
     "category": ("only {the} {n}", "{the} {n} of the picture", "{the} {n} to be found here"),
     "colour": (
@@ -47,25 +74,13 @@ SIMPLE: Table = {
         "the {n} that {be} in the {x} half",
         "the {n} on the {x} side of the picture",
     ),
-    "extreme": (
-        "the {x} one of the {ns}",
-        "the {x} one of all the {ns}",
-        "the {x} {n} here",
-        "the {n} found {x}",
-        "the {x} of all {ns}",
-    ),
+    "extreme": (*_ONE_OF_ALL, "the {n} found {x}", "the {x} of all {ns}"),
     "all_but_extreme": (
         "all {ns} but the {x} one",
         "all the {ns} without the {x} one",
         "the {ns} but the {x} one",
     ),
-    "extreme_size": (
-        "the {x} one of the {ns}",
-        "the {x} one of all the {ns}",
-        "the {x} {n} here",
-        "the {x} of all {ns}",
-        "the {n} with the {x} size",
-    ),
+    "extreme_size": (*_ONE_OF_ALL, "the {x} of all {ns}", "the {n} with the {x} size"),
     "side": (
         "the {n} anywhere {x} the {ref}",
         "the {n} found {x} the {ref}",
@@ -100,19 +115,8 @@ SIMPLE_CARRIERS = (
 )
 COMPLEX: Table = {
     "category": ("what {d}", "whatever {d}", "{the} {t} in the picture that {d}"),
-    "modified": (
-        "only the {t} {m} that {d}",
-        "the {t} here that {d} and {be} {m}",
-        "the {t} that {d} {m}",
-        "whatever {d} and {be} {m}",
-        "the {t} {m} of all that {d}",
-    ),
-    "related": (
-        "the {t} here that {d} and {be} {m}",
-        "the {t} that {d} {m}",
-        "whatever {d} and {be} {m}",
-        "the {t} {m} of all that {d}",
-    ),
+    "modified": ("only the {t} {m} that {d}", *_RELATED),
+    "related": _RELATED,
     "all_but_extreme": (
         "everything that {d} but the one {m}",
         "whatever {d} except the one {m}",
@@ -120,28 +124,10 @@ COMPLEX: Table = {
     ),
     "any_colour": ("{all} that is {m}", "{all} found here {m}", "{all} to be found {m}"),
     "except": ("{all} except whatever {d}", "{all} here except what {d}", "{all} that is not whatever {d}"),
-    "shape_shared": (
-        "everything with the shape of another",
-        "everything that has the same shape as another",
-        "everything here that has a twin in shape",
-        "all things that have the shape of another",
-    ),
-    "shape_alone": (
-        "{all} that has no twin in shape",
-        "{all} with a shape found only once",
-        "{all} of a shape that is found once",
-    ),
-    "colour_shared": (
-        "everything with the color of another",
-        "everything that has the same color as another",
-        "everything here that has a twin in color",
-        "all things that have the color of another",
-    ),
-    "colour_alone": (
-        "{all} that has no twin in color",
-        "{all} with a color found only once",
-        "{all} of a color that is found once",
-    ),
+    "shape_shared": _shared("shape"),
+    "shape_alone": _alone("shape"),
+    "colour_shared": _shared("color"),
+    "colour_alone": _alone("color"),
 }
 COMPLEX_CARRIERS = ("i look for {np}", "we need {np}", "can you show {np}", "can we find {np}", "help find {np}")
 

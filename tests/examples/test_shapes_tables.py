@@ -62,6 +62,7 @@ def test_the_table_has_the_figures_of_the_command(dataset, evaluated, monkeypatc
 
 
 def test_shapes_score_prints_the_figures_of_the_command(evaluated, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr(sys, "argv", f"x --model {MODEL} --seed 5 --cases 3 --levels complex".split())
     runpy.run_path(str(EXAMPLES / "shapes_score.py"), run_name="__main__")
     (cells,) = re.findall(r"^all +12 +\S+ +(\S+) +(\S+) +(\S+) +(\S+)", capsys.readouterr().out, re.MULTILINE)

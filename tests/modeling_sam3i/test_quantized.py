@@ -104,9 +104,8 @@ def test_a_quantized_base_is_as_good_as_quantized_stock_and_adapters_are_whole(m
     ]
     record_property("correlation", [method, of_stock, *ours])
     assert ours[0] > of_stock - 0.01
-    if method.startswith(
-        "nf4"
-    ):  # coarse for a model of width 64, which then chooses other objects: held to its numbers
+    if method.startswith("nf4"):
+        # Four bits are so coarse for a model of width 64 that it chooses other objects: held to its own numbers.
         whole = with_weights_of(quantized, whole)
         ours = [
             correlation(outputs_of(quantized, inputs, [level] * 3), outputs_of(whole, inputs, [level] * 3))

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from sam3i.cli import app
+from sam3i.processing.cli import read_rows
 from sam3i.processing.datasets.faults import DatasetFormatError, RowAccount
 from sam3i.processing.images import ImageError, read_image
-from sam3i.trainer.cli import read_rows
 from sam3i.trainer.collator import usable_rows
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "cases"

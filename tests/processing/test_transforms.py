@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from sam3i.trainer.collator import InstructionTransform, Placement, keyed_random, names_sides
+from sam3i.trainer.transforms import InstructionTransform, Placement, keyed_random, names_sides
 
 HEIGHT, WIDTH = 60, 90
 CANVAS = (112, 112)

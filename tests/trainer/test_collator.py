@@ -15,7 +15,8 @@ from sam3i.modeling_sam3i.losses.targets import validate_labels
 from sam3i.processing.datasets.schema import make_row, row_features
 from sam3i.processing.masks import encode_mask
 from sam3i.processing.processing_sam3i import Sam3IProcessor
-from sam3i.trainer.collator import InstructionCollator, InstructionTransform, read_sampling, row_problem, select_rows
+from sam3i.trainer.collator import InstructionCollator, read_sampling, row_problem, select_rows
+from sam3i.trainer.transforms import InstructionTransform
 
 WIDTH, HEIGHT, INPUT = 40, 30, 56
 

@@ -22,9 +22,10 @@ from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArg
 
 from sam3i import Sam3ITrainer, Sam3ITrainingArguments
 from sam3i.processing.masks import decode_mask
-from sam3i.trainer.collator import InstructionCollator, InstructionTransform
+from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage
 from sam3i.trainer.plan import PlanError
+from sam3i.trainer.transforms import InstructionTransform
 
 SIMPLE = TrainingStage.SIMPLE
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 1}

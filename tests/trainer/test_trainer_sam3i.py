@@ -20,9 +20,10 @@ from sam3i import Sam3IForInstructionSegmentation, Sam3IProcessor, Sam3ITrainer
 from sam3i.modeling_sam3i.losses.alignment import Sam3IAlignmentLoss
 from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
 from sam3i.trainer.checkpoints import CheckpointNotFoundError, OtherTrainingError, find_checkpoint, read_checkpoint
-from sam3i.trainer.collator import InstructionCollator, InstructionTransform
+from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage, is_trained
 from sam3i.trainer.stage_module import StageModule, pool_tokens
+from sam3i.trainer.transforms import InstructionTransform
 
 SIMPLE, COMPLEX, JOINT = TrainingStage
 LOSS_ITEMS = {"kl_weight": 0.5, "margin_weight": 2.0}

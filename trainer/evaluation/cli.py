@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...processing.cli import Crowd, Roots, SkipFaulty
-from ..cli import read_rows
+from ...processing.cli import Crowd, Roots, SkipFaulty, read_rows
 from .protocols import PROTOCOLS, Protocol, get_protocol
 
 if TYPE_CHECKING:
@@ -161,9 +160,8 @@ def _systems(
     model: str, baselines: Sequence[str], chat: ChatOptions, dataset: Any, answering: Mapping[str, Any]
 ) -> list[Segmenter]:
     """The model and the baselines, to which the chat model, the data and the options of `PhraseDetector` belong."""
-    import torch
-
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+    from ...processing.pipeline.loading import precision_on
     from ...processing.processing_sam3i import Sam3IProcessor
     from ..baselines.agent.agent import AgentSegmenter
     from ..baselines.agent.oracle import OracleAgent
@@ -174,9 +172,7 @@ def _systems(
     oracle = chat.model == ORACLE and chat.url is None
     chat_model = _chat_model(chat) if "agent" in baselines and not oracle else None
     device = process_state().device
-    # Half precision is many times slower on a CPU.
-    precision: dict[str, Any] = {"dtype": torch.float32} if device.type == "cpu" else {}
-    loaded = Sam3IForInstructionSegmentation.from_pretrained(model, **precision).to(device)
+    loaded = Sam3IForInstructionSegmentation.from_pretrained(model, dtype=precision_on(device)).to(device)
     processor = Sam3IProcessor.from_pretrained(model)
     swept = {**answering, "threshold": min(LOWEST_SCORE, answering["threshold"])}
     systems: list[Segmenter] = [Sam3ISegmenter(loaded, processor, **swept)]

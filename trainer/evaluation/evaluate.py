@@ -82,6 +82,7 @@ def evaluate_model(
     that the result also tells the best threshold of each level.
 
     Args:
+        model, processor: a `Sam3IForInstructionSegmentation` and its `Sam3IProcessor`.
         dataset: rows, a `datasets.Dataset` or any sequence of them.
         mask_threshold: probability from which a pixel belongs to a mask.
         max_overlap: of instances with masks of a larger IoU the best one is kept; all are kept when absent.
@@ -307,7 +308,7 @@ def _images_fingerprint(dataset: Any, rows: Sequence[int]) -> str:
         from datasets import Image
 
         dataset = dataset.cast_column("image", Image(decode=False))
-    images = [dataset[index]["image"] for index in rows]
+    images = (dataset[index]["image"] for index in rows)  # one at a time in memory
     return fingerprint_json([None if image is None else fingerprint_image(image) for image in images])
 
 

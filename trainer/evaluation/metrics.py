@@ -38,7 +38,13 @@ class InstructionSegmentationMetric(evaluate.Metric):
 
     Everything goes through Arrow files as run lengths, so memory does not grow with the pixels. With `num_process`
     and `process_id` every process adds its own share and process 0 computes (the others get None); `experiment_id`
-    keeps runs on one file system apart. Nothing is downloaded. `config_name` is the protocol ("default" if not given).
+    keeps runs on one file system apart. Nothing is downloaded.
+
+    Args:
+        config_name (`str`, defaults to `"default"`): the protocol, see `PROTOCOLS`.
+
+    Raises:
+        ValueError: for an unknown protocol.
 
     Example:
 

@@ -224,7 +224,11 @@ PROTOCOLS = {protocol.name: protocol for protocol in _KNOWN}
 
 
 def get_protocol(name: str | Protocol) -> Protocol:
-    """The protocol of that name; an unknown one is refused with the names that are known."""
+    """The protocol of that name.
+
+    Raises:
+        ValueError: lists the known names.
+    """
     if isinstance(name, Protocol):
         return name
     if name not in PROTOCOLS:

@@ -18,7 +18,8 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ..collator import InstructionCollator, image_key, keyed_random, named_parts, usable_rows
+from ..collator import InstructionCollator, image_key, named_parts, usable_rows
+from ..transforms import keyed_random
 
 if TYPE_CHECKING:
     from ..arguments import Sam3ITrainingArguments

@@ -106,7 +106,6 @@ def main() -> None:
     prepared = processor(options.side)
     whole, stock = InstructionCollator(prepared, "joint"), StockCollator(prepared, "joint")
     cached = InstructionCollator(prepared, "joint", load_images=False)
-    small = InstructionCollator(prepared, "joint", load_images=False, mask_size=(options.side // 4,) * 2)
     pictures = [row["image"].convert("RGB") for row in dataset]
     masks = [rle for row in without_pictures for rle in row["masks"]]
     batches = [range(start, min(start + 8, options.samples)) for start in range(0, options.samples, 8)]
@@ -132,7 +131,6 @@ def main() -> None:
         "stock": collate(stock, dataset),
         "whole": collate(whole, dataset),
         "cached": collate(cached, without_pictures),
-        "cached, masks of a quarter of the side": collate(small, without_pictures),
         "part: read and decode JPEG": each(lambda index: dataset[index]["image"].convert("RGB"), range(len(dataset))),
         "part: resize and normalise": each(lambda picture: prepared(images=picture, return_tensors="pt"), pictures),
         "part: the same, stock": each(

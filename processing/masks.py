@@ -52,6 +52,24 @@ def decode_mask(rle: CompressedRLE) -> np.ndarray:
     return coco_mask.decode({"size": [height, width], "counts": _as_bytes(counts)}).astype(bool)
 
 
+def decode_box(rle: CompressedRLE) -> tuple[int, int, np.ndarray]:
+    """(top, left) of the tight box of a compressed RLE and the bool array [height, width] of the pixels in it.
+
+    Raises:
+        ValueError: run lengths that do not fill the size.
+    """
+    left, top, wide, tall = map(int, box_of_rle(rle))
+    if not wide * tall:
+        return 0, 0, np.zeros((0, 0), dtype=bool)
+    height, width = rle["size"]
+    ends = np.cumsum(run_lengths(rle["counts"]))
+    if ends[-1] != height * width:
+        raise ValueError(f"the runs cover {ends[-1]} pixels, the image has {height * width}")
+    runs = np.diff(np.clip(ends, left * height, (left + wide) * height), prepend=left * height)
+    columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(wide, height)
+    return top, left, columns[:, top : top + tall].T
+
+
 def decode_masks(rles: Sequence[CompressedRLE], height: int, width: int) -> np.ndarray:
     """Expand N compressed RLEs to a bool array [N, height, width] (N may be 0)."""
     masks = np.zeros((len(rles), height, width), dtype=bool)

@@ -53,7 +53,7 @@ def _prepare_pixels(images: list, stock: Any) -> torch.Tensor | None:
     """What stock's image processor makes of RGB images, to the last bit, in a third of the time; None where unsure.
 
     The resizing of uint8 is fast where the channels of a pixel lie together, as they do in PIL images; stock copies
-    them apart first.
+    them apart first. The arithmetic is fast in floats that lie in order.
     """
     as_usual = type(stock) is Sam3ImageProcessor and stock.resample == Image.Resampling.BILINEAR
     steps = ("do_resize", "do_rescale", "do_normalize")
@@ -70,7 +70,7 @@ def _prepare_pixels(images: list, stock: Any) -> torch.Tensor | None:
     for image, pixels in zip(images, batch, strict=True):
         channels_last = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width)
         resized = resize(channels_last, size, interpolation=InterpolationMode.BILINEAR, antialias=True)[0]
-        torch.sub(resized, mean, out=pixels).div_(std)
+        pixels.copy_(resized).sub_(mean).div_(std)
     return batch
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ..modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..processing.datasets.schema import LEVEL_FIELDS
 from ..processing.images import read_image
-from ..processing.masks import box_of_rle, decode_mask
+from ..processing.masks import box_of_rle
 from .transforms import InstructionTransform, Placement, keyed_random
 
 if TYPE_CHECKING:
@@ -37,14 +37,13 @@ class InstructionCollator:
             is drawn for each row among those it has.
         texts_per_row: instructions (pairs, for "joint") drawn from each row without repetition, as far as it has them.
         transform: augmentation; None leaves images as inference sees them.
-        mask_size: (height, width) of the target masks; None for the model's input size.
         load_images: False leaves images unread and `pixel_values` out, for cached vision features.
         labels: False gives no labels: rows to answer as before (replay) need no targets.
         seed: of all draws.
 
     Returns (from `__call__`), for I images and R instruction rows:
         pixel_values [I, 3, H, W]; input_ids, attention_mask [R, L]; instruction_levels, image_ids [R];
-        labels: R dicts {"masks": Bool[N, h, w], "boxes": Float[N, 4] (cx, cy, w, h) in [0, 1]}, N = 0 for no target;
+        labels: R dicts {"masks": Bool[N, H, W], "boxes": Float[N, 4] (cx, cy, w, h) in [0, 1]}, N = 0 for no target;
         concept_names: R noun phrases ("" where a row has none); image_keys: I strings, one per image.
         For "joint", rows 2p and 2p + 1 are the simple and the complex instruction of pair p, and
         concept_input_ids, concept_attention_mask [R / 2, L] hold the concept phrases, which need no image.
@@ -58,7 +57,6 @@ class InstructionCollator:
         *,
         texts_per_row: int = 1,
         transform: InstructionTransform | None = None,
-        mask_size: tuple[int, int] | None = None,
         load_images: bool = True,
         labels: bool = True,
         seed: int = 0,
@@ -74,7 +72,6 @@ class InstructionCollator:
         self.transform = transform
         size = processor.image_processor.size
         self.canvas = (int(size["height"]), int(size["width"]))
-        self.mask_size = self.canvas if mask_size is None else (int(mask_size[0]), int(mask_size[1]))
         self.load_images = load_images
         self.labels = labels
         self.seed = seed
@@ -170,10 +167,9 @@ class InstructionCollator:
 
     def _label(self, row: Mapping[str, Any], placement: Placement) -> dict[str, torch.Tensor]:
         kept = [row["masks"][index] for index in range(len(row["masks"])) if _is_target(row, index)]
-        masks = [decode_mask(mask) for mask in kept]
         boxes = [box_of_rle(mask) for mask in kept]  # the mask decides, whatever box the source gives
         return {
-            "masks": placement.place_masks(masks, self.mask_size),
+            "masks": placement.place_masks(kept),
             "boxes": placement.place_boxes(boxes, row["height"], row["width"]),
         }
 

@@ -10,16 +10,20 @@ in; nothing touches a global random state.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from scipy.sparse import csc_array
+
+from ..processing.masks import CompressedRLE, decode_box
 
 MIN_SCALE = 480 / 1008
 SIDES = re.compile(
@@ -67,22 +71,26 @@ class Placement:
         placed.paste(resized, (self.offset[1], self.offset[0]))
         return placed
 
-    def place_masks(self, masks: Sequence[np.ndarray], output_size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Bool [N, height, width] of masks (each bool [h, w]) on the canvas, at its size or a lower `output_size`.
+    def place_masks(self, masks: Sequence[CompressedRLE]) -> torch.Tensor:
+        """Bool [N, height, width] of masks of one image on the canvas.
 
-        A pixel belongs to a mask when more than half of it does; a mask with pixels keeps at least one.
+        A pixel belongs to a mask when more than half of it does; a mask with pixels keeps at least one. Masks are
+        resized as images are (bilinear, antialiased), but only where they are.
         """
-        output_size = output_size or self.canvas
-        placed = torch.zeros(len(masks), *output_size, dtype=torch.bool)
-        for index, mask in enumerate(masks):
-            if not mask.any():
+        placed = torch.zeros(len(masks), *self.canvas, dtype=torch.bool)
+        for pixels, mask in zip(placed.numpy(), masks, strict=True):
+            top, left, block = decode_box(mask)
+            if not block.size:
                 continue
-            soft = self._place_soft(np.ascontiguousarray(mask[:, ::-1] if self.flip else mask))
-            if output_size != self.canvas:
-                soft = F.adaptive_avg_pool2d(soft[None, None], output_size)[0, 0]
-            placed[index] = soft > 0.5
-            if not placed[index].any():
-                placed[index].view(-1)[soft.argmax()] = True
+            height, width = mask["size"]
+            down = _resize_weights(height, self.size[0], self.offset[0])
+            across = _resize_weights(width, self.size[1], self.offset[1], self.flip)
+            x, soft = _resize_rows(across, left, block.T.astype(np.float32))
+            y, soft = _resize_rows(down, top, np.ascontiguousarray(soft.T))
+            inside = soft > 0.5
+            if not inside.any():
+                inside.flat[soft.argmax()] = True
+            pixels[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
         return placed
 
     def place_boxes(self, boxes: Sequence[Sequence[float]], height: int, width: int) -> torch.Tensor:
@@ -99,11 +107,27 @@ class Placement:
         low, high = corners[:, :2], corners[:, 2:]
         return torch.cat([(low + high) / 2, high - low], dim=1).float()
 
-    def _place_soft(self, mask: np.ndarray) -> torch.Tensor:
-        soft = torch.from_numpy(mask.astype(np.float32))[None, None]
-        soft = F.interpolate(soft, size=self.size, mode="bilinear", antialias=True, align_corners=False)
-        (top, left), (tall, wide), (canvas_tall, canvas_wide) = self.offset, self.size, self.canvas
-        return F.pad(soft, (left, canvas_wide - wide - left, top, canvas_tall - tall - top))[0, 0]
+
+@lru_cache(maxsize=64)
+def _resize_weights(source: int, size: int, offset: int, flip: bool = False) -> csc_array:
+    """Weights [offset + size, source] of one axis: antialiased bilinear, as those of PyTorch; mirrored with `flip`."""
+    scale = source / size
+    support = max(scale, 1.0)
+    centers = (np.arange(size)[:, None] + 0.5) * scale
+    pixels = np.floor(centers - support).astype(np.int64) + np.arange(2 * math.ceil(support) + 1)  # [size, taps]
+    weights = np.maximum(1 - np.abs(pixels + 0.5 - centers) / support, 0) * ((pixels >= 0) & (pixels < source))
+    weights /= weights.sum(1, keepdims=True)
+    rows, taps = np.nonzero(weights)
+    columns = pixels[rows, taps]
+    places = (rows + offset, source - 1 - columns if flip else columns)
+    return csc_array((weights[rows, taps].astype(np.float32), places), shape=(offset + size, source))
+
+
+def _resize_rows(weights: csc_array, start: int, block: np.ndarray) -> tuple[int, np.ndarray]:
+    """What becomes of a block [n, m] that starts at row `start` of the source: its first row, and its rows."""
+    part = weights[:, start : start + len(block)]
+    first, last = part.indices.min(), part.indices.max()
+    return int(first), (part @ block)[first : last + 1]
 
 
 class InstructionTransform:

@@ -9,6 +9,7 @@ from PIL import Image
 from sam3i.processing.datasets.schema import ROW_FIELDS, make_row, row_features, validate_row
 from sam3i.processing.masks import (
     box_of_rle,
+    decode_box,
     decode_mask,
     decode_masks,
     encode_mask,
@@ -61,6 +62,18 @@ def test_every_encoding_gives_the_same_mask(seed):
         converted = segmentation_to_rle(segmentation, HEIGHT, WIDTH)
         assert converted == rle
         assert np.array_equal(decode_mask(converted), mask)
+
+
+def test_the_box_of_a_mask_is_decoded_alone():
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[3:9, 4:11] = np.random.default_rng(0).random((6, 7)) > 0.4
+    mask[3, 5] = mask[8, 6] = mask[5, 4] = mask[5, 10] = True
+    top, left, block = decode_box(encode_mask(mask))
+    assert (top, left) == (3, 4) and np.array_equal(block, mask[3:9, 4:11])
+    assert decode_box(encode_mask(np.zeros_like(mask)))[2].size == 0
+    assert decode_box(encode_mask(np.ones_like(mask)))[2].all()
+    with pytest.raises(ValueError, match="the image has"):
+        decode_box({"size": [HEIGHT, WIDTH + 1], "counts": encode_mask(mask)["counts"]})
 
 
 def test_polygons_of_one_annotation_are_merged():

@@ -6,8 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
+from sam3i.processing.masks import encode_mask
 from sam3i.trainer.transforms import InstructionTransform, Placement, keyed_random, names_sides
 
 HEIGHT, WIDTH = 60, 90
@@ -33,6 +35,10 @@ def scene():
     return image, masks, [[float(v) for v in box] for box in boxes]
 
 
+def rles(masks):
+    return [encode_mask(mask) for mask in masks]
+
+
 def coloured(image, colour):
     """The pixels that are nearer to the colour than half way to the background."""
     pixels = np.asarray(image).astype(float)
@@ -45,7 +51,7 @@ def check_by_drawing(placement, minimum=0.93):
     image, masks, boxes = scene()
     placed = placement.place_image(image)
     assert placed.size == (placement.canvas[1], placement.canvas[0])
-    moved = placement.place_masks(masks).numpy()
+    moved = placement.place_masks(rles(masks)).numpy()
     fractions = placement.place_boxes(boxes, HEIGHT, WIDTH).numpy()
     for colour, mask, (cx, cy, w, h) in zip(COLOURS, moved, fractions, strict=True):
         seen = coloured(placed, colour)
@@ -79,7 +85,7 @@ def test_flip_mirrors_everything():
     image, masks, boxes = scene()
     plain, mirrored = (Placement(CANVAS, CANVAS, flip=flip) for flip in (False, True))
     assert np.array_equal(np.asarray(plain.place_image(image))[:, ::-1], np.asarray(mirrored.place_image(image)))
-    assert torch.equal(plain.place_masks(masks).flip(-1), mirrored.place_masks(masks))
+    assert torch.equal(plain.place_masks(rles(masks)).flip(-1), mirrored.place_masks(rles(masks)))
     one, other = (placement.place_boxes(boxes, HEIGHT, WIDTH) for placement in (plain, mirrored))
     assert torch.allclose(other, torch.stack([1 - one[:, 0], *one[:, 1:].T], dim=1), atol=1e-6)
     check_by_drawing(mirrored)
@@ -88,28 +94,40 @@ def test_flip_mirrors_everything():
 def test_without_change_masks_are_pixel_equal():
     _, masks, boxes = scene()
     placement = Placement((HEIGHT, WIDTH), (HEIGHT, WIDTH))
-    assert np.array_equal(placement.place_masks(masks).numpy(), np.stack(masks))
+    assert np.array_equal(placement.place_masks(rles(masks)).numpy(), np.stack(masks))
     expected = [[(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT] for x, y, w, h in boxes]
     assert np.allclose(placement.place_boxes(boxes, HEIGHT, WIDTH), expected)
 
 
-def test_lower_mask_sizes_follow_the_full_one():
-    _, masks, _ = scene()
-    placement = Placement(CANVAS, (90, 90), (11, 7))
-    full, low = placement.place_masks(masks).float(), placement.place_masks(masks, (28, 28))
-    pooled = torch.nn.functional.avg_pool2d(full, 4)
-    assert low.shape == (2, 28, 28)
-    clear = (pooled - 0.5).abs() > 0.2
-    assert torch.equal((pooled > 0.5)[clear], low[clear])
+@pytest.mark.parametrize(
+    ("size", "offset", "flip"), [(CANVAS, (0, 0), False), ((90, 75), (11, 7), True), ((31, 31), (81, 0), False)]
+)
+def test_masks_are_resized_as_pytorch_resizes_the_whole_picture(size, offset, flip):
+    generator = np.random.default_rng(0)
+    placement = Placement(CANVAS, size, offset, flip)
+    for height, width in [(60, 90), (97, 211), (300, 40), (9, 7)]:
+        masks = np.zeros((4, height, width), dtype=bool)
+        masks[0, height // 3 :, width // 2 : width // 2 + 3] = True
+        masks[1, 1:-1, 1:-1] = generator.random((height - 2, width - 2)) < 0.7
+        masks[2] = True
+        masks[3, height // 2, 0] = masks[3, 0, -1] = True
+        soft = torch.from_numpy((masks[..., ::-1] if flip else masks).astype(np.float32))[None]
+        soft = F.interpolate(soft, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+        top, left = offset
+        soft = F.pad(soft, (left, CANVAS[1] - size[1] - left, top, CANVAS[0] - size[0] - top))
+        clear = (soft - 0.5).abs() > 1e-5
+        clear &= (soft > 0.5).flatten(1).any(1)[:, None, None]  # else the most covered pixel is kept
+        placed = placement.place_masks(rles(masks))
+        assert torch.equal(placed & clear, (soft > 0.5) & clear) and clear[1:3].float().mean() > 0.95
 
 
 def test_small_objects_keep_a_pixel_and_empty_masks_stay_empty():
     speck = np.zeros((400, 400), dtype=bool)
     speck[200, 100] = True
-    placed = Placement((100, 100), (60, 60), (10, 30)).place_masks([speck, np.zeros_like(speck)], (25, 25))
+    placed = Placement((100, 100), (60, 60), (10, 30)).place_masks(rles([speck, np.zeros_like(speck)]))
     assert placed[0].sum() == 1 and placed[1].sum() == 0
     row, column = np.argwhere(placed[0].numpy())[0]
-    assert abs(row - (10 + 30) / 4) <= 1 and abs(column - (30 + 15) / 4) <= 1
+    assert abs(row - (10 + 30)) <= 1 and abs(column - (30 + 15)) <= 1
 
 
 def test_no_instances():

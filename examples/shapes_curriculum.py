@@ -53,12 +53,12 @@ MORE_PHRASINGS = 4  # of each instruction, in words and word orders of `processi
 EMPHASIS = {
     "distance": 3.0,
     "beside": 3.0,
-    "same_colour": 2.0,
+    "same_color": 2.0,
     "side": 1.5,
     "extreme": 1.5,
     "extreme_size": 1.5,
     "region": 1.5,
-    "colour": 1.5,
+    "color": 1.5,
 }
 CALIBRATION_SCENES = 300  # of the validation split: their rows set the scores so that 0.5 is the best threshold
 STEPS = (800, 500, 500)

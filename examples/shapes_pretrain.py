@@ -10,7 +10,7 @@ instruction. What stands for the broad pretraining of real SAM3, all of it for t
 
 - the text encoder also learns to predict the next word of instruction sentences and of short definitions ("what would
   roll down a hill is a circle"): text alone, no pictures;
-- heads that are thrown away afterwards make the vision features tell shapes, colours and boxes, and make every query
+- heads that are thrown away afterwards make the vision features tell shapes, colors and boxes, and make every query
   tell the object it covers, asked for or not.
 """
 

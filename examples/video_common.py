@@ -130,7 +130,7 @@ def frame_by_frame(model, processor, frames, text: str, level: str, threshold: f
 
 
 def draw(frames, answers: list[tuple[list[int], np.ndarray]], text: str, path: Path) -> None:
-    """Write a contact sheet of six frames; every id keeps its colour."""
+    """Write a contact sheet of six frames; every id keeps its color."""
     everyone = sorted({number for ids, _ in answers for number in ids})
     panels = []
     for frame, (ids, masks) in list(zip(frames, answers, strict=True))[:: max(1, len(frames) // 6)][:6]:

@@ -22,7 +22,7 @@ from .nouns import plural_of
 _SIMPLE = {family: in_training(phrasings) for family, phrasings in shared.SIMPLE_TEMPLATES.items()} | {
     # "all the red cups" and "the cups" have the form of a concept.
     "category": ("{the} {n} in the picture",),
-    "colour": ("the {c} {n}", "the {n} that {be} {c}", "the {n} in {c}"),
+    "color": ("the {c} {n}", "the {n} that {be} {c}", "the {n} in {c}"),
     "size": ("the {s} {n}", "the {n} that {be} {s}", "the {n} of {s} size"),
     "inside": ("the {n} inside the {ref}", "the {n} that {be} inside the {ref}"),
     "containing": ("the {n} with the {ref} inside", "the {n} that {have} the {ref} inside"),

@@ -56,15 +56,15 @@ THINGS = ("thing", "object")
 
 SIMPLE_TEMPLATES = {
     "category": ("{the} {n}", "{the} {n} in the picture", "{the} {n} here", "{the} {n} that {be} in the picture"),
-    "colour": ("{the} {c} {n}", "the {n} that {be} {c}", "the {n} in {c}", "the {n} of {c} color"),
+    "color": ("{the} {c} {n}", "the {n} that {be} {c}", "the {n} in {c}", "the {n} of {c} color"),
     "size": ("{the} {s} {n}", "the {n} that {be} {s}", "the {n} of {s} size", "{the} {n} that {be} of {s} size"),
-    "colour_size": (
+    "color_size": (
         "the {s} {c} {n}",
         "the {c} {n} that {be} {s}",
         "{the} {s} {n} in {c}",
         "the {s} {n} that {be} {c}",
     ),
-    "not_colour": ("the {n} that {be} not {c}", "the {n} without {c} color", "the {n} not in {c}"),
+    "not_color": ("the {n} that {be} not {c}", "the {n} without {c} color", "the {n} not in {c}"),
     "region": ("the {n} on the {x} side", "the {n} in the {x} half", "the {n} in the {x} half of the picture"),
     "extreme": ("the {x} {n}", "the {x} of the {ns}", "the {n} that is {x}"),
     "all_but_extreme": ("all the {ns} except the {x} one", "all the {ns} but the {x}", "the {ns} except the {x}"),
@@ -72,7 +72,7 @@ SIMPLE_TEMPLATES = {
     "side": ("the {n} {x} the {ref}", "the {n} that {be} {x} the {ref}", "all the {n} {x} the {ref}"),
     "beside": ("the {n} just {x} the {ref}", "the first {n} {x} the {ref}", "the {n} that is just {x} the {ref}"),
     "distance": ("the {n} {x} the {ref}", "the {n} that is {x} the {ref}", "the one of the {ns} {x} the {ref}"),
-    "same_colour": (
+    "same_color": (
         "the {n} with the same color as the {ref}",
         "the {n} that {have} the color of the {ref}",
         "the {n} of the same color as the {ref}",
@@ -90,8 +90,8 @@ SIMPLE_CARRIERS = (
 # What narrows a complex instruction down, by (kind, value): {c} is a color reference, {x} a direction. None names a
 # noun or a color.
 COMPLEX_MODIFIERS = {
-    ("colour", None): ("in the color of {c}", "painted like {c}"),
-    ("not_colour", None): ("in any color but that of {c}", "painted unlike {c}"),
+    ("color", None): ("in the color of {c}", "painted like {c}"),
+    ("not_color", None): ("in any color but that of {c}", "painted unlike {c}"),
     ("size", "small"): ("easy to hide in a hand", "taking no room"),
     ("size", "large"): ("hard to hide in a hand", "taking up room"),
     ("region", "left"): ("in the half where reading begins", "on the side where a line begins"),
@@ -108,7 +108,7 @@ COMPLEX_MODIFIERS = {
     ("beside", None): ("just {x} whatever {d2}", "next {x} what {d2}"),
     ("distance", "near"): ("closest to whatever {d2}", "easiest to reach from what {d2}"),
     ("distance", "far"): ("farthest from whatever {d2}", "hardest to reach from what {d2}"),
-    ("same_colour", None): ("in the color of whatever {d2}", "painted like what {d2}"),
+    ("same_color", None): ("in the color of whatever {d2}", "painted like what {d2}"),
 }
 COMPLEX_TEMPLATES = {
     "category": ("{the} {t} that {d}", "only the {t} that {d}", "{the} {t} here that {d}"),
@@ -124,7 +124,7 @@ COMPLEX_TEMPLATES = {
         "everything that {d} except the one {m}",
         "all the objects that {d} but the one {m}",
     ),
-    "any_colour": ("{all} {m}", "{all} here {m}", "{all} in the picture {m}"),
+    "any_color": ("{all} {m}", "{all} here {m}", "{all} in the picture {m}"),
     "except": ("{all} that is not what {d}", "{all} except what {d}", "{all} but what {d}"),
     "shape_shared": (
         "everything that has a twin in shape",
@@ -136,12 +136,12 @@ COMPLEX_TEMPLATES = {
         "{all} of a shape found once",
         "{all} here without a twin in shape",
     ),
-    "colour_shared": (
+    "color_shared": (
         "everything that has a twin in color",
         "everything sharing its color with another",
         "everything with a twin in color",
     ),
-    "colour_alone": (
+    "color_alone": (
         "{all} without a twin in color",
         "{all} of a color found once",
         "{all} here without a twin in color",

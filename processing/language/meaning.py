@@ -15,10 +15,10 @@ from typing import Any, Protocol
 TARGET_KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
 ONE, SOME, ALL, NONE = TARGET_KINDS
 # Filters that stand for the noun: (of any category but one, sharing its shape or color with another, or not).
-OPEN_KINDS = ("not_noun", "noun_shared", "noun_alone", "colour_shared", "colour_alone")
+OPEN_KINDS = ("not_noun", "noun_shared", "noun_alone", "color_shared", "color_alone")
 _FAMILY_NAMES = {
-    "colour+size": "colour_size",
-    "size+colour": "colour_size",
+    "color+size": "color_size",
+    "size+color": "color_size",
     "not_noun": "except",
     "noun_shared": "shape_shared",
     "noun_alone": "shape_alone",
@@ -84,11 +84,11 @@ class SceneFacts(Protocol):
 class Filter:
     """One condition on instances.
 
-    `kind` is one of "colour", "not_colour" (value: its name), "size" (value: "large" or "small", among its category,
+    `kind` is one of "color", "not_color" (value: its name), "size" (value: "large" or "small", among its category,
     or by the scene's own bounds where it has them),
-    "region" (value: a half of the image), "side" (value: a side of the reference), "same_colour", "inside",
+    "region" (value: a half of the image), "side" (value: a side of the reference), "same_color", "inside",
     "containing" (of or in the reference), "not_noun" (any category but the reference), "noun_shared", "noun_alone",
-    "colour_shared", "colour_alone" (shared with another instance, or not), "count" (value: how many there are),
+    "color_shared", "color_alone" (shared with another instance, or not), "count" (value: how many there are),
     "part" (of what `whole` denotes).
     """
 
@@ -125,12 +125,12 @@ class Meaning:
 
     @property
     def family(self) -> str:
-        """The kinds of its conditions, e.g. "colour+extreme"; "category" where there are none."""
+        """The kinds of its conditions, e.g. "color+extreme"; "category" where there are none."""
         kinds = [item.kind for item in self.filters]
         if self.selector is not None:
             kinds.append(selector_family(self.selector))
-        if self.noun is None and kinds == ["colour"]:
-            return "any_colour"
+        if self.noun is None and kinds == ["color"]:
+            return "any_color"
         name = "+".join(kinds) or "category"
         return _FAMILY_NAMES.get(name, name)
 
@@ -249,7 +249,7 @@ def _reference(noun: str | None, facts: SceneFacts) -> int | None:
 def _color(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
     if any(facts.colors[i] is None for i in members):
         return None
-    wanted = condition.kind == "colour"
+    wanted = condition.kind == "color"
     return [i for i in members if (facts.colors[i] == condition.value) is wanted]
 
 
@@ -302,7 +302,7 @@ def _not_noun(condition: Filter, facts: SceneFacts, members: list[int], every: l
 
 def _shared(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
     attribute, wanted = condition.kind.split("_")
-    values: list[str | None] = list(facts.colors) if attribute == "colour" else list(facts.nouns)
+    values: list[str | None] = list(facts.colors) if attribute == "color" else list(facts.nouns)
     if any(value is None for value in values):
         return None
     return [i for i in members if (values.count(values[i]) > 1) is (wanted == "shared")]
@@ -321,19 +321,19 @@ def _part(condition: Filter, facts: SceneFacts, members: list[int], every: list[
 
 
 _FILTERS: dict[str, Callable[[Filter, SceneFacts, list[int], list[int]], list[int] | None]] = {
-    "colour": _color,
-    "not_colour": _color,
+    "color": _color,
+    "not_color": _color,
     "size": _size,
     "region": _region,
     "side": _side,
-    "same_colour": _same_color,
+    "same_color": _same_color,
     "inside": _containment,
     "containing": _containment,
     "not_noun": _not_noun,
     "noun_shared": _shared,
     "noun_alone": _shared,
-    "colour_shared": _shared,
-    "colour_alone": _shared,
+    "color_shared": _shared,
+    "color_alone": _shared,
     "count": _count,
     "part": _part,
 }

@@ -26,7 +26,7 @@ from .lexicon import (
 from .meaning import OPEN_KINDS, Filter, Meaning, Selector, selector_family
 
 Choose = Callable[[Sequence[Any]], Any]  # one of a sequence, all equally likely: all randomness of a sentence
-_BEFORE_NOUN = ("size", "colour")
+_BEFORE_NOUN = ("size", "color")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def can_say(meaning: Meaning, level: InstructionLevel, lexicon: Lexicon) -> bool
         if selector is not None or len(filters) != 1:
             return False
         kind, reference = filters[0].kind, filters[0].reference
-        return kind == "colour" or (kind in OPEN_KINDS and (reference is None or reference in lexicon.descriptors))
+        return kind == "color" or (kind in OPEN_KINDS and (reference is None or reference in lexicon.descriptors))
     if meaning.noun not in lexicon.descriptors:
         return False
     if selector is not None and (
@@ -125,7 +125,7 @@ def _main_part(meaning: Meaning) -> tuple[str, tuple[Filter | Selector, ...]]:
         return others[-1].kind, (others[-1],)
     if not adjectives:
         return "category", ()
-    return (adjectives[0].kind if len(adjectives) == 1 else "colour_size"), adjectives
+    return (adjectives[0].kind if len(adjectives) == 1 else "color_size"), adjectives
 
 
 def _simple_phrase(meaning: Meaning, plural: bool, choose: Choose, lexicon: Lexicon, template: str) -> str:

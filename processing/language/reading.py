@@ -44,12 +44,12 @@ _AFTER_PATTERNS = (
     ("beside", rf"just {_DIRECTED}"),
     ("side", rf"(?:located )?{_DIRECTED}"),
     ("region", rf"(?:on|in|at) the ({'|'.join(_HALVES)})(?: side| half)?{_PICTURE}(?= |$)"),
-    ("same_colour", rf"(?:of|with|in) the same colou?r as {_REFERENCE}"),
-    ("same_colour", rf"(?:with|that (?:has|have)) the colou?r of {_REFERENCE}"),
+    ("same_color", rf"(?:of|with|in) the same colou?r as {_REFERENCE}"),
+    ("same_color", rf"(?:with|that (?:has|have)) the colou?r of {_REFERENCE}"),
     ("inside", rf"inside(?: of)? {_REFERENCE}"),
     ("containing", rf"(?:with|that (?:has|have)) {_REFERENCE} inside"),
-    ("not_colour", rf"(?:not (?:in )?|without )({'|'.join(_COLORS)})(?: colou?r)?\b"),
-    ("colour", rf"(?:in |of )?({'|'.join(_COLORS)})(?: colou?r)?\b"),
+    ("not_color", rf"(?:not (?:in )?|without )({'|'.join(_COLORS)})(?: colou?r)?\b"),
+    ("color", rf"(?:in |of )?({'|'.join(_COLORS)})(?: colou?r)?\b"),
     ("size", rf"(?:of )?({'|'.join(_SIZES)})(?: size)?\b"),
     ("near", rf"(?:nearest|closest) to {_REFERENCE}"),
     ("far", rf"(?:farthest|furthest|most distant) from {_REFERENCE}"),
@@ -138,7 +138,7 @@ def _with_adjectives(meaning: Meaning, words: list[str]) -> Meaning | None:
     filters, selector, number = list(meaning.filters), None, None
     for word in words:
         if word in _COLORS:
-            filters.append(Filter("colour", _COLORS[word]))
+            filters.append(Filter("color", _COLORS[word]))
         elif word in _SIZES:
             filters.append(Filter("size", _SIZES[word]))
         elif word in _EXTREMES and selector is None:
@@ -203,7 +203,7 @@ def _after_filter(kind: str, groups: tuple[str, ...], table: dict[int, str]) -> 
         return Filter("region", _HALVES[groups[0]])
     if kind == "side":
         return Filter("side", _DIRECTIONS[groups[0]], table[int(groups[1])])
-    if kind in ("colour", "not_colour"):
+    if kind in ("color", "not_color"):
         return Filter(kind, _COLORS[groups[0]])
     if kind == "size":
         return Filter(kind, _SIZES[groups[0]])

@@ -26,7 +26,7 @@ from .questions import FAMILIES, denotation, details, kind_of, one_of, question
 from .rendering import ShapeObject, fit_unit, render
 from .world import SPLITS, Scene, mask_boxes, place_object
 
-_FAMILIES = ("category", "colour", "not_colour", "region", "extreme")
+_FAMILIES = ("category", "color", "not_color", "region", "extreme")
 _TRIES = 60  # random questions per target before a scene is left without it
 _LEVELS = (InstructionLevel.CONCEPT, InstructionLevel.SIMPLE)
 
@@ -119,7 +119,7 @@ class ShapesDomain:
                 continue
             absent = kind == NONE and (family == "category" or rng.random() < 0.3)
             noun = one_of(rng, [name for name in self.shapes if name not in nouns] if absent else nouns)
-            values = tuple(self.colors) if "colour" in family else FAMILIES[family].values
+            values = tuple(self.colors) if "color" in family else FAMILIES[family].values
             meaning = question(family, noun, one_of(rng, values) if values else None)
             targets = denotation(meaning, scene.objects)
             if targets is not None and kind_of(meaning, targets, scene.objects) == kind:

@@ -42,7 +42,7 @@ def _alone(what: str) -> tuple[str, ...]:
 
 SIMPLE: Table = {
     "category": ("only {the} {n}", "{the} {n} of the picture", "{the} {n} to be found here"),
-    "colour": (
+    "color": (
         "the {n} that {have} the color {c}",
         "the {n} with {c} color",
         "{the} {c} {n} in the picture",
@@ -55,14 +55,14 @@ SIMPLE: Table = {
         "the {n} with a {s} size",
         "{the} {s} {n} here",
     ),
-    "colour_size": (
+    "color_size": (
         "the {c} {s} {n}",
         "the {n} that {be} {s} and {c}",
         "the {n} that {be} {c} and {s}",
         "the {s} {n} with {c} color",
         "the {c} {n} of {s} size",
     ),
-    "not_colour": (
+    "not_color": (
         "the {n} in any color but {c}",
         "the {n} of any color except {c}",
         "the {n} that {have} any color but {c}",
@@ -97,7 +97,7 @@ SIMPLE: Table = {
         "the {n} found {x} the {ref}",
         "the {n} that is the one {x} the {ref}",
     ),
-    "same_colour": (
+    "same_color": (
         "the {n} in the color of the {ref}",
         "the {n} that {have} the same color as the {ref}",
         "the {n} in the same color as the {ref}",
@@ -122,12 +122,12 @@ COMPLEX: Table = {
         "whatever {d} except the one {m}",
         "all that {d} without the one {m}",
     ),
-    "any_colour": ("{all} that is {m}", "{all} found here {m}", "{all} to be found {m}"),
+    "any_color": ("{all} that is {m}", "{all} found here {m}", "{all} to be found {m}"),
     "except": ("{all} except whatever {d}", "{all} here except what {d}", "{all} that is not whatever {d}"),
     "shape_shared": _shared("shape"),
     "shape_alone": _alone("shape"),
-    "colour_shared": _shared("color"),
-    "colour_alone": _alone("color"),
+    "color_shared": _shared("color"),
+    "color_alone": _alone("color"),
 }
 COMPLEX_CARRIERS = ("i look for {np}", "we need {np}", "can you show {np}", "can we find {np}", "help find {np}")
 

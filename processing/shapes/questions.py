@@ -41,10 +41,10 @@ _ONE = {SINGULAR: (ONE, NONE)}
 _COLORS = tuple(COLOR_REFERENCES)
 FAMILIES: dict[str, Family] = {
     "category": Family({SINGULAR: (ONE, NONE), PLURAL: (ALL, NONE)}),
-    "colour": Family(_ANY, _COLORS),
+    "color": Family(_ANY, _COLORS),
     "size": Family(_ANY, SIZES),
-    "colour_size": Family(_ANY, _COLORS),
-    "not_colour": Family(_ANY, _COLORS),
+    "color_size": Family(_ANY, _COLORS),
+    "not_color": Family(_ANY, _COLORS),
     "region": Family(_ANY, SIDES),
     "extreme": Family(_ONE, SIDES),
     "all_but_extreme": Family({PLURAL: (SOME, NONE)}, SIDES),
@@ -52,28 +52,28 @@ FAMILIES: dict[str, Family] = {
     "side": Family({PLURAL: (SOME, ALL, NONE)}, SIDES, relational=True),
     "beside": Family(_ONE, SIDES, relational=True),
     "distance": Family(_ONE, ("near", "far"), relational=True),
-    "same_colour": Family(_ANY, relational=True),
-    "any_colour": Family(_ANY, _COLORS, any_noun=True, complex_only=True),
+    "same_color": Family(_ANY, relational=True),
+    "any_color": Family(_ANY, _COLORS, any_noun=True, complex_only=True),
     "except": Family(_ANY, complex_only=True),
     "shape_shared": Family({PLURAL: (SOME, ALL, NONE)}, any_noun=True, complex_only=True),
     "shape_alone": Family(_ANY, any_noun=True, complex_only=True),
-    "colour_shared": Family({PLURAL: (SOME, ALL, NONE)}, any_noun=True, complex_only=True),
-    "colour_alone": Family(_ANY, any_noun=True, complex_only=True),
+    "color_shared": Family({PLURAL: (SOME, ALL, NONE)}, any_noun=True, complex_only=True),
+    "color_alone": Family(_ANY, any_noun=True, complex_only=True),
 }
 _SELECTORS = {"extreme": "extreme", "extreme_size": "size", "beside": "beside", "distance": "distance"}
-_FILTERS = {"any_colour": "colour", "shape_shared": "noun_shared", "shape_alone": "noun_alone"}
+_FILTERS = {"any_color": "color", "shape_shared": "noun_shared", "shape_alone": "noun_alone"}
 
 
 def question(
     family: str, noun: str | None, value: str | None = None, second: str | None = None, reference: str | None = None
 ) -> Meaning:
-    """A question of a family; `second` is the size of "colour_size"."""
+    """A question of a family; `second` is the size of "color_size"."""
     if family == "category":
         return Meaning(noun)
     if family == "except":
         return Meaning(None, (Filter("not_noun", reference=noun),))
-    if family == "colour_size":
-        return Meaning(noun, (Filter("colour", value), Filter("size", second)))
+    if family == "color_size":
+        return Meaning(noun, (Filter("color", value), Filter("size", second)))
     if family == "all_but_extreme":
         return Meaning(noun, selector=Selector("extreme", value or "", excluded=True))
     if family in _SELECTORS:
@@ -178,7 +178,7 @@ def draw_meaning(
         family=family,
         noun=noun,
         value=one_of(rng, spec.values) if spec.values else None,
-        second=one_of(rng, SIZES) if family == "colour_size" else None,
+        second=one_of(rng, SIZES) if family == "color_size" else None,
         reference=one_of(rng, others) if spec.relational else None,
     )
 

@@ -110,7 +110,7 @@ class FaultyModels:
         meaning = None
         for _ in range(400):
             kind = rng.choice(("1-to-1", "1-to-N", "1-to-all", "none"))
-            family = rng.choice(("colour", "not_colour", "region", "extreme", "size", "side", "distance", "all_but"))
+            family = rng.choice(("color", "not_color", "region", "extreme", "size", "side", "distance", "all_but"))
             drawn = self.drawer.draw_meaning(family, facts, kind, rng)
             if drawn is None or drawn.noun != noun or not can_say(drawn, level, lexicon_of(facts)):
                 continue

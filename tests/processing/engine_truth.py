@@ -29,19 +29,19 @@ def denoted_by_objects(meaning: Meaning, objects) -> set[int]:
         if condition.reference and kind != "not_noun" and anchor is None:
             return set()
         tests = {
-            "colour": lambda o, value=value: o.color == value,
-            "not_colour": lambda o, value=value: o.color != value,
+            "color": lambda o, value=value: o.color == value,
+            "not_color": lambda o, value=value: o.color != value,
             "size": lambda o, value=value: o.size == value,
             "region": lambda o, value=value: along(o, value) > {"left": -56, "top": -56}.get(value, 56),
             "side": lambda o, value=value, anchor=anchor: along(o, value) > along(anchor, value),
-            "same_colour": lambda o, anchor=anchor: o.color == anchor.color,
+            "same_color": lambda o, anchor=anchor: o.color == anchor.color,
             "inside": lambda o, anchor=anchor: inside(o, anchor),
             "containing": lambda o, anchor=anchor: inside(anchor, o),
             "not_noun": lambda o, noun=condition.reference: o.noun != noun,
             "noun_shared": lambda o: nouns[o.noun] > 1,
             "noun_alone": lambda o: nouns[o.noun] == 1,
-            "colour_shared": lambda o: colors[o.color] > 1,
-            "colour_alone": lambda o: colors[o.color] == 1,
+            "color_shared": lambda o: colors[o.color] > 1,
+            "color_alone": lambda o: colors[o.color] == 1,
         }
         if kind == "count":
             assert len(members) in (0, int(value))  # "the two cups" where there is no cup

@@ -244,9 +244,9 @@ def test_coco_end_to_end(tmp_path):
     for image_id in (1, 2):
         picture = Image.new("RGB", (200, 100), (150, 120, 90))
         data["images"].append({"id": image_id, "file_name": f"{image_id}.png", "width": 200, "height": 100})
-        for place, colour in enumerate(((220, 40, 40), (40, 90, 220), (220, 40, 40))):
+        for place, color in enumerate(((220, 40, 40), (40, 90, 220), (220, 40, 40))):
             x, y, side = 15 + 65 * place, 30, 25 if place else 40
-            ImageDraw.Draw(picture).rectangle((x, y, x + side, y + side), fill=colour)
+            ImageDraw.Draw(picture).rectangle((x, y, x + side, y + side), fill=color)
             corners = [x, y, x + side, y, x + side, y + side, x, y + side]
             annotation = {"id": 10 * image_id + place, "image_id": image_id, "category_id": 1, "iscrowd": 0}
             data["annotations"].append(annotation | {"bbox": [x, y, side, side], "segmentation": [corners]})

@@ -56,7 +56,7 @@ def verified_pairs(run, split="train"):
                     named.add(meaning.selector and meaning.selector.reference)
                     assert described == named - {None}, pair["text"]
                     painted = {c for c, words in COLOR_REFERENCES.items() if any(w in pair["text"] for w in words)}
-                    assert painted == {i.value for i in meaning.filters if i.kind in ("colour", "not_colour")}
+                    assert painted == {i.value for i in meaning.filters if i.kind in ("color", "not_color")}
                 else:
                     reading = read_simple(pair["text"], nouns, forms)
                     read = {facts.scene.instances[i].annotation_id for i in denote(reading.meaning, facts)}
@@ -100,8 +100,8 @@ def test_no_kind_is_told_by_its_words_alone(tmp_path):
         for target in record["targets"]:
             family = Meaning.from_dict(target["meaning"]).family
             families.setdefault(family, Counter())[target["kind"] == "none"] += 1
-    # "The two cups" supposes two cups, and where every cup is told apart by colour nothing is left to be absent.
-    free = {"count", "shape_shared", "shape_alone", "colour_shared", "colour_alone", "except"}
+    # "The two cups" supposes two cups, and where every cup is told apart by color nothing is left to be absent.
+    free = {"count", "shape_shared", "shape_alone", "color_shared", "color_alone", "except"}
     common = {family: counts for family, counts in families.items() if counts.total() >= 12 and family not in free}
     assert len(common) >= 4
     for family, counts in common.items():
@@ -121,7 +121,7 @@ def form_of(text):
     blots += [
         (words, "(knowledge)") for table in (DESCRIPTORS, COLOR_REFERENCES) for t in table.values() for words in t
     ]
-    blots += [(colour, "(colour)") for colour in COLOR_REFERENCES]
+    blots += [(color, "(color)") for color in COLOR_REFERENCES]
     blots += [
         (form, name) for pair in lexicon.PLURALS.items() for form, name in zip(pair, ("(one)", "(many)"), strict=True)
     ]

@@ -56,12 +56,12 @@ SCENE = (
         (question("category", "circle"), {0, 1, 2}, "1-to-all"),
         (question("category", "star"), {3}, "1-to-1"),
         (question("category", "moon"), set(), "none"),
-        (question("colour", "circle", "red"), {0, 2}, "1-to-N"),
-        (question("colour", "circle", "green"), set(), "none"),
+        (question("color", "circle", "red"), {0, 2}, "1-to-N"),
+        (question("color", "circle", "green"), set(), "none"),
         (question("size", "circle", "large"), {1, 2}, "1-to-N"),
-        (question("colour_size", "circle", "red", "small"), {0}, "1-to-1"),
-        (question("not_colour", "circle", "red"), {1}, "1-to-1"),
-        (question("not_colour", "circle", "green"), {0, 1, 2}, "1-to-all"),
+        (question("color_size", "circle", "red", "small"), {0}, "1-to-1"),
+        (question("not_color", "circle", "red"), {1}, "1-to-1"),
+        (question("not_color", "circle", "green"), {0, 1, 2}, "1-to-all"),
         (question("region", "circle", "left"), {0, 2}, "1-to-N"),
         (question("region", "circle", "bottom"), {2}, "1-to-1"),
         (question("extreme", "circle", "right"), {1}, "1-to-1"),
@@ -75,15 +75,15 @@ SCENE = (
         (question("beside", "circle", "left", reference="star"), {0}, "1-to-1"),
         (question("distance", "circle", "near", reference="ring"), {2}, "1-to-1"),
         (question("distance", "circle", "far", reference="ring"), {0}, "1-to-1"),
-        (question("same_colour", "circle", reference="star"), {1}, "1-to-1"),
-        (question("any_colour", None, "red"), {0, 2}, "1-to-N"),
-        (question("any_colour", None, "green"), {4}, "1-to-1"),
+        (question("same_color", "circle", reference="star"), {1}, "1-to-1"),
+        (question("any_color", None, "red"), {0, 2}, "1-to-N"),
+        (question("any_color", None, "green"), {4}, "1-to-1"),
         (question("except", "circle"), {3, 4}, "1-to-N"),
         (question("except", "moon"), {0, 1, 2, 3, 4}, "1-to-all"),
         (question("shape_shared", None), {0, 1, 2}, "1-to-N"),
         (question("shape_alone", None), {3, 4}, "1-to-N"),
-        (question("colour_shared", None), {0, 1, 2, 3}, "1-to-N"),
-        (question("colour_alone", None), {4}, "1-to-1"),
+        (question("color_shared", None), {0, 1, 2, 3}, "1-to-N"),
+        (question("color_alone", None), {4}, "1-to-1"),
     ],
 )
 def test_denotations_by_hand(meaning, targets, kind):
@@ -156,7 +156,7 @@ def sentences():
     return said
 
 
-def test_simple_names_the_noun_and_complex_neither_noun_nor_colour(sentences):
+def test_simple_names_the_noun_and_complex_neither_noun_nor_color(sentences):
     naming = {*NOUNS, *lexicon.PLURALS.values()}
     for level, _, phrasing, meaning in sentences:
         words = set(phrasing.text.split())
@@ -221,7 +221,7 @@ def test_more_phrasings_mean_the_same_in_words_of_the_world(training):
 
 
 def test_families_can_be_asked_more_often():
-    families = ("colour", "distance", "extreme")
+    families = ("color", "distance", "extreme")
     weights, more = cell_weights(families), cell_weights(families, {"distance": 3.0})
     assert sum(more.values()) == pytest.approx(1)
     of_one = {cell.family: weight for cell, weight in more.items() if cell.kind == "1-to-1"}
@@ -234,8 +234,8 @@ def test_families_can_be_asked_more_often():
 def test_levels_say_only_what_they_can():
     with pytest.raises(ValueError, match="'except'"):
         say(question("except", "star"), PLURAL, SIMPLE, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="'colour'"):
-        say(question("colour", "star", "red"), PLURAL, CONCEPT, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="'color'"):
+        say(question("color", "star", "red"), PLURAL, CONCEPT, np.random.default_rng(0))
     assert kinds_of(CONCEPT) == ("1-to-1", "1-to-all", "none")
     assert kinds_of(SIMPLE) == kinds_of(COMPLEX) == ("1-to-1", "1-to-N", "1-to-all", "none")
 

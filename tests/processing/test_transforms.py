@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placements are checked by drawing: what the mask and the box say must be where the colour is."""
+"""Placements are checked by drawing: what the mask and the box say must be where the color is."""
 
 import random
 
@@ -14,17 +14,17 @@ from sam3i.trainer.transforms import InstructionTransform, Placement, keyed_rand
 
 HEIGHT, WIDTH = 60, 90
 CANVAS = (112, 112)
-COLOURS = [(220, 40, 40), (40, 200, 60)]
+COLORS = [(220, 40, 40), (40, 200, 60)]
 
 
 def scene():
     """Two objects that touch no border and tell left from right."""
     image = Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 160))
     masks = []
-    for colour, shape in zip(
-        COLOURS, ([(12, 10), (40, 14), (20, 50)], [(55, 20), (80, 20), (80, 45), (55, 45)]), strict=True
+    for color, shape in zip(
+        COLORS, ([(12, 10), (40, 14), (20, 50)], [(55, 20), (80, 20), (80, 45), (55, 45)]), strict=True
     ):
-        ImageDraw.Draw(image).polygon(shape, fill=colour)
+        ImageDraw.Draw(image).polygon(shape, fill=color)
         mask = Image.new("1", (WIDTH, HEIGHT))
         ImageDraw.Draw(mask).polygon(shape, fill=1)
         masks.append(np.asarray(mask))
@@ -39,11 +39,11 @@ def rles(masks):
     return [encode_mask(mask) for mask in masks]
 
 
-def coloured(image, colour):
-    """The pixels that are nearer to the colour than half way to the background."""
+def colored(image, color):
+    """The pixels that are nearer to the color than half way to the background."""
     pixels = np.asarray(image).astype(float)
-    distance = np.linalg.norm(pixels - np.array(colour), axis=-1)
-    others = [c for c in [*COLOURS, (90, 90, 160), (0, 0, 0)] if c != colour]
+    distance = np.linalg.norm(pixels - np.array(color), axis=-1)
+    others = [c for c in [*COLORS, (90, 90, 160), (0, 0, 0)] if c != color]
     return np.all([distance < np.linalg.norm(pixels - np.array(other), axis=-1) for other in others], axis=0)
 
 
@@ -53,8 +53,8 @@ def check_by_drawing(placement, minimum=0.93):
     assert placed.size == (placement.canvas[1], placement.canvas[0])
     moved = placement.place_masks(rles(masks)).numpy()
     fractions = placement.place_boxes(boxes, HEIGHT, WIDTH).numpy()
-    for colour, mask, (cx, cy, w, h) in zip(COLOURS, moved, fractions, strict=True):
-        seen = coloured(placed, colour)
+    for color, mask, (cx, cy, w, h) in zip(COLORS, moved, fractions, strict=True):
+        seen = colored(placed, color)
         assert (seen & mask).sum() / (seen | mask).sum() > minimum
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         tight = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])

@@ -321,8 +321,8 @@ def test_command_inspect(good_file, tmp_path):
     assert (summary["rows"], summary["instances"], summary["sizes"]) == (3, 3, {"small": 3})
     assert summary["instructions"] == {"concept": 3, "simple": 3, "complex": 3}
     with Image.open(sheet) as picture:
-        colours = picture.convert("RGB").getcolors(1 << 24)
-    assert len(colours) > 20
+        colors = picture.convert("RGB").getcolors(1 << 24)
+    assert len(colors) > 20
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])

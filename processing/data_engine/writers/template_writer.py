@@ -22,18 +22,18 @@ SECOND_FILTER_SHARE = 0.25
 PLACED_SHARE = 0.3  # of the relations whose answer the place in the picture gives, whatever the reference
 # Families that nearly every picture offers, and the share of their draws that is kept: they must not crowd out others.
 COMMON_SHARES = {
-    "count": 0.25, "not_noun": 0.3, "not_colour": 0.5, "any_colour": 0.4, "noun_shared": 0.4, "noun_alone": 0.6,
-    "colour_shared": 0.5, "colour_alone": 0.7,
+    "count": 0.25, "not_noun": 0.3, "not_color": 0.5, "any_color": 0.4, "noun_shared": 0.4, "noun_alone": 0.6,
+    "color_shared": 0.5, "color_alone": 0.7,
 }  # fmt: skip
 # Questions without a parameter have an answer or not, as the scene is: how often they are asked where they have none.
 # The shares leave about a quarter of each family without an answer (in the shapes world).
 EMPTY_SHARES = {
-    "not_noun": 0.65, "noun_shared": 0.55, "noun_alone": 0.1, "colour_shared": 0.9, "colour_alone": 0.17
+    "not_noun": 0.65, "noun_shared": 0.55, "noun_alone": 0.1, "color_shared": 0.9, "color_alone": 0.17
 }  # fmt: skip
 _TRIES = 16  # random questions per family and kind
-_FILTER_KINDS = ("colour", "size", "region", "side", "not_colour", "same_colour", "inside", "containing", "count")
+_FILTER_KINDS = ("color", "size", "region", "side", "not_color", "same_color", "inside", "containing", "count")
 _SELECTOR_KINDS = ("extreme", "extreme_size", "distance", "beside", "ordinal", "all_but", "pair")
-_OPEN_KINDS = ("any_colour", "not_noun", "noun_shared", "noun_alone", "colour_shared", "colour_alone")
+_OPEN_KINDS = ("any_color", "not_noun", "noun_shared", "noun_alone", "color_shared", "color_alone")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class TemplateWriter:
         """
         kind = rng.choice([name for name in kinds if name != NONE] or [ONE, SOME, ALL])
         none_share = (NONE in kinds) / len(kinds)
-        families = [*_FILTER_KINDS, *_SELECTOR_KINDS, "colour_size", "category", "part"]
+        families = [*_FILTER_KINDS, *_SELECTOR_KINDS, "color_size", "category", "part"]
         if facts.scene.is_exhaustive and COMPLEX in self.levels:
             families += _OPEN_KINDS
         for family in rng.sample(families, len(families)):
@@ -185,14 +185,14 @@ class TemplateWriter:
             if selector is None:
                 return None
         else:
-            kinds = ("colour", "size") if family == "colour_size" else (family,)
+            kinds = ("color", "size") if family == "color_size" else (family,)
             filters = tuple(self._filter(name, noun, references, facts, rng) for name in kinds)
         if family == "all_but" and kind == ONE:
             return None  # "all the cups except the leftmost" speaks of several
-        if family not in ("count", "all_but", "pair", "colour_size") and rng.random() < SECOND_FILTER_SHARE:
+        if family not in ("count", "all_but", "pair", "color_size") and rng.random() < SECOND_FILTER_SHARE:
             # A region after a reference or an ordinal could belong to either of two nouns.
-            bound = family in ("side", "beside", "distance", "same_colour", "inside", "containing", "ordinal")
-            second = rng.choice(("colour", "size") if bound else ("colour", "region", "size"))
+            bound = family in ("side", "beside", "distance", "same_color", "inside", "containing", "ordinal")
+            second = rng.choice(("color", "size") if bound else ("color", "region", "size"))
             if second != family.removeprefix("not_"):
                 filters = (*filters, self._filter(second, noun, references, facts, rng))
         said = tuple(item for item in filters if item is not None)
@@ -200,8 +200,8 @@ class TemplateWriter:
 
     @staticmethod
     def _open_meaning(family: str, nouns: list[str], rng: Random) -> Meaning | None:
-        if family == "any_colour":
-            return Meaning(None, (Filter("colour", rng.choice(list(HUES)[:6])),))
+        if family == "any_color":
+            return Meaning(None, (Filter("color", rng.choice(list(HUES)[:6])),))
         if family == "not_noun":
             return Meaning(None, (Filter("not_noun", reference=rng.choice(nouns)),)) if nouns else None
         return Meaning(None, (Filter(family),))
@@ -213,7 +213,7 @@ class TemplateWriter:
             return None
         owner = rng.choice(sorted(owners))
         selector = rng.choice((None, Selector("extreme", rng.choice(SIDES)), Selector("size", "large")))
-        color = rng.choice((None, Filter("colour", rng.choice(COLOR_NAMES))))
+        color = rng.choice((None, Filter("color", rng.choice(COLOR_NAMES))))
         whole = Meaning(owner, (color,) if color else (), None if color else selector)
         return Meaning(noun, (Filter("part", whole=whole),))
 
@@ -238,7 +238,7 @@ class TemplateWriter:
 
     @staticmethod
     def _filter(kind: str, noun: str, references: list[str], facts: Facts, rng: Random) -> Filter | None:
-        if kind in ("colour", "not_colour"):
+        if kind in ("color", "not_color"):
             seen = sorted({color for color in facts.colors if color is not None})
             return Filter(kind, rng.choice([*seen, rng.choice(list(HUES)[:6])]))
         if kind == "size":
@@ -276,7 +276,7 @@ def _is_placed(meaning: Meaning, found: frozenset[int], facts: Facts) -> bool:
 
 
 def _needs_plural(meaning: Meaning) -> bool:
-    return any(item.kind in ("count", "noun_shared", "colour_shared") for item in meaning.filters)
+    return any(item.kind in ("count", "noun_shared", "color_shared") for item in meaning.filters)
 
 
 def _ids(found: frozenset[int], facts: Facts) -> tuple[int, ...]:

@@ -10,16 +10,22 @@ export TOKENIZERS_PARALLELISM ?= false
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
 
-$(VENV)/.installed: setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
-	touch $@
+$(VENV)/.package: setup.cfg pyproject.toml
+	@echo "Installing into $(VENV): minutes, a few GB with PyTorch"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e .
+	@touch $@
 
-install: $(VENV)/.installed  ## create the environment and install the package
+$(VENV)/.installed: $(VENV)/.package
+	@echo "Installing what tests, documentation and demo need"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
 
-quickstart: install  ## segment pictures on this machine and write the results to quickstart/
-	$(BIN)/python examples/quickstart.py
+install: $(VENV)/.installed  ## create the environment and install the package with all that development needs
+
+quickstart: $(VENV)/.package  ## segment pictures on this machine and write the results to quickstart/
+	@$(BIN)/python examples/quickstart.py
 
 test: install  ## run the tests (minutes, CPU)
 	$(BIN)/python tests/fetch_transformers_tests.py

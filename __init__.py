@@ -23,7 +23,7 @@ _PUBLIC = {
     "processing.pipeline.pipeline_sam3i": ["InstructionSegmentationPipeline"],
     "processing.levels": ["classify_level"],
     "processing.drawing.instances": ["draw_instances"],
-    "processing.drawing.sheet": ["contact_sheet"],
+    "processing.drawing.sheet": ["contact_sheet", "draw_comparison"],
     "processing.datasets.loading": ["load_instruction_dataset"],
     "processing.shapes.dataset": ["ShapesInstructionDataset"],
     "trainer.arguments": ["Sam3ITrainingArguments"],

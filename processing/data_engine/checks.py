@@ -21,6 +21,7 @@ from ..language.meaning import Meaning, compares_one, denote
 from ..language.nouns import NounForms, words_of
 from ..language.reading import read_simple
 from ..levels import classify_level
+from ..masks import encode_mask
 from .scene.facts import Facts
 from .writers.template_writer import TargetPlan
 
@@ -218,7 +219,10 @@ def checker_result(candidate: Candidate, numbers: Mapping[int, int], answer: set
 
 
 def grounding_result(candidate: Candidate, facts: Facts, masks: np.ndarray, min_iou: float) -> CheckResult:
-    """Compares what a segmenter found (bool [K, height, width]) with the target, as unions of masks."""
+    """Compares what a segmenter found (bool [K, height, width]) with the target, as unions of masks.
+
+    The evidence of a failure holds that union as run lengths, "mask", for the person who decides.
+    """
     scene = facts.scene
     target = np.zeros((scene.height, scene.width), dtype=bool)
     for annotation_id in candidate.plan.targets:
@@ -232,9 +236,9 @@ def grounding_result(candidate: Candidate, facts: Facts, masks: np.ndarray, min_
     evidence = {"iou": round(iou, 4), "instances": len(masks), "min_iou": min_iou}
     if iou >= min_iou:
         return CheckResult("grounding", PASS, "", evidence)
-    return CheckResult(
-        "grounding", FAIL, f"The segmentation model finds something else for it (IoU {iou:.2f}).", evidence
-    )
+    evidence["mask"] = encode_mask(found)
+    what = "something else" if found.any() else "nothing"
+    return CheckResult("grounding", FAIL, f"The segmenter finds {what} for it (IoU {iou:.2f}).", evidence)
 
 
 def decide(results: Sequence[CheckResult]) -> tuple[str, str]:

@@ -36,7 +36,7 @@ def draw_masks(
         masks: N masks of the image's size, the most important first: arrays or tensors [N, height, width], or PIL
             images (255 inside).
         colors (*optional*): Of each mask; those of [`PALETTE`] in turn if not given.
-        tags (*optional*): A few characters for each mask, beside it.
+        tags (*optional*): A few characters for each mask, beside its largest piece.
         tags_inside (`bool`, *optional*): Put the tags where the masks are thickest instead.
         dim (`bool`, *optional*, defaults to `True`): Darken what no mask covers.
         side (`int`, *optional*): Longest side of the picture in pixels; small images are enlarged to 480 if not given.
@@ -61,8 +61,9 @@ def draw_masks(
     for mask, color, text in zip(shown, colors, tags or [None] * len(shown), strict=True):
         if text and (box := mask.getbbox()):
             tag = draw_tag(text, scale.tag_font, color, scale.gap * 0.7)
-            centers = [_innermost(mask, box)] if tags_inside else []
-            picture.paste(tag, _place_tag(box, centers, tag.size, picture.size, taken), tag)
+            part, center = _main_part(mask, box)
+            centers = [center] if tags_inside else []
+            picture.paste(tag, _place_tag(part, centers, tag.size, picture.size, taken), tag)
     return picture
 
 
@@ -251,15 +252,22 @@ def _outline(canvas: np.ndarray, mask: Image.Image, color: Color, line: float) -
     view += np.clip((0.40 - distance) / 0.12, 0, 1) * (np.asarray(color, dtype=np.float32) - view)
 
 
-def _innermost(mask: Image.Image, box: tuple[int, int, int, int]) -> tuple[float, float]:
-    """Where a mask is thickest, found on a reduced copy."""
+def _main_part(mask: Image.Image, box: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, float]]:
+    """The box of the largest piece of a mask and the place where that is thickest, found on a reduced copy."""
     from scipy import ndimage
 
     ratio = min(1.0, 200 / max(box[2] - box[0], box[3] - box[1]))
     size = (max(1, round((box[2] - box[0]) * ratio)), max(1, round((box[3] - box[1]) * ratio)))
-    small = np.pad(np.asarray(mask.crop(box).resize(size, Image.Resampling.BOX)) > 127, 1)
-    y, x = np.unravel_index(int(ndimage.distance_transform_edt(small).argmax()), small.shape)
-    return box[0] + (x - 0.5) / ratio, box[1] + (y - 0.5) / ratio
+    small = np.pad(np.asarray(mask.crop(tuple(box)).resize(size, Image.Resampling.BOX)) > 127, 1)
+    pieces, count = ndimage.label(small)
+    if not count:  # thinner than a pixel of the copy
+        return tuple(box), ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
+    y, x = np.unravel_index(int(ndimage.distance_transform_edt(largest).argmax()), small.shape)
+    rows, columns = (np.flatnonzero(largest.any(axis)) for axis in (1, 0))
+    left, top = (box[0] + (columns[0] - 1) / ratio, box[1] + (rows[0] - 1) / ratio)
+    right, bottom = (box[0] + columns[-1] / ratio, box[1] + rows[-1] / ratio)
+    return (left, top, right, bottom), (box[0] + (x - 0.5) / ratio, box[1] + (y - 0.5) / ratio)
 
 
 def _overlap(first: tuple[int, ...], second: tuple[int, ...]) -> bool:

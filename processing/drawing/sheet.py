@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several pictures on one page: named side by side, or in a grid with captions."""
+"""Several pictures on one page: truth and answers side by side, or any in a grid with captions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw
 
-from .style import BACKGROUND, FAINT, TEXT, fit_text, load_font, wrap_text
+from .instances import draw_masks
+from .style import BACKGROUND, FAINT, PREDICTION, TEXT, TRUTH, fit_text, load_font, wrap_text
 
 
 def _fit_width(image: Image.Image, width: int) -> Image.Image:
@@ -16,28 +18,39 @@ def _fit_width(image: Image.Image, width: int) -> Image.Image:
     return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 
-def side_by_side(pictures: Sequence[tuple[str, Image.Image]], *, cell: int = 480, gap: int = 8) -> Image.Image:
-    """Put pictures beside each other, each under its name ("truth", "prediction").
+def draw_comparison(
+    image: Image.Image,
+    truth: Any,
+    answers: Mapping[str, tuple[Any, Sequence[float]]],
+    *,
+    side: int = 480,
+    gap: int = 8,
+) -> Image.Image:
+    """Draw what is asked for beside what systems answered, each under its name and with the number of instances.
 
     Args:
-        pictures: Names and pictures.
-        cell (`int`, *optional*, defaults to 480): Largest width of a picture, in pixels.
+        image (`PIL.Image.Image`): The image.
+        truth: The true masks, none where nothing is asked for; as in [`draw_masks`].
+        answers: Masks and scores of each system.
+        side (`int`, *optional*, defaults to 480): Longest side of each picture, in pixels.
         gap (`int`, *optional*, defaults to 8): Space between them, in pixels.
 
     Raises:
-        ValueError: without pictures.
+        ValueError: when a mask has another size than the image.
     """
-    if not pictures:
-        raise ValueError("Expected at least one picture, found none.")
+    tiles = [(f"truth: {len(truth) or 'nothing'}", draw_masks(image, truth, colors=[TRUTH] * len(truth), side=side))]
+    for name, (masks, scores) in answers.items():
+        tags, colors = [f"{score:.2f}" for score in scores], [PREDICTION] * len(masks)
+        found = f"{len(masks)} found" if len(masks) else "nothing found"
+        tiles.append((f"{name}: {found}", draw_masks(image, masks, colors=colors, tags=tags, side=side)))
     font, head = load_font(15), 26
-    fitted = [(name, _fit_width(picture, cell)) for name, picture in pictures]
-    width = sum(picture.width for _, picture in fitted) + gap * (len(fitted) - 1)
-    page = Image.new("RGB", (width, head + max(picture.height for _, picture in fitted)), BACKGROUND)
-    draw, x = ImageDraw.Draw(page), 0
-    for name, picture in fitted:
-        draw.text((x + 4, head / 2), fit_text(name, font, picture.width - 8), font=font, fill=TEXT, anchor="lm")
+    width, height = tiles[0][1].size
+    page = Image.new("RGB", (len(tiles) * (width + gap) - gap, head + height), BACKGROUND)
+    draw = ImageDraw.Draw(page)
+    for number, (name, picture) in enumerate(tiles):
+        x = number * (width + gap)
+        draw.text((x + 4, head / 2), fit_text(name, font, width - 8), font=font, fill=TEXT, anchor="lm")
         page.paste(picture, (x, head))
-        x += picture.width + gap
     return page
 
 
@@ -103,4 +116,4 @@ def contact_sheet(
     return sheet
 
 
-__all__ = ["contact_sheet", "side_by_side"]
+__all__ = ["contact_sheet", "draw_comparison"]

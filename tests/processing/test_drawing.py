@@ -11,8 +11,16 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from sam3i.processing.drawing.instances import draw_boxes, draw_instances, draw_masks
-from sam3i.processing.drawing.sheet import contact_sheet, side_by_side
-from sam3i.processing.drawing.style import LEVEL_COLORS, NEGATIVE, PALETTE, POSITIVE, SMALLEST_FONT, PictureScale
+from sam3i.processing.drawing.sheet import contact_sheet, draw_comparison
+from sam3i.processing.drawing.style import (
+    LEVEL_COLORS,
+    NEGATIVE,
+    PALETTE,
+    POSITIVE,
+    SMALLEST_FONT,
+    TRUTH,
+    PictureScale,
+)
 from sam3i.processing.result_formats import results_to_json
 
 
@@ -189,13 +197,23 @@ def test_contact_sheet():
         contact_sheet(images, 2, captions=["a"])
 
 
-def test_pictures_side_by_side_are_named_and_not_resized():
-    picture = draw_masks(_gray((60, 40)), [], side=300)
-    page = np.asarray(side_by_side([("truth", picture), ("prediction", picture)], gap=8))
-    assert page.shape == (226, 608, 3)
-    assert np.array_equal(page[26:, :300], np.asarray(picture)) and (page[:26, 308:] > 200).any()
-    with pytest.raises(ValueError, match="found none"):
-        side_by_side([])
+def test_truth_and_answers_stand_side_by_side_under_their_names():
+    mask = np.zeros((1, 40, 60), bool)
+    mask[0, 10:30, 10:30] = True
+    answers = {"ours": (mask, [0.9]), "stock": (mask[:0], [])}
+    page = np.asarray(draw_comparison(_gray((60, 40)), mask, answers, side=300, gap=8))
+    assert page.shape == (226, 3 * 300 + 2 * 8, 3)
+    assert np.array_equal(page[26:, :300], np.asarray(draw_masks(_gray((60, 40)), mask, colors=[TRUTH], side=300)))
+    assert np.array_equal(page[26:, 616:], np.full((200, 300, 3), 128))  # nothing found: the picture as it is
+    assert all((page[:26, x : x + 300] > 200).any() for x in (0, 308, 616))
+
+
+def test_a_tag_stands_at_the_largest_piece_of_its_mask():
+    mask = np.zeros((400, 600), bool)
+    mask[20:26, 20:26] = mask[250:380, 400:560] = True
+    picture = np.asarray(draw_masks(_gray((600, 400)), [mask], tags=["0.86"])).astype(int)
+    filled = (np.abs(picture - PALETTE[0]).sum(-1) < 12).sum(axis=1)
+    assert filled[225:246].max() > 25 > filled[:200].max()
 
 
 def test_json_decodes_to_the_same_masks():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sam3i.processing.data_engine.checks import (
     estimate_tokens,
     grounding_result,
 )
+from sam3i.processing.data_engine.review.view import SEGMENTED, TARGET, marked_image
 from sam3i.processing.data_engine.scene.facts import Facts
 from sam3i.processing.data_engine.scene.scene import AnnotatedScene, SceneInstance
 from sam3i.processing.data_engine.scene.sources import CocoSource, RowSource
@@ -32,7 +34,7 @@ from sam3i.processing.datasets.schema import make_row
 from sam3i.processing.language.meaning import Filter, Meaning, Selector, denote
 from sam3i.processing.language.nouns import NounForms, plural_of
 from sam3i.processing.language.reading import read_simple
-from sam3i.processing.masks import encode_mask
+from sam3i.processing.masks import decode_mask, encode_mask
 
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 FORMS = NounForms()
@@ -198,11 +200,23 @@ def test_decisions(results, outcome):
     assert decide(results)[0] == outcome
 
 
+def test_the_review_page_outlines_what_the_segmenter_found(cups):
+    first, second = (cups.scene.by_id[number].pixels() for number in (1, 2))
+    failed = grounding_result(candidate(SIMPLE, "x", (1,)), cups, second[None], 0.5)
+    pair = {"checks": [{"check": "grounding", "evidence": failed.evidence}]}
+    entries = [{"annotation_id": 1, "mask": encode_mask(first)}]
+    item = SimpleNamespace(target={"targets": [1]}, pair=pair, picture={"instances": entries})
+    image = Image.new("RGB", (cups.scene.width, cups.scene.height), (128, 128, 128))
+    colors = {tuple(pixel) for pixel in np.asarray(marked_image(item, image, {1: 1})).reshape(-1, 3)}
+    assert {TARGET, SEGMENTED} <= colors
+
+
 def test_grounding_compares_unions(cups):
     masks = np.stack([cups.scene.by_id[number].pixels() for number in (1, 2)])
     both = candidate(SIMPLE, "the two leftmost cups", (1, 2))
     assert grounding_result(both, cups, masks, 0.5).evidence["iou"] == 1.0
-    assert grounding_result(candidate(SIMPLE, "x", (1,)), cups, masks, 0.6).verdict == FAIL
+    failed = grounding_result(candidate(SIMPLE, "x", (1,)), cups, masks, 0.6)
+    assert failed.verdict == FAIL and np.array_equal(decode_mask(failed.evidence["mask"]), masks.any(axis=0))
     assert grounding_result(candidate(SIMPLE, "x", ()), cups, masks[:0], 0.5).verdict == PASS
     with pytest.raises(ValueError, match="K, 100, 200"):
         grounding_result(both, cups, masks[:, :50], 0.5)

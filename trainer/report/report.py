@@ -15,9 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ...processing.atomic import write_whole
-from ...processing.drawing.instances import draw_masks
-from ...processing.drawing.sheet import contact_sheet, side_by_side
-from ...processing.drawing.style import PREDICTION, TRUTH
+from ...processing.drawing.sheet import contact_sheet, draw_comparison
 from ...processing.masks import decode_masks
 from ..evaluation.evaluate import row_image
 from ..evaluation.mask_scores import MaskScores, average_precision
@@ -233,20 +231,14 @@ def _panel(
     target, image = record["target"], row_image(dataset[record["place"][0]])
     size = (target["height"], target["width"])
     truth = _masks([counts for counts in target["masks"] if counts is not None], size)
-    name = "truth" if len(truth) else "truth: nothing"
-    tiles = [(name, draw_masks(image, truth, colors=[TRUTH] * len(truth), side=TILE))]
-    for system, predictions in answers:
-        prediction = predictions[tuple(record["place"])]
-        masks, tags = _masks(prediction["masks"], size), [f"{score:.2f}" for score in prediction["scores"]]
-        name = f"{system}: {len(masks)} found" if len(masks) else f"{system}: nothing"
-        tiles.append((name, draw_masks(image, masks, colors=[PREDICTION] * len(masks), tags=tags, side=TILE)))
+    given = {system: predictions[tuple(record["place"])] for system, predictions in answers}
+    found = {system: (_masks(answer["masks"], size), answer["scores"]) for system, answer in given.items()}
     file_name = record.get("file_name") or f"image {record['image_id']}"
     facts = [f"IoU {iou * 100:.1f}", record["level"], target["target_kind"], file_name, f"row {record['row_id']}"]
     if record["error"]:
         facts.append(record["error"])
-    return Panel(
-        _printable(record["text"]), _printable(", ".join(filter(None, facts))), side_by_side(tiles, cell=TILE)
-    )
+    picture = draw_comparison(image, truth, found, side=TILE)
+    return Panel(_printable(record["text"]), _printable(", ".join(filter(None, facts))), picture)
 
 
 def _masks(counts: Sequence[str], size: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ...drawing.instances import draw_masks
-from ...drawing.style import LEVEL_COLORS
+from ...drawing.style import LEVEL_COLORS, PALETTE, Color
 from ...masks import decode_mask
 from ..checks import FAIL, PASS, CheckResult
 from ..scene.scene import image_of_record, open_image
@@ -25,7 +25,7 @@ from .desk import QueuedPair
 
 MAX_SHOWN = 600  # characters of a text; what is longer is cut, and says so
 SIDE = 1200  # pixels of the longest side of a picture on the page
-TARGET, SIBLING = (230, 40, 140), (34, 190, 215)
+TARGET, SIBLING, SEGMENTED = PALETTE[1], PALETTE[0], PALETTE[3]
 KEYS = {"a": "accept", "e": "edit", "r": "reject", "s": "skip", "b": "back"}
 KINDS = {"1-to-1": "one of them", "1-to-N": "some of them", "1-to-all": "all of them", "none": "none: nothing fits"}
 TITLES = {
@@ -74,7 +74,8 @@ def environment() -> Environment:
 def style_and_script() -> tuple[str, str]:
     """(CSS, an HTML script element): fonts of the system only, nothing is fetched."""
     plain = Environment(loader=FileSystemLoader(Path(__file__).parent))  # noqa: S701 (no text from outside comes here)
-    css = plain.get_template("page.css").render(levels=LEVEL_COLORS, keys={**KEYS, "m": "masks"})
+    colors = {"target": TARGET, "sibling": SIBLING}
+    css = plain.get_template("page.css").render(levels=LEVEL_COLORS, keys={**KEYS, "m": "masks"}, colors=colors)
     return css, f"<script>{plain.get_template('page.js').render(keys=KEYS)}</script>"
 
 
@@ -85,7 +86,7 @@ def piece(name: str, *values: Any) -> str:
 
 def legend() -> str:
     """What the colors of the picture mean."""
-    return piece("legend", TARGET, SIBLING)
+    return piece("legend", TARGET, SIBLING, SEGMENTED)
 
 
 def question(item: QueuedPair) -> str:
@@ -143,9 +144,11 @@ def _details(check: Mapping[str, Any], numbers: Mapping[int, int]) -> list[Any]:
             parts.append({"verb": verb, "numbers": pairs, "after": exactly})
     if "iou" in seen:
         parts.append(f"IoU {seen.pop('iou')}, at least {seen.pop('min_iou', '?')} wanted")
+        if "instances" in seen:
+            parts.append(f"{seen['instances']} found")
     if "answer" in seen:
         parts.append(f"answered “{seen.pop('answer')}”")
-    for name in ("understood", "same_target", "overlap", "instances", "unknown_numbers"):
+    for name in ("understood", "same_target", "overlap", "instances", "mask", "unknown_numbers"):
         seen.pop(name, None)
     return parts + [f"{name}: {value}" for name, value in seen.items()]
 
@@ -184,16 +187,24 @@ def picture(item: QueuedPair, folder: Path, numbers: Mapping[int, int], name: st
 
 
 def marked_image(item: QueuedPair, image: Image.Image, numbers: Mapping[int, int]) -> Image.Image:
-    """The target and its siblings outlined and numbered; a star marks what the second model picked."""
+    """The target and its siblings outlined and numbered; a star marks what the second model picked.
+
+    Where the segmenter contradicts, what it found is outlined as well.
+    """
     target, picked = set(item.target["targets"]), _picked(item)
     entries = [entry for entry in item.picture["instances"] if entry["annotation_id"] in numbers]
     entries.sort(key=lambda entry: entry["annotation_id"] not in target)
     ids = [entry["annotation_id"] for entry in entries]
+    masks = [decode_mask(entry["mask"]) for entry in entries]
+    colors: list[Color] = [TARGET if i in target else SIBLING for i in ids]
+    tags: list[str | None] = [f"{numbers[i]}{'*' if i in picked else ''}" for i in ids]
+    for segmented in [check["evidence"]["mask"] for check in item.pair["checks"] if "mask" in check["evidence"]]:
+        masks, colors, tags = [decode_mask(segmented), *masks], [SEGMENTED, *colors], [None, *tags]
     return draw_masks(
         image,
-        [decode_mask(entry["mask"]) for entry in entries],
-        colors=[TARGET if i in target else SIBLING for i in ids],
-        tags=[f"{numbers[i]}{'*' if i in picked else ''}" for i in ids],
+        masks,
+        colors=colors,
+        tags=tags,
         tags_inside=True,
         dim=False,
         side=min(SIDE, max(image.size) * 4) if max(image.size) < SIDE else SIDE,

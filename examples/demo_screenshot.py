@@ -21,7 +21,7 @@ MOST_BYTES = 300_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=str(EXAMPLES / "shapes_tiny"))
-    parser.add_argument("--example", type=int, default=3, help="which of the demo's own pictures")
+    parser.add_argument("--example", type=int, default=0, help="which of the demo's own pictures")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--width", type=int, default=1360, help="of the window; 390 is a phone")
     parser.add_argument("--dark", action="store_true")

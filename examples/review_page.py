@@ -55,7 +55,7 @@ def take_picture(address: str, path: Path, keys: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         shot = Image.open(io.BytesIO(page.screenshot()))
         browser.close()
-    shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    shot.convert("RGB").save(path, optimize=True)
 
 
 def main() -> None:

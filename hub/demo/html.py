@@ -16,9 +16,9 @@ def _pill(level: str) -> str:
     return f'<span class="level level-{level}">{level}</span>'
 
 
-def _color(view: View, row: int) -> str:
-    """The color of an instruction in the overlay; none where it found nothing."""
-    return f"rgb{PALETTE[row % len(PALETTE)]}" if view.rows[row] else "var(--body-text-color-subdued)"
+def _dot(row: int, rows: int) -> str:
+    """The color of an instruction, and among several its number, as the overlay's tags have them."""
+    return f'<i class="dot" style="background:rgb{PALETTE[row % len(PALETTE)]}">{row + 1 if rows > 1 else ""}</i>'
 
 
 def _millions(number: int) -> str:
@@ -62,18 +62,10 @@ def _bars(probabilities: Sequence[float]) -> str:
 
 
 EXPLANATION = (
-    "Each outline is one instance, in the color of its instruction. A level is the path that an instruction takes: "
-    "concept finds every instance of a noun, simple names the thing and says which, complex does not name it. "
-    "“Score above” decides what is shown; the model does not run again."
+    "Each outline is one instance, in the color of its instruction, with its score. A level is the path that an "
+    "instruction takes: concept finds every instance of a noun, simple names the thing and says which, complex does "
+    "not name it. “Score above” decides what is shown; the model does not run again."
 )
-
-
-def found_words(view: View, row: int) -> str:
-    """How many instances an instruction found, or how near it came."""
-    count, hidden, best = len(view.rows[row]), view.hidden[row], view.best[row]
-    if not count:
-        return f"nothing above {view.shown.threshold:g}, best {best:.2f}" if best else "nothing found"
-    return f"{count} found" + (f", {hidden} duplicate{'s' * (hidden > 1)} hidden" if hidden else "")
 
 
 def summary(view: View, who_chooses: str) -> str:
@@ -81,12 +73,11 @@ def summary(view: View, who_chooses: str) -> str:
     segmentation, cards = view.segmentation, []
     for row, (text, level) in enumerate(zip(segmentation.captions, segmentation.levels, strict=True)):
         chosen = f'<span class="faint">{_WHO[who_chooses]}</span>' if segmentation.asked == "auto" else ""
-        found = found_words(view, row)
         bars = _bars(segmentation.probabilities[row]) if segmentation.probabilities else ""
         cards.append(
-            f'<div class="card"><i class="dot" style="background:{_color(view, row)}"></i>'
+            f'<div class="card">{_dot(row, len(view.rows))}'
             f'<div class="grow"><div class="line"><span class="text">{escape(text)}</span>'
-            f'<span class="facts">{chosen}{_pill(level)}<b>{found}</b></span></div>{bars}</div></div>'
+            f'<span class="facts">{chosen}{_pill(level)}<b>{view.found_words(row)}</b></span></div>{bars}</div></div>'
         )
     return f'<div class="cards">{"".join(cards)}</div><div class="faint timing">{timing(segmentation)}</div>'
 
@@ -112,11 +103,10 @@ def comparison(views: Sequence[View]) -> str:
     for row, text in enumerate(views[0].segmentation.captions):
         cells = []
         for view in views:
-            words, instances = found_words(view, row), view.rows[row]
+            words, instances = view.found_words(row), view.rows[row]
             words += f", best {instances[0]['score']:.2f}" if instances else ""
             cells.append(f"<td{'' if instances else ' class=faint'}>{words}</td>")
-        color = f"rgb{PALETTE[row % len(PALETTE)]}"
-        name = f'<i class="dot" style="background:{color}"></i>{escape(text)}'
+        name = f"{_dot(row, len(views[0].rows))}{escape(text)}"
         lines.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
     table = f'<table class="levels"><tr><th>instruction</th>{head}</tr>{"".join(lines)}</table>'
     time = f"{timing(views[0].segmentation)}, at three levels"

@@ -112,7 +112,7 @@ class DemoLayout:
                     elem_id="overlay",
                     buttons=["download", "fullscreen"],
                     height=540,
-                    alt_text="the picture with masks, boxes, scores and a legend",
+                    alt_text="the picture with outlines and scores",
                 )
                 self.summary = gr.HTML(
                     html.notice("Choose an example, or upload a picture and say what to segment in it."),

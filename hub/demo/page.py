@@ -27,6 +27,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_PICTURES = 20
 """Pictures of one batch: a bound on the time of a shared page."""
 
+_PANEL_SIDE = 320
+"""Longest side, in pixels, of pictures that stand beside each other."""
+
 _FILE_SECONDS = 3600
 """How long files that were made for a visitor are kept."""
 
@@ -185,7 +188,7 @@ class DemoPage:
         if not session.comparison:
             return dict.fromkeys(page.panels) | {page.comparison: ""}
         views = [part.view(shown) for part in session.comparison]
-        panels = {panel: view.overlay(legend=False) for panel, view in zip(page.panels, views, strict=True)}
+        panels = {panel: view.overlay(side=_PANEL_SIDE) for panel, view in zip(page.panels, views, strict=True)}
         return panels | {page.comparison: html.comparison(views)}
 
     def _boxes(self, session: DemoSession) -> Changes:
@@ -276,11 +279,9 @@ class DemoPage:
                     session.show(source)
                     segmentation = session.segment(self.model, text, level)
                 except ValueError as error:
-                    problems.append(f"{name}: {error}")
+                    problems.append(f"{name}: {str(error).replace(f' {source!r}', '')}")
                     continue
-                view = segmentation.view(Shown(*shown))
-                found = "; ".join(html.found_words(view, row) for row in range(len(view.rows)))
-                pictures.append((view.overlay(), f"{name}: {found}"))
+                pictures.append(segmentation.view(Shown(*shown)).sheet(name, _PANEL_SIDE))
                 archive.writestr(f"{number:02d}_{name}.zip", segmentation.archive(Shown(*shown)))
         return {
             page.batch_gallery: pictures,

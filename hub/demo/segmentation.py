@@ -148,7 +148,7 @@ class Segmentation:
                 for index, (text, level, encoded) in enumerate(zip(self.texts, self.levels, results, strict=True))
             ],
         }
-        pictures = {"overlay.png": self.view(shown).overlay(), **masks}
+        pictures = {"overlay.png": self.view(shown).sheet(), **masks}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
@@ -201,18 +201,30 @@ class View:
         lower = math.ceil(step * 100 - 1) / 100  # below the score, also where that is a whole number of hundredths
         return max(lower, LOWEST_THRESHOLD) if LOWEST_THRESHOLD < step <= self.shown.threshold else None
 
-    def overlay(self, only: InstanceLine | None = None, legend: bool = True) -> Image.Image:
-        """The picture with masks and scores, over a legend; with `only`, everything but that instance is dimmed."""
+    def found_words(self, row: int) -> str:
+        """How many instances an instruction found, or how near it came."""
+        count, hidden, best = len(self.rows[row]), self.hidden[row], self.best[row]
+        if not count:
+            return f"nothing above {self.shown.threshold:g}, best {best:.2f}" if best else "nothing found"
+        return f"{count} found" + (f", {hidden} duplicate{'s' * (hidden > 1)} hidden" if hidden else "")
+
+    def overlay(self, only: InstanceLine | None = None, side: int | None = None) -> Image.Image:
+        """The picture with masks and scores; with `only`, everything but that instance is dimmed."""
         rows = self.rows
         if only is not None:
             rows = [[] if index != only.row else [row[only.place]] for index, row in enumerate(rows)]
+        return draw_instances(self.image, rows[0] if len(rows) == 1 else rows, legend=False, side=side)
+
+    def sheet(self, title: str | None = None, side: int | None = None) -> Image.Image:
+        """The picture over a legend: what it looks like away from the page."""
         return draw_instances(
             self.image,
-            rows[0] if len(rows) == 1 else rows,
+            self.rows[0] if len(self.rows) == 1 else self.rows,
+            title=title,
             instructions=self.segmentation.captions,
             levels=self.segmentation.levels,
-            notes=[f"{len(row)} found" if row else None for row in self.rows],
-            legend=legend,
+            notes=[self.found_words(row) for row in range(len(self.rows))],
+            side=side,
         )
 
     def lines(self) -> list[InstanceLine]:

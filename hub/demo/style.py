@@ -3,12 +3,14 @@
 
 from typing import Any
 
-from ...processing.drawing.style import LEVEL_COLORS
+from ...processing.drawing.style import LEVEL_COLORS, NEGATIVE, POSITIVE
 
 _LEVELS = "".join(f".level-{name} {{ background: rgb{color}; }}\n" for name, color in LEVEL_COLORS.items())
+_SIGNS = f".chip.like {{ border-color: rgb{POSITIVE}; }} .chip.unlike {{ border-color: rgb{NEGATIVE}; }}"
 
 CSS = (
     _LEVELS
+    + _SIGNS
     + """
 .gradio-container { max-width: 1320px !important; margin: 0 auto !important; }
 .head { display: flex; justify-content: space-between; align-items: center; gap: 12px 32px; flex-wrap: wrap; }
@@ -17,7 +19,6 @@ CSS = (
 .chips { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; }
 .chip { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: 2px 11px; font-size: 0.82rem;
   background: var(--background-fill-secondary); overflow-wrap: anywhere; }
-.chip.like { border-color: #28be6e; } .chip.unlike { border-color: #eb4646; }
 .faint { color: var(--body-text-color-subdued); font-size: 0.85rem; }
 .level { color: #fff; border-radius: 999px; padding: 1px 10px; font-size: 0.8rem; font-weight: 600; }
 .notice { border-radius: 8px; padding: 9px 13px; border-left: 4px solid #607d9b; overflow-wrap: anywhere;
@@ -26,7 +27,8 @@ CSS = (
 .cards { display: grid; gap: 6px; }
 .card { display: flex; gap: 10px; align-items: baseline; padding: 8px 12px; border-radius: 8px;
   border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); }
-.card .dot { width: 11px; height: 11px; border-radius: 50%; flex: none; }
+.dot { display: inline-block; min-width: 18px; height: 18px; border-radius: 9px; flex: none; color: #101216;
+  font: 600 12px/18px var(--font); text-align: center; }
 .card .grow { flex: 1; min-width: 0; }
 .card .line { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 14px; }
 .card .text { overflow-wrap: anywhere; white-space: pre-wrap; }
@@ -42,9 +44,11 @@ CSS = (
 table.levels { width: 100%; border-collapse: collapse; }
 table.levels th, table.levels td { text-align: left; padding: 7px 10px; overflow-wrap: anywhere; border: none;
   border-bottom: 1px solid var(--border-color-primary); }
-table.levels .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 8px; }
+table.levels, table.levels tr { border: none !important; }
+table.levels .dot { margin-right: 8px; }
 #examples .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)) !important; gap: 6px !important; }
 #examples .grid-wrap { padding: 8px !important; overflow: hidden; }
+#examples .thumbnail-item { aspect-ratio: auto; height: 90px; }
 #instances { overflow-x: auto !important; }
 #instances [role=grid], #instances table { min-width: 640px; font-family: var(--font); }
 #instances [role=grid] * { font-family: var(--font); }
@@ -54,6 +58,7 @@ table.levels .dot { display: inline-block; width: 10px; height: 10px; border-rad
 @media (max-width: 640px) {
   .head h1 { font-size: 1.35rem; }
   #examples { height: 76px !important; }
+  #examples .thumbnail-item { height: 58px; }
   #overlay { height: auto !important; }
   #instances { max-width: calc(100vw - 64px); }
 }

@@ -132,7 +132,7 @@ def test_duplicates_are_hidden_and_counted(model, session, monkeypatch):
         everything.rows[0]
     )
     assert one.hidden[0] == len(both.rows[0]) - len(one.rows[0]) and both.hidden == [0]
-    assert "duplicate" in demo_html.found_words(one, 0) and "duplicate" not in demo_html.found_words(both, 0)
+    assert "duplicate" in one.found_words(0) and "duplicate" not in both.found_words(0)
     assert "max_overlap=None" in doubled.code(both.shown) and "max_overlap" not in doubled.code(one.shown)
 
 

@@ -91,7 +91,10 @@ def legend() -> str:
 
 def question(item: QueuedPair) -> str:
     """What the instruction is to be: level, kind, granularity, category; and why a person is asked."""
-    return piece("question", item.pair["level"], item.target, KINDS.get(item.target["kind"], ""), item.pair["reason"])
+    reason = item.pair["reason"]
+    for name, title in TITLES.items():  # as the list of checks calls them
+        reason = reason.replace(f"{name} says", f"{title} says")
+    return piece("question", item.pair["level"], item.target, KINDS.get(item.target["kind"], ""), reason)
 
 
 def notice(text: str, kind: str = "info") -> str:

@@ -67,7 +67,8 @@ style: install  ## fix style and formatting
 
 docs: install  ## build the documentation into build/docs
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
-	$(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open build/docs/index.html"
 
 clean:  ## remove what the commands made
 	rm -rf $(VENV) .transformers-tests quickstart runs build *.egg-info

@@ -136,7 +136,7 @@ class DemoLayout:
                     self.show_all = gr.Button("Show all instances", size="sm", elem_id="show-all")
                     self.download = gr.Button("Download masks (ZIP)", size="sm", elem_id="download")
                 self.archive = gr.DownloadButton("ZIP", visible="hidden", elem_id="archive-link")
-            with gr.Tab("Three levels", id="levels"):
+            with gr.Tab("Levels", id="levels"):
                 with gr.Row():
                     self.panels = [
                         gr.Image(
@@ -154,9 +154,9 @@ class DemoLayout:
                     html.notice("Press “Compare levels”: one call follows each instruction at every level."),
                     elem_id="comparison",
                 )
-            with gr.Tab("Several pictures", id="batch"):
+            with gr.Tab("Batch", id="batch"):
                 self.batch = gr.File(
-                    label="Pictures for the instructions on the left",
+                    label="Pictures that the same instructions are for",
                     file_count="multiple",
                     file_types=["image"],
                     elem_id="batch",

@@ -267,7 +267,7 @@ class DemoPage:
     def _batch(self, sources: list[str] | None, text: str, level: str, *shown: Any) -> Changes:
         page = self.page
         if not sources or not read_instructions(text):
-            return {page.batch_notice: html.notice("Choose pictures, and write instructions on the left.", "error")}
+            return {page.batch_notice: html.notice("Choose pictures, and write instructions for them.", "error")}
         if len(sources) > MOST_PICTURES:
             told = f"{len(sources)} pictures are too many at once: expected at most {MOST_PICTURES}."
             return {page.batch_notice: html.notice(told, "error")}

@@ -187,7 +187,7 @@ def test_several_pictures_at_once(served, visit, scene, tmp_path):
     Image.open(scene).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(second)
     page = visit()
     page.locator("#instructions textarea").fill("moon")
-    page.get_by_role("tab", name="Several pictures").click()
+    page.get_by_role("tab", name="Batch").click()
     page.locator("#batch-run").click()
     expect_text(page, "#batch-notice", "Choose pictures")
     page.locator("#batch input[type=file]").set_input_files([scene, second, broken])

@@ -20,7 +20,8 @@ CSS = (
 .chip { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: 2px 11px; font-size: 0.82rem;
   background: var(--background-fill-secondary); overflow-wrap: anywhere; }
 .faint { color: var(--body-text-color-subdued); font-size: 0.85rem; }
-.level { color: #fff; border-radius: 999px; padding: 1px 10px; font-size: 0.8rem; font-weight: 600; }
+.level { color: #fff; border-radius: 999px; padding: 1px 10px; font-size: 0.8rem; font-weight: 600;
+  white-space: nowrap; }
 .notice { border-radius: 8px; padding: 9px 13px; border-left: 4px solid #607d9b; overflow-wrap: anywhere;
   background: var(--background-fill-secondary); }
 .notice.warning { border-color: #e0a020; } .notice.error { border-color: #eb4646; }
@@ -32,7 +33,8 @@ CSS = (
 .card .grow { flex: 1; min-width: 0; }
 .card .line { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 14px; }
 .card .text { overflow-wrap: anywhere; white-space: pre-wrap; }
-.card .facts { display: flex; gap: 8px; align-items: center; margin-left: auto; white-space: nowrap; }
+.card .facts { display: flex; flex-wrap: wrap; justify-content: flex-end; gap: 2px 8px; align-items: center;
+  margin-left: auto; }
 .bars { display: grid; grid-template-columns: repeat(3, 1fr); gap: 10px; margin-top: 6px; }
 .bar { position: relative; display: block; padding-bottom: 6px; }
 .bar::after { content: ""; position: absolute; inset: auto 0 0 0; height: 4px; border-radius: 2px;
@@ -41,7 +43,7 @@ CSS = (
 .bar em { font-style: normal; font-size: 0.75rem; color: var(--body-text-color-subdued); }
 .timing { margin-top: 8px; }
 .scroll { overflow-x: auto; }
-table.levels { width: 100%; border-collapse: collapse; }
+table.levels { width: 100%; min-width: 440px; border-collapse: collapse; }
 table.levels th, table.levels td { text-align: left; padding: 7px 10px; overflow-wrap: anywhere; border: none;
   border-bottom: 1px solid var(--border-color-primary); }
 table.levels, table.levels tr { border: none !important; }

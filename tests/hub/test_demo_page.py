@@ -18,6 +18,10 @@ SHAPES_TINY = Path(__file__).resolve().parents[2] / "examples" / "shapes_tiny"
 PATIENCE = 120_000  # milliseconds: a busy machine takes long to answer
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
+BEYOND_THE_EDGE = """edge => [...document.querySelectorAll("main *")].filter(
+    part => part.getBoundingClientRect().right > edge && !part.closest("#instances, .scroll")
+).map(part => part.outerHTML)"""
+
 gradio = pytest.importorskip("gradio", reason='the page needs gradio: pip install "sam3i[demo]"')
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -346,8 +350,11 @@ def test_narrow_and_dark_pages_fit(visit):
         page.set_viewport_size({"width": 390, "height": 844})
         page.locator("#examples .thumbnail-item").nth(3).click()
         page.locator("#overlay img").wait_for()
+        set_threshold(page, 1)
+        expect_text(page, "#summary", "nothing above 1, best")
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        assert page.evaluate(BEYOND_THE_EDGE, 392) == []  # the table of instances scrolls by itself
 
 
 def test_programs_may_call(served, scene):

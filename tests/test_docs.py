@@ -50,7 +50,8 @@ def test_a_page_runs_from_top_to_bottom(page, tmp_path):
 def test_the_python_of_the_readme_runs(tmp_path):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     run(["bash", "-euc", "python examples/shapes_data.py --output data --split test --scenes 10"], tmp_path)
-    shutil.copy(min((tmp_path / "data").rglob("*.png")), tmp_path / "scene.png")
+    (tmp_path / "quickstart").mkdir()
+    shutil.copy(min((tmp_path / "data").rglob("*.png")), tmp_path / "quickstart" / "scene.png")
     shown = "\n".join(block for language, block in blocks(ROOT / "README.md") if language == "python")
     for real, small in IN_SMALL.items():
         assert real in shown

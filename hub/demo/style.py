@@ -44,6 +44,7 @@ CSS = (
 .timing { margin-top: 8px; }
 .scroll { overflow-x: auto; }
 table.levels { width: 100%; min-width: 440px; border-collapse: collapse; }
+table.levels th { white-space: nowrap; }
 table.levels th, table.levels td { text-align: left; padding: 7px 10px; overflow-wrap: anywhere; border: none;
   border-bottom: 1px solid var(--border-color-primary); }
 table.levels, table.levels tr { border: none !important; }
@@ -62,7 +63,7 @@ table.levels .dot { margin-right: 8px; }
   #examples { height: 76px !important; }
   #examples .thumbnail-item { height: 58px; }
   #overlay { height: auto !important; }
-  #instances { max-width: calc(100vw - 64px); }
+  #instances, .scroll { max-width: calc(100vw - 64px); }
 }
 """
 )

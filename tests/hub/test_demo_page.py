@@ -354,7 +354,11 @@ def test_narrow_and_dark_pages_fit(visit):
         expect_text(page, "#summary", "nothing above 1, best")
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        assert page.evaluate(BEYOND_THE_EDGE, 392) == []  # the table of instances scrolls by itself
+        assert page.evaluate(BEYOND_THE_EDGE, 392) == []  # the tables scroll by themselves
+        page.locator("#compare").click()
+        page.locator("#panel-complex img").wait_for()
+        expect_text(page, "#comparison", "three levels")
+        assert page.evaluate(BEYOND_THE_EDGE, 392) == []
 
 
 def test_programs_may_call(served, scene):

@@ -59,8 +59,8 @@ def draw(pipe) -> Path:
 def main() -> None:
     OUTPUT.mkdir(exist_ok=True)
     pipe = pipeline("instruction-segmentation", model=str(MODEL), device="cpu")
+    print(f"Look at {draw(pipe)}: what was asked for, and beside it what was found. The scores take a minute.")
     score(pipe)
-    print(f"\nLook at {draw(pipe)}: what was asked for, and beside it what was found.")
     print(NEXT.format(bin=".venv/bin/" if Path(".venv/bin/sam3i").exists() else ""))
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings shared by every test: no network, few threads, ground truth where it is present."""
 
+import gc
 import os
 import unittest
 from pathlib import Path
@@ -15,6 +16,12 @@ import torch
 torch.set_num_threads(1)
 
 REFERENCE = Path(__file__).resolve().parents[1] / ".." / "shared" / "reference"
+
+
+def pytest_collection_finish(session):
+    """What imports have made is no garbage: to look it over again and again took a third of a training test's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

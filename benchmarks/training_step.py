@@ -106,7 +106,7 @@ def compare_targets(options: argparse.Namespace, folder: Path) -> None:
         copies = Step(options.size, options.design, options.pictures * targets, folder)
         shared.keep_features()
         systems = {"copies": copies.one_pass, "shared": shared.one_pass, "shared, kept": shared.cached}
-        timings = alternate(systems, options.rounds)
+        timings = alternate(systems, options.rounds, options.warmup)
         for name, time in timings.items():
             steps = 1 / time.cpu_s
             gain = 1 / ratio(time, timings["copies"])
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--design", choices=("cascade", "selective"), default="selective")
     parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before those that count")
     parser.add_argument("--no-memory", action="store_true", help="time only")
     add_options(parser)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
@@ -155,7 +156,7 @@ def main() -> None:
         if losses[0] != losses[1]:
             raise SystemExit("Kept features give another loss.")
         systems = {"two passes": step.two_passes, "one pass": step.one_pass, "cached": step.cached}
-        timings = alternate(systems, options.rounds)
+        timings = alternate(systems, options.rounds, options.warmup)
         base = timings["one pass"]
         rows = [[name, time.cpu_s, 1 / ratio(time, base)] for name, time in timings.items()]
         title = f"joint stage, {options.size} size, {options.design}, {options.pictures} picture(s) a step"

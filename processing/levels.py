@@ -19,13 +19,13 @@ The rules are English. What they cannot read, another script or language, is *si
 the adapters, and a warning says so once: give the level, or let the trained router choose (`auto_levels="router"`).
 """
 
+import logging
 import re
-
-from transformers.utils import logging
+from functools import lru_cache
 
 from ..modeling_sam3i.instruction_levels import InstructionLevel
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)  # not that of Transformers, whose import takes seconds
 
 
 def _lexicon(words: str) -> frozenset[str]:
@@ -278,7 +278,7 @@ def classify_level(text: str) -> InstructionLevel:
     is_other_script = sum(map(len, words)) < sum(character.isalnum() for character in normal) / 2
     every_word = set(re.findall(r"[^\W\d_]+", normal))
     if not words or is_other_script or (every_word & FOREIGN and not every_word & ENGLISH):
-        logger.warning_once(_UNREADABLE)
+        _warn_once(_UNREADABLE)
         return InstructionLevel.SIMPLE
     if _asks(words, question_mark) or _states_function(words) or _leaves_noun_open(words):
         return InstructionLevel.COMPLEX
@@ -286,6 +286,11 @@ def classify_level(text: str) -> InstructionLevel:
     if _narrows_down(kind, WORD.findall(kind)):
         return InstructionLevel.SIMPLE
     return InstructionLevel.CONCEPT
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 __all__ = ["classify_level"]

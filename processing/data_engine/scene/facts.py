@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.ndimage import binary_dilation
 
 from ...language.colors import mask_color
 from .scene import AnnotatedScene
@@ -68,6 +67,8 @@ class Facts:
     @cached_property
     def is_whole(self) -> tuple[bool, ...]:
         """Whether nothing can hide part of an instance: it touches neither another mask nor the border."""
+        from scipy.ndimage import binary_dilation  # here, as the status of a run waits for its import otherwise
+
         masks = [instance.pixels() for instance in self.scene.instances]
         whole = []
         for i, (mask, instance) in enumerate(zip(masks, self.scene.instances, strict=True)):

@@ -46,7 +46,8 @@ def describe_error(error: Exception) -> str:
         return f"{type(error).__name__}: {error}. {_TRACEBACK}=1 shows where."
     text = str(error).strip()
     if text and isinstance(error, _SPEAK_FOR_THEMSELVES):
-        return text
+        lines = "; ".join(line.strip() for line in text.splitlines() if line.strip())
+        return lines.replace(":; ", ": ").replace(".; ", ". ")
     first = text.splitlines()[0] if text else "no message"
     return f"{type(error).__name__}: {first}. {_TRACEBACK}=1 shows where."
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CLIPTextConfig,
     Sam3Config,
@@ -197,6 +198,22 @@ class Sam3IConfig(Sam3Config, AdapterSettings):
     def has_causal_text(self) -> bool:
         """Whether no token reads the padding after it, as in SAM3; the text encoder of SAM3-LiteText mixes it in."""
         return self.text_config.model_type != f"{LITE_TEXT}_text_model"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As every configuration.
+
+        Raises:
+            ValueError: when `config.json` holds values that no configuration has.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (StrictDataclassError, RecursionError, AttributeError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(
+                f"Expected a configuration of SAM3 in {pretrained_model_name_or_path}, found values that cannot be "
+                f"read ({reason}). Fetch it again."
+            ) from error
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:

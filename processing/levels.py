@@ -16,7 +16,8 @@ and narrows it down, a complex one leaves the noun to be inferred. Decisions whe
 * Politeness and commands ("please segment", "could you find") count for nothing.
 
 The rules are English. What they cannot read, another script or language, is *simple*, never the level that bypasses
-the adapters, and a warning says so once: give the level, or let the trained router choose (`auto_levels="router"`).
+the adapters, and a warning says so once: give the level, or let the trained router choose (`auto_levels="router"`),
+which is warned about as well, for it knows the languages of its training.
 """
 
 import logging
@@ -139,6 +140,11 @@ _UNREADABLE = (
     "`instruction_levels` (`level=`), or load the processor with auto_levels='router' where the model has a trained "
     "router. This is said once."
 )
+_LEFT_TO_ROUTER = (
+    "The level of an instruction in another script or language than English is the router's guess: it knows the "
+    "languages it was trained on, and a concept bypasses the adapters. Give `instruction_levels` (`level=`) if the "
+    "results name the wrong one. This is said once."
+)
 
 COMMAND = re.compile(
     r"^(?:please )?(?:(?:can|could|would|will) you (?:please )?)?"
@@ -253,6 +259,20 @@ def _narrows_down(text: str, words: list[str]) -> bool:
     return words[0] in DEFINITE and any(_is_adjective(word) for word in content[:-1])
 
 
+def _is_english(text: str) -> bool:
+    """Whether the rules can read a text in lower case."""
+    words = WORD.findall(text)
+    is_other_script = sum(map(len, words)) < sum(character.isalnum() for character in text) / 2
+    every_word = set(re.findall(r"[^\W\d_]+", text))
+    return bool(words) and not is_other_script and not (every_word & FOREIGN and not every_word & ENGLISH)
+
+
+def warn_of_language(text: str) -> None:
+    """Say once that the router, who decides the level of `text`, may not know its language."""
+    if not _is_english(text.lower()):
+        _warn_once(_LEFT_TO_ROUTER)
+
+
 def classify_level(text: str) -> InstructionLevel:
     """Choose the level of one instruction by the rules in the module's docstring.
 
@@ -275,9 +295,7 @@ def classify_level(text: str) -> InstructionLevel:
     normal = COMMAND.sub("", normal).strip(" .,!;:\"'")
     normal = normal.removesuffix(" please").strip(" ,") or text.lower()
     words = WORD.findall(normal)
-    is_other_script = sum(map(len, words)) < sum(character.isalnum() for character in normal) / 2
-    every_word = set(re.findall(r"[^\W\d_]+", normal))
-    if not words or is_other_script or (every_word & FOREIGN and not every_word & ENGLISH):
+    if not _is_english(normal):
         _warn_once(_UNREADABLE)
         return InstructionLevel.SIMPLE
     if _asks(words, question_mark) or _states_function(words) or _leaves_noun_open(words):
@@ -293,4 +311,4 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-__all__ = ["classify_level"]
+__all__ = ["classify_level", "warn_of_language"]

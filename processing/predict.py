@@ -8,18 +8,16 @@ video are images by themselves; `track_instructions` keeps identities through a 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
+
+from .predict_tasks import PredictionTask, file_stems, find_images, read_tasks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,15 +27,6 @@ if TYPE_CHECKING:
 FORMATS = ("json", "overlay", "png", "yolo", "coco", "label-studio")
 HINT_SCORE = 0.05
 """Candidates with a lower score are not even hinted at."""
-
-
-@dataclass(frozen=True)
-class PredictionTask:
-    """One image and what to find in it; `levels` has one for each of `texts`."""
-
-    image: str
-    texts: tuple[str, ...]
-    levels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,99 +66,13 @@ class Prediction:
 
 @dataclass
 class PredictionRun:
-    """What became of all images: predictions, errors by image, and how many records were replaced."""
+    """What became of all images: predictions, errors by image, records made anew and their old files removed."""
 
     predictions: list[Prediction] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
     replaced: int = 0
+    removed: int = 0
     files: list[Path] = field(default_factory=list)
-
-
-def find_images(sources: Iterable[str | Path]) -> tuple[list[str], Counter[str]]:
-    """The images and videos behind paths, folders, globs and addresses, in order; what else they hold, by ending.
-
-    Raises:
-        ValueError: a source holds no image.
-    """
-    from PIL import Image
-
-    from .frames import VIDEO_ENDINGS
-
-    Image.init()
-    found: dict[str, None] = {}
-    left_out: Counter[str] = Counter()
-    for source in map(str, sources):
-        path = Path(source)
-        if path.is_dir():
-            files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
-        elif any(character in source for character in "*?[") and "://" not in source and not path.exists():
-            files = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if Path(name).is_file()]
-        else:
-            found[source] = None
-            continue
-        images = [file for file in files if file.suffix.lower() in (*Image.EXTENSION, *VIDEO_ENDINGS)]
-        left_out.update(file.suffix.lower() or "(no ending)" for file in files if file not in set(images))
-        if not images:
-            raise ValueError(f"Expected images in {source}, found {len(files)} files and none of them an image.")
-        found |= {str(image): None for image in images}
-    return list(found), left_out
-
-
-def read_tasks(
-    images: Sequence[str], texts: Sequence[str], level: str = "auto", instructions: str | Path | None = None
-) -> list[PredictionTask]:
-    """What to find in which image.
-
-    Args:
-        images: Paths or addresses.
-        texts: Instructions for every image.
-        level (`str`, *optional*): Of all instructions that name none.
-        instructions (*optional*): A file with further instructions: one a line (`.txt`), for every image; or one
-            object a line (`.jsonl`) with "text" (one or a list), and, if need be, "level" and "image" (a file name or
-            path): without images given, those images, beside the file.
-
-    Raises:
-        ValueError: a line that is no such object, an image without instructions, or none at all.
-    """
-    shared = [(text, level) for text in texts]
-    own: dict[str, list[tuple[str, str]]] = {}
-    if instructions is not None:
-        path = Path(instructions)
-        lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
-        for number, line in ((number, line.strip()) for number, line in lines if line.strip()):
-            if path.suffix != ".jsonl":
-                shared.append((line, level))
-                continue
-            try:
-                entry = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: expected a JSON object, found {line[:80]!r}") from error
-            text = entry.get("text") if isinstance(entry, dict) else None
-            given = [text] if isinstance(text, str) else text
-            if not isinstance(given, list) or not given or not all(isinstance(item, str) for item in given):
-                raise ValueError(f'{path}, line {number}: expected "text" as a string or a list, found {text!r}')
-            pairs = [(item, entry.get("level") or level) for item in given]
-            if entry.get("image") is None:
-                shared += pairs
-            else:
-                own.setdefault(str(entry["image"]), []).extend(pairs)
-        if not images:
-            images = [name if "://" in name else str(path.parent / name) for name in own]
-    left = dict(own)
-    tasks = []
-    for image in images:
-        names = [name for name in own if Path(image).parts[-len(Path(name).parts) :] == Path(name).parts]
-        pairs = shared + [pair for name in names for pair in own[name]]
-        for name in names:
-            left.pop(name, None)
-        if not pairs:
-            raise ValueError(f"Expected an instruction for {image}, found none; give --text or --instructions.")
-        tasks.append(PredictionTask(image, tuple(text for text, _ in pairs), tuple(name for _, name in pairs)))
-    if left:
-        raise ValueError(f"{instructions}: expected images that are given, found {', '.join(sorted(left)[:5])}.")
-    if not tasks:
-        raise ValueError("Expected at least one image, found none; give --image.")
-    return tasks
 
 
 def predict_images(
@@ -206,6 +109,7 @@ def predict_images(
     from .images import ImageError, read_image
     from .pipeline.loading import load_pipeline
     from .post_processing import check_probability
+    from .predict_files import remove_files, write_collections, write_files, write_text
 
     settings, output = settings or PredictionSettings(), Path(output)
     for name in ("threshold", "mask_threshold", "max_overlap"):
@@ -234,17 +138,19 @@ def predict_images(
             asked["pixels"] = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
             document, resumed = _read_record(record, asked), True
             if document is None:
-                run.replaced += record.exists()
+                if record.exists():
+                    run.replaced += 1
+                    run.removed += remove_files(output, stem)
                 document, resumed = _segment(pipe, task, image, settings, asked), False
-                _write_text(record, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+                write_text(record, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
             found = [
                 Found(row["text"], row["level"], len(row["instances"]), row["best_score"])
                 for row in document["results"]
             ]
-            files = _write_files(document, image, output, stem, formats)
+            files = write_files(document, image, output, stem, formats)
             run.predictions.append(Prediction(task.image, record, found, files, resumed))
             documents.append((stem, document))
-        run.files = _write_collections(documents, output, formats)
+        run.files = write_collections(documents, output, formats)
     return run
 
 
@@ -255,7 +161,7 @@ def _open_images(
     from .frames import is_video, read_frames
     from .images import ImageError, read_image
 
-    for task, stem in zip(tasks, _stems([task.image for task in tasks]), strict=True):
+    for task, stem in zip(tasks, file_stems([task.image for task in tasks]), strict=True):
         try:
             if not is_video(task.image):
                 yield task, stem, read_image(task.image, allow_remote=True)
@@ -323,101 +229,6 @@ def _read_record(path: Path, asked: dict) -> dict[str, Any] | None:
     return document if is_same else None
 
 
-def _stems(images: Sequence[str]) -> list[str]:
-    """A file name for each image, made from its path or address; told apart where two are alike."""
-    stems = []
-    for image in images:
-        name = Path(urlsplit(image).path if "://" in image else image).stem
-        stems.append(re.sub(r"[^\w.-]+", "_", name).strip("._") or "image")
-    counts = Counter(stem.lower() for stem in stems)
-    return [
-        stem if counts[stem.lower()] == 1 else f"{stem}-{hashlib.sha256(image.encode()).hexdigest()[:8]}"
-        for stem, image in zip(stems, images, strict=True)
-    ]
-
-
-def _write_text(path: Path, text: str) -> Path:
-    from .atomic import write_whole
-
-    with write_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return path
-
-
-def _write_files(document: dict, image: Image, output: Path, stem: str, formats: Sequence[str]) -> list[Path]:
-    """The files of one image that are made from its record."""
-    from . import result_formats
-    from .atomic import write_whole
-    from .drawing.instances import draw_instances
-
-    rows = [result_formats.from_json(row["instances"]) for row in document["results"]]
-    files = []
-    if "overlay" in formats:
-        texts = [row["text"] for row in document["results"]]
-        levels = [row["level"] for row in document["results"]]
-        notes = [
-            f"nothing above {document['threshold']:g}, best {row['best_score']:.2f}"
-            if not row["instances"] and row["best_score"]
-            else None
-            for row in document["results"]
-        ]
-        files.append(output / f"{stem}.overlay.png")
-        with write_whole(files[-1]) as partial:
-            draw_instances(image, rows, instructions=texts, levels=levels, notes=notes).save(partial)
-    if "png" in formats:
-        for number, row in enumerate(rows, start=1):
-            for place, instance in enumerate(row, start=1):
-                files.append(output / f"{stem}.{number:02d}_{place:02d}.png")
-                with write_whole(files[-1]) as partial:
-                    instance["mask"].save(partial)
-    return files
-
-
-def _write_collections(documents: list[tuple[str, dict]], output: Path, formats: Sequence[str]) -> list[Path]:
-    """The files that need all images: classes and categories are the instructions, in the order they were given."""
-    from . import result_formats
-
-    classes: dict[str, int] = {}
-    for _, document in documents:
-        for row in document["results"]:
-            classes.setdefault(row["text"], len(classes))
-    files, coco, tasks = [], [], []
-    for number, (stem, document) in enumerate(documents, start=1):
-        labels, regions = "", []
-        for row in document["results"]:
-            found = result_formats.from_json(row["instances"])
-            labels += found.to_yolo(classes[row["text"]]) if "yolo" in formats else ""
-            coco += found.to_coco(number, classes[row["text"]] + 1) if "coco" in formats else []
-            if "label-studio" in formats:
-                regions += found.to_label_studio(document["image"])["predictions"][0]["result"]
-        if "yolo" in formats:
-            files.append(_write_text(output / f"{stem}.txt", labels))
-        for place, region in enumerate(regions, start=1):
-            region["id"] = str(place)
-        tasks.append(
-            {
-                "data": {"image": document["image"]},
-                "predictions": [{"model_version": "sam3i", "result": regions}],
-            }
-        )
-    if "yolo" in formats:
-        files.append(_write_text(output / "classes.txt", "".join(f"{name}\n" for name in classes)))
-    if "coco" in formats:
-        images = [
-            {"id": number, "file_name": document["image"], "width": document["width"], "height": document["height"]}
-            for number, (_, document) in enumerate(documents, start=1)
-        ]
-        categories = [{"id": number + 1, "name": name} for name, number in classes.items()]
-        index = {"info": {}, "images": images, "categories": categories, "annotations": []}
-        files.append(_write_text(output / "coco_images.json", json.dumps(index, ensure_ascii=False)))
-        files.append(_write_text(output / "coco_results.json", json.dumps(coco)))
-    if "label-studio" in formats:
-        files.append(_write_text(output / "label_studio.json", json.dumps(tasks, ensure_ascii=False)))
-        config = result_formats.label_studio_config(list(classes))
-        files.append(_write_text(output / "label_studio.xml", config))
-    return files
-
-
 def predict(
     model: Annotated[str, typer.Option(help="SAM3-I or stock SAM3 repository or folder.")],
     image: Annotated[
@@ -450,30 +261,31 @@ def predict(
 
     Writes masks as JSON, over the picture, and in the formats of other tools.
     """
-    images, left_out = find_images(image or [])
+    images, left_out = find_images(image or [], output)
     tasks = read_tasks(images, text or [], level, instructions)
     settings = PredictionSettings(threshold, mask_threshold, duplicates)
     run = predict_images(model, tasks, output, settings, format or ("json", "overlay"), device, every, fast)
     if left_out:
-        typer.echo(
-            f"left out, no images: {', '.join(f'{count} {name}' for name, count in left_out.items())}", err=True
-        )
+        counts = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
+        typer.echo(f"left out, no images: {counts}", err=True)
     total = len(run.predictions) + len(run.faults)
+    resumed = sum(done.resumed for done in run.predictions)
     if total == 1 and run.predictions:
-        for found in run.predictions[0].found:
-            typer.echo(str(found))
-        for file in [*run.predictions[0].files, run.predictions[0].record, *run.files]:
-            typer.echo(str(file))
+        (done,) = run.predictions
+        if resumed:
+            typer.echo(f"done before with these settings, from {done.record}")
+        for line in [*done.found, *done.files, done.record, *run.files]:
+            typer.echo(str(line))
     if total > 1:
-        resumed = sum(done.resumed for done in run.predictions)
-        count = sum(found.count for done in run.predictions for found in done.found)
-        hints = sum(not found.count and found.best_score > 0 for done in run.predictions for found in done.found)
+        found = [found for done in run.predictions for found in done.found]
         typer.echo(
             f"{len(run.predictions)} of {total} images ({resumed} were done before, {run.replaced} made anew): "
-            f"{count} instances in {output}"
+            f"{sum(item.count for item in found)} instances in {output}"
         )
-        if hints:
+        if hints := sum(not item.count and item.best_score > 0 for item in found):
             typer.echo(f"{hints} instructions found nothing above {threshold:g} but have a candidate (`best_score`)")
+    if run.removed:
+        typer.echo(f"removed {run.removed} files of earlier results that were made anew", err=True)
     for reason in run.faults.values():
         typer.echo(reason, err=True)
     if run.faults:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..modeling_sam3i.configuration_sam3i import AUTO_LEVEL_INDEX, InstructionLevel
-from .levels import classify_level
+from .levels import classify_level, warn_of_language
 from .results import CORNERS
 
 AUTO = "auto"
@@ -114,8 +114,11 @@ def read_levels(levels: Any, texts: Sequence[str | None], counts: list[int] | No
             indices.append(InstructionLevel.from_any(level).index)
         elif text is None:
             indices.append(InstructionLevel.CONCEPT.index)
+        elif auto_levels == "router":
+            warn_of_language(text)
+            indices.append(AUTO_LEVEL_INDEX)
         else:
-            indices.append(AUTO_LEVEL_INDEX if auto_levels == "router" else classify_level(text).index)
+            indices.append(classify_level(text).index)
     return indices
 
 

@@ -17,6 +17,7 @@ from sam3i.cli import app, describe_error
     ("error", "said"),
     [
         (ValueError("Expected a, found b."), "Expected a, found b."),
+        (ValueError("Expected a:\n  b\n  and 3 more"), "Expected a: b; and 3 more"),
         (KeyError("levels"), "KeyError: 'levels'"),
         (RuntimeError("shape mismatch\nmore lines"), "RuntimeError: shape mismatch."),
         (RecursionError(), "RecursionError: no message."),

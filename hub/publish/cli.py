@@ -31,7 +31,7 @@ def export(
         raise ValueError(f"--to takes {', '.join(TARGETS)}, found {to!r}.")
     if to == TARGETS[0]:
         if int8:
-            raise ValueError(f"--int8 is for graphs: expected --to of {', '.join(TARGETS[1:])}, found {to}.")
+            raise ValueError(f"--int8 is for graphs: expected --to onnx or openvino, found {to}.")
         from .remote_code import export_repository
 
         typer.echo(f"Written to {export_repository(model, output_dir)}")

@@ -85,7 +85,23 @@ BROKEN = {
         "Expected weights in fp32, bf16 or fp16 .* is I8",
     ),
     "no model type": (change_config(model_type=None), ValueError, "found no config.json with one"),
-    "an unknown adapter design": (change_config(adapter_design="bigger"), Exception, "adapter_design"),
+    "an unknown adapter design": (
+        change_config(adapter_design="bigger"),
+        ValueError,
+        "Expected a configuration of SAM3 in .*broken, found values .*adapter_design.*bigger",
+    ),
+    "a number that is a text": (change_config(router_dim="many"), ValueError, "router_dim.*expected int"),
+    "a part that is no part": (change_config(vision_config=5), ValueError, "configuration of SAM3 in .*broken"),
+    "a configuration nested for ever": (
+        lambda folder: (folder / "config.json").write_text("[" * 100_000),
+        ValueError,
+        "RecursionError",
+    ),
+    "a configuration that is a list": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        ValueError,
+        "configuration of SAM3 in .*broken",
+    ),
     "a bottleneck of zero": (change_config(adapter_dim=0), ValueError, "`adapter_dim` must be at least 1, got 0"),
     "a bottleneck of another size": (
         change_config(adapter_dim=4),

@@ -6,6 +6,7 @@ import pytest
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing import levels
 from sam3i.processing.levels import classify_level
+from sam3i.processing.row_layout import read_levels
 
 CONCEPT = """
 dog | dogs | the dog | a dog | all dogs | every dog | each person | Dog. | DOG | traffic light | fire hydrant
@@ -120,6 +121,13 @@ def test_what_the_rules_cannot_read_is_never_bypassed_in_silence(text, monkeypat
     monkeypatch.setattr(levels, "_warn_once", said.append)
     assert classify_level(text) is InstructionLevel.SIMPLE
     assert len(said) == 1 and "another script or language" in said[0]
+    assert read_levels(None, [text], None, auto_levels="router") == [-1]
+    assert len(said) == 2 and "the router's guess" in said[1]
+
+
+def test_english_is_left_to_the_router_in_silence(monkeypatch):
+    monkeypatch.setattr(levels, "_warn_once", lambda _: pytest.fail("it was read"))
+    assert read_levels(None, ["the red dog", "café", None], None, auto_levels="router") == [-1, -1, 0]
 
 
 @pytest.mark.parametrize("text", ["café", "crème brûlée", "jalapeño", "the café on the left", "poster of das boot"])

@@ -16,13 +16,8 @@ from sam3i.processing import predict as module
 from sam3i.processing.frames import read_frames
 from sam3i.processing.images import ImageError
 from sam3i.processing.pipeline.registration import TASK
-from sam3i.processing.predict import (
-    PredictionSettings,
-    PredictionTask,
-    find_images,
-    predict_images,
-    read_tasks,
-)
+from sam3i.processing.predict import PredictionSettings, predict_images
+from sam3i.processing.predict_tasks import PredictionTask, find_images, read_tasks
 from sam3i.processing.processing_sam3i import Sam3IProcessor
 
 ALL = PredictionSettings(threshold=0.0, max_overlap=None)  # random weights: keep every query
@@ -61,6 +56,24 @@ def test_images_are_found_in_folders_and_globs_and_the_rest_is_counted(folder):
         find_images([str(folder / "*.txt")])
 
 
+def test_results_are_no_images_of_the_next_run(folder):
+    images, left_out = find_images([folder], folder / "more")
+    assert images == [str(folder / name) for name in ("a.png", "broken.jpg")]
+    assert left_out == {".txt": 1, f"in {folder / 'more'}, where results are written": 1}
+    with pytest.raises(ValueError, match=r"0 files outside .*, where results are written, and none"):
+        find_images([folder / "more"], folder / "more")
+    assert find_images([folder / "more" / "a.png"], folder / "more")[0] == [str(folder / "more" / "a.png")]  # by name
+
+
+def test_files_of_a_record_made_anew_do_not_stay(pipe, folder, tmp_path):
+    tasks, out = read_tasks([str(folder / "a.png")], ["dog"]), tmp_path / "out"
+    first = predict_images(pipe, tasks, out, ALL, ("png", "overlay", "yolo"))
+    assert first.removed == 0 and len(list(out.glob("a.*_*.png"))) == 6
+    (out / "a.10_own.png").write_bytes(b"somebody's")
+    second = predict_images(pipe, tasks, out, PredictionSettings(threshold=0.99), ("png",))
+    assert second.removed == 8 and {path.name for path in out.glob("a.*")} == {"a.10_own.png", "a.json"}
+
+
 def test_instructions_come_from_files(tmp_path):
     (tmp_path / "all.txt").write_text("the dog\n\nthe cat\n")
     (task,) = read_tasks(["x/a.png"], ["cow"], "auto", tmp_path / "all.txt")
@@ -77,6 +90,9 @@ def test_instructions_come_from_files(tmp_path):
     (tmp_path / "own.jsonl").write_text('{"text": "dog"}\n{"text": 3}\n')
     with pytest.raises(ValueError, match=r"own\.jsonl, line 2: expected \"text\""):
         read_tasks(["a.png"], [], "auto", tmp_path / "own.jsonl")
+    (tmp_path / "photo.txt").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"text in UTF-8 in .*photo\.txt, found other bytes"):
+        read_tasks(["a.png"], [], "auto", tmp_path / "photo.txt")
     with pytest.raises(ValueError, match="Expected an instruction for a.png"):
         read_tasks(["a.png"], [])
     with pytest.raises(ValueError, match="at least one image"):
@@ -238,6 +254,8 @@ def test_the_command_says_what_was_found_and_fails_for_faults(pipe, folder, tmp_
     call += ["--output", str(tmp_path / "out"), "--threshold", "0.99"]
     done = CliRunner().invoke(app, [*call, "--image", str(folder / "a.png")])
     assert done.exit_code == 0 and "0 instances (simple): the red dog; the best candidate has" in done.output
+    done = CliRunner().invoke(app, [*call, "--image", str(folder / "a.png")])
+    assert "done before with these settings" in done.output
     done = CliRunner().invoke(app, [*call, "--image", str(folder), "--format", "json"])
     assert done.exit_code == 1 and "2 of 3 images (0 were done before" in done.output
     assert "broken.jpg" in done.output and "left out, no images: 1 .txt" in done.output

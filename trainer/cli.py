@@ -127,10 +127,12 @@ def train(
         raise typer.BadParameter("--patience needs --eval-data or --eval-split.")
     if push_to_hub is not None and whole_model:
         raise typer.BadParameter("--push-to-hub pushes adapters. Push the whole model afterwards: sam3i push.")
-    if push_to_hub is not None:
-        given |= {"push_to_hub": True, "hub_model_id": push_to_hub, "hub_strategy": "end"}
     import torch
 
+    if bf16 and not (cpu or torch.accelerator.is_available()):
+        raise typer.BadParameter("--bf16 found no GPU: leave it out, or train on the CPU (--cpu).")
+    if push_to_hub is not None:
+        given |= {"push_to_hub": True, "hub_model_id": push_to_hub, "hub_strategy": "end"}
     from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ..processing.processing_sam3i import Sam3IProcessor
     from .arguments import Sam3ITrainingArguments

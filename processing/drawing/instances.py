@@ -258,7 +258,7 @@ def _main_part(mask: Image.Image, box: Sequence[int]) -> tuple[tuple[float, ...]
 
     ratio = min(1.0, 200 / max(box[2] - box[0], box[3] - box[1]))
     size = (max(1, round((box[2] - box[0]) * ratio)), max(1, round((box[3] - box[1]) * ratio)))
-    small = np.pad(np.asarray(mask.crop(tuple(box)).resize(size, Image.Resampling.BOX)) > 127, 1)
+    small = np.pad(np.asarray(mask.crop((box[0], box[1], box[2], box[3])).resize(size, Image.Resampling.BOX)) > 127, 1)
     pieces, count = ndimage.label(small)
     if not count:  # thinner than a pixel of the copy
         return tuple(box), ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)

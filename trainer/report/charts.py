@@ -64,7 +64,8 @@ def threshold_curves(curves: Mapping[str, Mapping[float, float | None]], asked: 
         figure, axes = _axes("score threshold", "gIoU")
         for index, (name, curve) in enumerate(curves.items()):
             known = [(threshold, value) for threshold, value in curve.items() if value is not None]
-            axes.plot(*zip(*known, strict=True), color=color(index), label=name, marker="o", markersize=3)
+            color_of_level = color(index + 2)  # no system's
+            axes.plot(*zip(*known, strict=True), color=color_of_level, label=name, marker="o", markersize=3)
         if asked is not None:
             axes.axvline(asked, color="#6b7480", linestyle=":")
         axes.set(xlim=(0, 1), ylim=(0, 100))

@@ -28,7 +28,8 @@ from . import charts
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 PANELS = 6  # of the best and of random answers
 PANELS_PER_REASON = 3
-TILE = 480  # pixels, the longer side of a picture
+TILE = 480  # pixels, the longer side of a picture, and less where several stand beside each other
+PAGE = 1100  # pixels that they have on the page
 
 
 @dataclass
@@ -237,7 +238,7 @@ def _panel(
     facts = [f"IoU {iou * 100:.1f}", record["level"], target["target_kind"], file_name, f"row {record['row_id']}"]
     if record["error"]:
         facts.append(record["error"])
-    picture = draw_comparison(image, truth, found, side=TILE)
+    picture = draw_comparison(image, truth, found, side=min(TILE, PAGE // (1 + len(found))))
     return Panel(_printable(record["text"]), _printable(", ".join(filter(None, facts))), picture)
 
 

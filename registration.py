@@ -7,7 +7,7 @@ def register() -> None:
 
     Registering twice changes nothing.
     """
-    from transformers import AutoConfig, AutoModel, AutoProcessor
+    from transformers import AutoConfig, AutoModel, AutoProcessor, Sam3Model
 
     from .modeling_sam3i.configuration_sam3i import Sam3IConfig
     from .modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
@@ -20,6 +20,8 @@ def register() -> None:
     AutoModel.register(Sam3IConfig, Sam3IForInstructionSegmentation, exist_ok=True)
     AutoProcessor.register(Sam3IConfig, Sam3IProcessor, exist_ok=True)
     register_pipeline()
+    # `AutoPeftModel` asks for them where a tokenizer lies beside the adapters, and stock does not know where they are.
+    Sam3Model.get_input_embeddings = Sam3IForInstructionSegmentation.get_input_embeddings  # type: ignore[assignment]
     Sam3IPreTrainedModel.card_writer = staticmethod(_write_card)
 
 

@@ -5,21 +5,18 @@
     python examples/finetune_domain.py --model org/sam3-i --data mine.jsonl --test-data mine_test.jsonl \\
         --old-data old.jsonl --old-test-data old_test.jsonl --steps 2000
 
-Every other batch is of the old domain: there the model learns to answer as it did before. Concepts and complex
-instructions run through other weights and stay as they are, bit for bit. Scores before and after, on both domains.
-`Sam3ITrainer` (`sam3i train`) trains at scale, there with rows of the old domain among the new ones.
+Every other step is on rows of the old domain (`replay`): there the model learns to answer as it did before. Concepts
+and complex instructions run through other weights and stay as they are, bit for bit. Scores before and after, on both
+domains.
 """
 
-import copy
-import tempfile
 from pathlib import Path
 
 import torch
-from domain_common import DomainData, LevelBatches, domain_arguments, load_model, print_table, report, tune
+from domain_common import DomainData, domain_arguments, load_model, print_table, report
 
-from sam3i import TrainingStage, VisionFeatureCache, save_adapter
-from sam3i.trainer import freeze_for_stage, is_trained
-from sam3i.trainer.evaluation import ConceptCheck
+from sam3i import Sam3ITrainer, Sam3ITrainingArguments, TrainingStage
+from sam3i.trainer import is_trained
 
 
 def main() -> None:
@@ -30,28 +27,39 @@ def main() -> None:
     model, processor = load_model(options)
     data = DomainData.load(options, concepts=False)
     before = data.score(model, processor, options.threshold)
-    concepts = ConceptCheck.on_rows(model, processor, [data.new_test[0], data.old_test[0]])
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    freeze_for_stage(model, TrainingStage.SIMPLE)
-    with tempfile.TemporaryDirectory() as folder:
-        cache = VisionFeatureCache(folder, model, processor, limit_bytes=10**10)
-        new = LevelBatches(processor, cache, data.new_train, ["simple"])
-        old = LevelBatches(processor, cache, data.old_train, ["simple"])
-        tune(model, iter(new), iter(old), copy.deepcopy(model), options.steps, options.learning_rate)
-    save_adapter(model, options.output)  # the adapters alone
-    after = data.score(model, processor, options.threshold)
-    columns = ["new simple", "old simple", "old complex"]
-    print_table({"SAM3-I": before, "SAM3-I, fine-tuned adapters": after}, [*columns, "new nothing", "old nothing"])
+    args = Sam3ITrainingArguments(
+        output_dir=str(options.output),
+        stages=["simple"],
+        max_steps=options.steps,
+        per_device_train_batch_size=16,
+        learning_rate=options.learning_rate,
+        text_learning_rate=options.learning_rate,
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        max_grad_norm=5.0,
+        selector_steps=0,
+        feature_cache=str(options.output / "features"),
+        save_strategy="no",
+        report_to="none",
+        use_cpu=options.device == "cpu",
+    )
+    trainer = Sam3ITrainer(model, args, data.new_train, processing_class=processor, replay=data.old_train)
+    trainer.train()
+    trainer.save_model()  # the adapters alone
 
+    after = data.score(model, processor, options.threshold)
+    columns = ["new simple", "old simple", "old complex", "new nothing", "old nothing"]
+    print_table({"SAM3-I": before, "SAM3-I, fine-tuned adapters": after}, columns)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, weights[name])}
-    strangers = {name for name in moved if ".sam3i_adapter.simple." not in name and ".s_adapter." not in name}
     trained = sum(p.numel() for name, p in model.named_parameters() if is_trained(name, TrainingStage.SIMPLE))
     print(f"{trained:,} of {model.num_parameters():,} parameters trained; adapters in {options.output}")
+    strangers = [name for name in moved if not is_trained(name, TrainingStage.SIMPLE)]
     report("new domain", after["new simple"] - before["new simple"], least=8, unit=" points")
     report("old domain, simple, loss", before["old simple"] - after["old simple"], most=10, unit=" points")
     report("weights changed outside of the simple path", len(strangers), most=0)
-    report("concepts unchanged, bit for bit", float(concepts.is_unchanged(model)), least=1)
+    report("concepts unchanged, bit for bit", float(trainer.concept_check.is_unchanged(model)), least=1)
 
 
 if __name__ == "__main__":

@@ -74,15 +74,17 @@ def _prepare_pixels(images: list, stock: Any) -> torch.Tensor | None:
     return batch
 
 
+_NO_TOKENIZER = (
+    "Expected a tokenizer with its vocabulary, found none in {}: its files are not there. Copy tokenizer.json and "
+    "tokenizer_config.json from the base model."
+)
+
+
 def _check_vocabulary(tokenizer: Any) -> None:
     """Refuse what Transformers makes of a repository without tokenizer files: every text would be unknown tokens."""
     words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     if not words:
-        raise ValueError(
-            f"Expected a tokenizer with its vocabulary, found one with special tokens alone in "
-            f"{tokenizer.name_or_path or 'the repository'}: its files are not there. Copy tokenizer.json and "
-            "tokenizer_config.json from the base model."
-        )
+        raise ValueError(_NO_TOKENIZER.format(tokenizer.name_or_path or "the repository"))
 
 
 class Sam3IProcessor(Sam3Processor):
@@ -147,7 +149,12 @@ class Sam3IProcessor(Sam3Processor):
         download = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
         quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors")}
         if any(cached_file(repo, name, **quiet, **download) for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
-            return super().from_pretrained(repo, **kwargs)
+            try:
+                return super().from_pretrained(repo, **kwargs)
+            except ValueError as error:
+                if any(cached_file(repo, name, **quiet, **download) for name in ("tokenizer.json", "vocab.json")):
+                    raise
+                raise OSError(_NO_TOKENIZER.format(repo)) from error
         if find_instruction_adapter(repo, kwargs) is None:
             return super().from_pretrained(repo, **kwargs)  # it says what is missing
         adapter = read_adapter_config(repo, **download)

@@ -93,9 +93,8 @@ class Sam3ITrainingArguments(TrainingArguments):
     feature_cache_limit_gb: float = _argument(
         FEATURE_CACHE_GB, "Most disk space for the feature cache, in GB of 10^9 bytes."
     )
-    replay_weight: float = _argument(1.0, "Weight of the loss on `replay` rows, where there are any.")
-    replay_batch_size: int | None = _argument(
-        None, "`replay` rows beside a batch; as many as the batch has if not given. Fewer make steps faster."
+    replay_every: int = _argument(
+        2, "Where there are `replay` rows: of so many steps one is on them. More leaves more room for what is new."
     )
 
     logging_steps: float = _argument(LOGGING_STEPS, "Steps between log entries; the first step has one, too.")
@@ -169,12 +168,11 @@ class Sam3ITrainingArguments(TrainingArguments):
                     raise ValueError(f"Expected `{name}` {least}, found {getattr(self, name)!r}.")
         if not 0 <= self.eval_threshold <= 1:
             raise ValueError(f"Expected `eval_threshold` in [0, 1], found {self.eval_threshold!r}.")
-        for name in ("feature_cache_limit_gb", "replay_weight"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"Expected `{name}` above 0, found {getattr(self, name)!r}.")
-        for name in ("early_stopping_patience", "replay_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"Expected `{name}` >= 1, found {getattr(self, name)!r}.")
+        if self.feature_cache_limit_gb <= 0:
+            raise ValueError(f"Expected `feature_cache_limit_gb` above 0, found {self.feature_cache_limit_gb!r}.")
+        for name, least in (("early_stopping_patience", 1), ("replay_every", 2)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"Expected `{name}` >= {least}, found {getattr(self, name)!r}.")
         if self.start_complex_from not in COMPLEX_STARTS:
             raise ValueError(
                 f"Expected `start_complex_from` as one of {', '.join(COMPLEX_STARTS)}, found "

@@ -19,7 +19,7 @@ def _default(name: str) -> str:
     return ",".join(f"{value:g}" for value in STAGE_DEFAULTS[name])
 
 
-class TrainingStoppedError(RuntimeError):
+class TrainingStoppedError(InterruptedError):
     """The training was stopped before its end; what it had is kept."""
 
 

@@ -174,28 +174,37 @@ class InstructionCollator:
         }
 
 
+class RowsWithReplay(torch.utils.data.Dataset):
+    """The rows of a stage and, behind them and marked so, those of an old domain."""
+
+    def __init__(self, rows: Any, replay: Any):
+        self.rows, self.replay = rows, replay
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.replay)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        if index < len(self.rows):
+            return self.rows[index]
+        return {**self.replay[index - len(self.rows)], "replay": True}
+
+
 class WithReplay:
-    """Collates a batch and, beside it under "replay", rows of the old domain without their labels.
+    """Collates batches of a stage, and those of marked rows without labels, marked, too."""
 
-    Which rows is a pure function of (seed, epoch, the rows of the batch), as all else that is drawn.
-    """
-
-    def __init__(
-        self, collator: InstructionCollator, rows: Any, replay_collator: InstructionCollator, size: int | None = None
-    ):
-        self.collator, self.rows, self.replay_collator, self.size = collator, rows, replay_collator, size
+    def __init__(self, collator: InstructionCollator, replay_collator: InstructionCollator):
+        self.collator, self.replay_collator = collator, replay_collator
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, before its first batch."""
-        self.collator.set_epoch(epoch)
-        self.replay_collator.set_epoch(epoch)
+        for collator in (self.collator, self.replay_collator):
+            if hasattr(collator, "set_epoch"):
+                collator.set_epoch(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(rows)
-        key = (self.collator.seed, self.collator.epoch, "replay", *(row["row_id"] for row in rows))
-        chosen = keyed_random(*key).sample(range(len(self.rows)), min(self.size or len(rows), len(self.rows)))
-        batch["replay"] = self.replay_collator([self.rows[index] for index in chosen])
-        return batch
+        if "replay" in rows[0]:
+            return self.replay_collator(rows) | {"replay": True}
+        return self.collator(rows)
 
 
 def read_sampling(sampling: str | Mapping[str, float]) -> str | dict[str, float]:

@@ -4,6 +4,8 @@
 Source: SAM3-I (arXiv 2512.04585), training stages.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
@@ -160,18 +162,39 @@ def stage_values(name: str, value: Any) -> tuple[Any, ...]:
 
 
 class StageSampler(torch.utils.data.Sampler[int]):
-    """All rows in an order that is a function of (seed, stage, epoch) alone, so that training resumes anywhere."""
+    """All rows in an order that is a function of (seed, stage, epoch) alone, so that training resumes anywhere.
 
-    def __init__(self, rows: int, seed: int, stage: TrainingStage):
+    Before every `every - 1` steps of `step` rows there is a step of replay rows, whose numbers follow those of the
+    others. The last step of an epoch is then filled up with rows of its first, so that no step mixes both.
+    """
+
+    def __init__(self, rows: int, seed: int, stage: TrainingStage, replay: int = 0, step: int = 1, every: int = 2):
         self.rows, self.seed, self.stage, self.epoch = rows, seed, stage, 0
+        self.replay, self.step, self.every = replay, step, every
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.rows
+        if not self.replay:
+            return self.rows
+        return self.step * steps_with_replay(math.ceil(self.rows / self.step), self.every)
 
     def __iter__(self):
-        order = list(range(self.rows))
-        keyed_random(self.seed, self.stage.value, self.epoch, "order").shuffle(order)
-        return iter(order)
+        order = self._shuffled(range(self.rows), "order")
+        if not self.replay:
+            return iter(order)
+        new = itertools.cycle(order)
+        old = itertools.cycle(self._shuffled(range(self.rows, self.rows + self.replay), "replay"))
+        sources = (new if step % self.every else old for step in range(len(self) // self.step))
+        return itertools.chain.from_iterable(itertools.islice(source, self.step) for source in sources)
+
+    def _shuffled(self, numbers: range, name: str) -> list[int]:
+        order = list(numbers)
+        keyed_random(self.seed, self.stage.value, self.epoch, name).shuffle(order)
+        return order
+
+
+def steps_with_replay(steps: int, every: int) -> int:
+    """Steps with one of replay rows before every `every - 1` of the given ones."""
+    return steps + math.ceil(steps / (every - 1))

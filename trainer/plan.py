@@ -17,7 +17,7 @@ from ..processing.datasets.faults import RowAccount
 from ..processing.datasets.schema import ROW_FIELDS
 from ..processing.images import read_image
 from .collator import named_parts, usable_rows
-from .curriculum import TrainingStage, is_trained, rate_group
+from .curriculum import TrainingStage, is_trained, rate_group, steps_with_replay
 from .heads.selector import HEAD_STEPS_PER_STAGE_STEP
 from .heads.selector import LEARNING_RATE as SELECTOR_RATE
 
@@ -48,6 +48,7 @@ class StagePlan:
     parameters: dict[str, int]
     selector_steps: int
     replay_rows: int = 0
+    replay_every: int = 2
 
     def __str__(self) -> str:
         nothing = self.rows - self.with_target
@@ -60,7 +61,9 @@ class StagePlan:
         if self.small_instances:
             lines.append(f"  no targets: {self.small_instances:,} crowds and instances smaller than a pixel")
         if self.replay_rows:
-            lines.append(f"  replay: {self.replay_rows:,} rows to answer as before")
+            lines.append(
+                f"  replay: {self.replay_rows:,} rows to answer as before, in one of {self.replay_every} steps"
+            )
         groups = [f"{name} {count:,} at {self.rates[name]:.3g}" for name, count in self.parameters.items()]
         lines.append(f"  trains {', '.join(groups)}")
         if self.selector_steps:
@@ -109,8 +112,9 @@ def make_plan(trainer: Sam3ITrainer) -> TrainingPlan:
         _check_evaluation(trainer, name, part)
     _check_metric(trainer, list(parts))
     opened = _open_sample("train_dataset", trainer.all_rows, sorted(used))
-    for name, part in parts.items():
-        opened += _open_sample(name, part, list(range(len(part))))
+    for name, part in {"replay": trainer.replay, **parts}.items():
+        if part is not None:
+            opened += _open_sample(name, part, list(range(len(part))))
     model = trainer.instruction_model
     most = max(sum(plan.parameters.values()) for plan in stages)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -154,6 +158,8 @@ def _plan_stage(trainer: Sam3ITrainer, stage: TrainingStage, used: set[int]) -> 
             )
     batch = args.train_batch_size * args.world_size
     per_epoch = math.ceil(math.ceil(len(found.indices) / batch) / args.gradient_accumulation_steps)
+    if replay:
+        per_epoch = steps_with_replay(per_epoch, args.replay_every)
     steps = int(args.max_steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     parameters: Counter[str] = Counter()
     rates: dict[str, float] = {}
@@ -176,6 +182,7 @@ def _plan_stage(trainer: Sam3ITrainer, stage: TrainingStage, used: set[int]) -> 
         parameters=dict(parameters),
         selector_steps=min(args.selector_steps, HEAD_STEPS_PER_STAGE_STEP * steps) if selects else 0,
         replay_rows=replay,
+        replay_every=args.replay_every,
     )
 
 
@@ -209,19 +216,12 @@ def _check_evaluation(trainer: Sam3ITrainer, name: str, rows: Any) -> None:
 
 
 def _check_metric(trainer: Sam3ITrainer, parts: list[str]) -> None:
-    args = trainer.args
-    if not args.load_best_model_at_end or trainer.compute_metrics is not None:
+    if trainer.args.eval_strategy == IntervalStrategy.NO or trainer.compute_metrics is not None:
         return
-    metric = str(args.metric_for_best_model).removeprefix("eval_")
+    metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
+    known: tuple[str, ...] = ("stage_", *(f"{level.value}_" for level in InstructionLevel))
     if isinstance(trainer.eval_dataset, dict):
-        name = next((part for part in parts if metric.startswith(f"{part}_")), None)
-        if name is None:
-            raise PlanError(
-                f"Expected `metric_for_best_model` to begin with one of the evaluation sets {', '.join(parts)} (as in "
-                f"'{parts[0]}_{metric}'), found {metric!r}."
-            )
-        metric = metric.removeprefix(f"{name}_")
-    known = ("stage_", *(f"{level.value}_" for level in InstructionLevel))
+        known = ("stage_", *(f"{part}_{begin}" for part in parts for begin in known))
     if not metric.startswith(known):
         raise PlanError(f"Expected `metric_for_best_model` to begin with one of {', '.join(known)}, found {metric!r}.")
 

@@ -100,8 +100,7 @@ def stage_identity(trainer: Sam3ITrainer, args: Any, shared: dict[str, str]) -> 
     more = {
         "loss_config": fingerprint_json(loss),
         "transform": None if transform is None else repr(sorted(vars(transform).items())),
-        "replay_weight": args.replay_weight if trainer.replay is not None else None,
-        "replay_batch_size": args.replay_batch_size if trainer.replay is not None else None,
+        "replay_every": args.replay_every if trainer.replay is not None else None,
     }
     return shared | settings | more
 

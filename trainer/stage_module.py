@@ -119,7 +119,7 @@ class StageModule(nn.Module):
 
     The frozen vision encoder always runs as in inference. In the joint stage, rows 2p and 2p + 1 of a batch are the
     simple and the complex instruction of pair p. `before` is the model as it answered before training, for batches
-    with replay.
+    of replay rows.
     """
 
     def __init__(
@@ -127,12 +127,10 @@ class StageModule(nn.Module):
         model: Sam3IForInstructionSegmentation,
         stage: TrainingStage,
         before: Sam3IForInstructionSegmentation | None = None,
-        replay_weight: float = 1.0,
     ):
         super().__init__()
         self.model = model
         self.before = (before,)  # in a tuple: its parameters are none of this module
-        self.replay_weight = replay_weight
         self.alignment = self.projector = None
         if stage is TrainingStage.JOINT:
             config = model.criterion.config
@@ -155,23 +153,25 @@ class StageModule(nn.Module):
 
     def forward(
         self,
-        labels: list[dict[str, torch.Tensor]],
+        labels: list[dict[str, torch.Tensor]] | None = None,
         pixel_values: torch.Tensor | None = None,
         vision_features: torch.Tensor | None = None,
         concept_names: list[str] | None = None,
         concept_input_ids: torch.Tensor | None = None,
         concept_attention_mask: torch.Tensor | None = None,
         image_keys: list[str] | None = None,
-        replay: dict[str, Any] | None = None,
+        replay: bool = False,
         **inputs: torch.Tensor,
     ) -> dict[str, Any]:
         """The loss of a batch of `InstructionCollator` and its parts, detached and before weighting.
 
-        Instead of pixels it may have ViT outputs `(I, h, w, C)`; and `replay`, a batch without labels, on which the
-        model shall answer as it did before training.
+        Instead of pixels it may have ViT outputs `(I, h, w, C)`. A batch of `replay` has no labels: on it the model
+        shall answer as it did before training.
         """
         with torch.no_grad():
             vision = encode_vision(self.model, pixel_values, vision_features)
+        if replay:
+            return self._imitate(vision_embeds=vision, **inputs)
         outputs = self.model(vision_embeds=vision, labels=labels, **inputs)
         loss, parts = outputs.loss, dict(outputs.loss_dict)
         if self.alignment is not None:
@@ -181,18 +181,15 @@ class StageModule(nn.Module):
                 outputs, labels, concept_names, inputs["attention_mask"], concept_input_ids, concept_attention_mask
             )
             loss, parts = loss + aligned, parts | aligned_parts
-        if replay is not None:
-            imitated = self._imitate(**replay)
-            loss, parts = loss + self.replay_weight * imitated, parts | {"loss_replay": imitated.detach()}
         return {"loss": loss, "loss_dict": parts}
 
-    def _imitate(self, pixel_values=None, vision_features=None, concept_names=None, image_keys=None, **inputs):
-        for name in ("concept_input_ids", "concept_attention_mask"):
-            inputs.pop(name, None)
+    def _imitate(self, **inputs: Any) -> dict[str, Any]:
         with torch.no_grad():
-            vision = encode_vision(self.model, pixel_values, vision_features)
-            wanted = self.before[0](vision_embeds=vision, **inputs)
-        return imitation_loss(self.model(vision_embeds=vision, **inputs), wanted)
+            wanted = self.before[0](**inputs)
+        loss = imitation_loss(self.model(**inputs), wanted)
+        unused = () if self.projector is None else self.projector.parameters()
+        loss = loss + sum(parameter.sum() for parameter in unused) * 0.0  # each has a gradient in each step
+        return {"loss": loss, "loss_dict": {"loss_replay": loss.detach()}}
 
     def _align(self, outputs, labels, names, mask, concept_ids, concept_mask):
         features = (None, None, None)

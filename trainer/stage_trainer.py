@@ -14,7 +14,7 @@ from transformers.trainer_utils import PredictionOutput, SaveStrategy
 from transformers.utils import logging
 
 from .checkpoints import load_trained_weights, rotate_checkpoints, save_trained_weights, seal_checkpoint
-from .collator import InstructionCollator, WithReplay, named_parts, select_rows, usable_rows
+from .collator import InstructionCollator, RowsWithReplay, WithReplay, named_parts, select_rows, usable_rows
 from .curriculum import StageSampler, TrainingStage, parameter_groups
 from .evaluation.stage_evaluation import ConceptCheck, evaluate_levels
 from .feature_cache import VisionFeatureCache
@@ -43,8 +43,7 @@ class StageTrainer(HubUploads):
 
     def __init__(self, **options: Any):
         self.identity = {}
-        self._loss_parts: dict[str, torch.Tensor] = {}
-        self._summed_steps = 0
+        self._loss_parts: dict[str, list[torch.Tensor]] = {}
         self._sealed: Path | None = None
         self._prepared = ""
         self._in_stage = False
@@ -76,8 +75,8 @@ class StageTrainer(HubUploads):
             collator = InstructionCollator(
                 self.processing_class, levels, load_images=not cached, labels=False, seed=self.args.seed
             )
-            replay = replay.remove_columns(["image"]) if cached else replay
-            self.data_collator = WithReplay(self.data_collator, replay, collator, self.args.replay_batch_size)
+            self._replay_rows = replay.remove_columns(["image"]) if cached else replay
+            self.data_collator = WithReplay(self.data_collator, collator)
         self.train_dataset = rows.remove_columns(["image"]) if cached and self.own_collator is None else rows
         self.fill_cache()
         self._prepared = sampling
@@ -98,9 +97,8 @@ class StageTrainer(HubUploads):
             self.vision_cache.fill(self.replay, prefix=REPLAY_KEY)
 
     def selector_batch(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """The inputs of some rows, for a selector to learn from: without replay."""
-        collator = self.data_collator.collator if isinstance(self.data_collator, WithReplay) else self.data_collator
-        return self._prepare_inputs(collator(rows))
+        """The inputs of some rows, for a selector to learn from."""
+        return self._prepare_inputs(self.data_collator(rows))
 
     def begin_epoch(self, epoch: int) -> None:
         """All random choices of data in an epoch follow from (seed, stage, epoch, row)."""
@@ -112,7 +110,13 @@ class StageTrainer(HubUploads):
         """Batches of the current stage; of the first one before `train()`."""
         if not self._prepared:
             self.prepare_data(self.stage.sampling)
-        return super().get_train_dataloader()
+        own = self.train_dataset
+        if self.replay is not None:
+            self.train_dataset = RowsWithReplay(own, self._replay_rows)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = own
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches of the rows of `eval_dataset` that the current stage can use, with labels."""
@@ -135,16 +139,18 @@ class StageTrainer(HubUploads):
             self.data_collator = training
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StageSampler:
-        self._sampler = StageSampler(len(self.train_dataset), self.args.seed, self.stage)
+        rows, args = self.train_dataset, self.args
+        replay = len(rows.replay) if isinstance(rows, RowsWithReplay) else 0
+        step = self._train_batch_size * args.world_size * args.gradient_accumulation_steps
+        self._sampler = StageSampler(len(rows) - replay, args.seed, self.stage, replay, step, args.replay_every)
         return self._sampler
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
         batch: dict[str, Any] = dict(super()._prepare_inputs(dict(inputs)))
         if self.vision_cache is not None:
-            parts = [("", batch)] + ([(REPLAY_KEY, batch["replay"])] if "replay" in batch else [])
-            for prefix, part in parts:
-                part.pop("pixel_values", None)
-                part["vision_features"] = self.vision_cache.load([prefix + key for key in part["image_keys"]])
+            prefix = REPLAY_KEY if "replay" in batch else ""
+            batch.pop("pixel_values", None)
+            batch["vision_features"] = self.vision_cache.load([prefix + key for key in batch["image_keys"]])
         return batch
 
     # Steps
@@ -169,23 +175,22 @@ class StageTrainer(HubUploads):
             logger.warning(f"The optimizer in `optimizers` lacks {len(missing)} parameters, such as {missing[0]}.")
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
-        """The loss of the stage's module; its parts are summed for the next log entry."""
+        """The loss of the stage's module; its parts are kept for the next log entry."""
         outputs = model(**inputs)
         for name, value in outputs["loss_dict"].items():
-            self._loss_parts[name] = self._loss_parts.get(name, 0.0) + value.detach().float()
-        self._summed_steps += 1
+            self._loss_parts.setdefault(name, []).append(value.detach().float())
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the number of the stage (1, 2, 3) and, beside the loss, its final layer's parts, unweighted, and
         the learning rate of each group."""
         logs = {**logs, "stage": self.stage.index + 1}
-        if "loss" in logs and self._summed_steps:
+        if "loss" in logs and self._loss_parts:
             names = sorted(name for name in self._loss_parts if not name.endswith("_o2m") and "_aux_" not in name)
-            sums = torch.stack([self._loss_parts[name] for name in names]) / self._summed_steps
-            means = self.accelerator.reduce(sums, reduction="mean").tolist()
+            means = torch.stack([torch.stack(self._loss_parts[name]).mean() for name in names])
+            means = self.accelerator.reduce(means, reduction="mean").tolist()
             logs |= {name.removeprefix("loss_"): value for name, value in zip(names, means, strict=True)}
-            self._loss_parts, self._summed_steps = {}, 0
+            self._loss_parts = {}
         if "learning_rate" in logs and self.optimizer is not None:
             # Transformers logs the rate of the first group; all follow one schedule from their own peaks.
             groups = self.optimizer.param_groups
@@ -233,7 +238,8 @@ class StageTrainer(HubUploads):
     ) -> dict[str, float]:
         """Figures by level and kind of target, and 1.0 for `concept_unchanged` while concepts are answered as before.
 
-        Of several data sets (a dictionary) each has its name in the names of its figures.
+        Of several data sets (a dictionary) each has its name in the names of its figures; the figures of the stage,
+        by which checkpoints are chosen, are there as means over the sets, too.
         """
         own = self.choosing_rows if self._in_stage else self.eval_dataset
         rows = own if eval_dataset is None else eval_dataset
@@ -244,6 +250,8 @@ class StageTrainer(HubUploads):
         for name, part in named_parts(rows).items():
             found, _ = self._answers(part, ignore_keys)
             figures |= {f"{name}_{key}" if name else key: value for key, value in found.items()}
+            for key in ("stage_gIoU", "stage_best_gIoU") if name else ():
+                figures[key] = figures.get(key, 0.0) + found[key] / len(rows)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -24,6 +24,7 @@ from .checkpoints import (
     checkpoint_to_resume,
     list_checkpoints,
     load_trained_weights,
+    read_manifest,
     seal_checkpoint,
     set_aside_later,
 )
@@ -64,7 +65,8 @@ class Sam3ITrainer(StageTrainer):
         processing_class: The processor of the model.
         transform (`InstructionTransform`, *optional*): Augmentation; not together with `feature_cache`.
         replay (`datasets.Dataset`, *optional*): Rows of an old domain, on which the model shall answer as it did;
-            their labels are not read.
+            their labels are not read. One of `args.replay_every` steps is on them: steps of either kind are clipped
+            to the same length, where a sum of both losses would let the longer gradient drown the other.
         options: As for the Trainer of Transformers. `data_collator` makes the batches of every stage,
             `compute_metrics` gets the instances found for each instruction, and its target, as `EvalPrediction`,
             `optimizers` hold the parameters of one stage; `model_init`, `callbacks` and `optimizer_cls_and_kwargs` are
@@ -257,6 +259,12 @@ class Sam3ITrainer(StageTrainer):
             load_trained_weights(self.instruction_model, None, checkpoint.folder)
             self.say(f"Stage {self.stages[0].value} starts from the finished stage {stage.value}: {checkpoint.folder}")
             return checkpoint
+        for earlier in (each for each in self.stages if each.index < stage.index):
+            final = read_manifest(Path(str(args.output_dir)) / earlier.folder / FINAL_NAME)
+            if final is not None:
+                now = stage_identity(self, args.for_stage(earlier), shared)
+                if check_identity(final, now, args.allow_changed):
+                    logger.warning(f"Stage {earlier.value!r} is finished and stays as it was trained: {final.folder}")
         changed = check_identity(checkpoint, stage_identity(self, args.for_stage(stage), shared), args.allow_changed)
         if checkpoint.finished and {"max_steps", "num_train_epochs"} & set(changed):
             if self.plan is not None and self.plan.stage(stage).steps > (checkpoint.step or 0):
@@ -278,10 +286,10 @@ class Sam3ITrainer(StageTrainer):
         args.save_total_limit = None  # checkpoints are rotated here, when they are sealed
         args.enable_jit_checkpoint = False
         self.stage, self.args, self.ended_by = stage, args, None
-        self._loss_parts, self._summed_steps = {}, 0
+        self._loss_parts = {}
         self._train_batch_size = args.train_batch_size
         set_seed(args.seed + stage.index)
-        module = StageModule(model, stage, self.before, args.replay_weight)
+        module = StageModule(model, stage, self.before)
         if checkpoint is not None:
             load_trained_weights(model, module.projector, checkpoint)
         elif stage is TrainingStage.COMPLEX:

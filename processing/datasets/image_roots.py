@@ -98,7 +98,7 @@ class ImageRoots:
     def _checked(self, place: str, is_link: bool, file_name: str) -> str:
         if not self._is_home(os.path.dirname(os.path.realpath(place) if is_link else place)):
             raise OutsideRootsError(f"{file_name[:MAX_SHOWN]!r} is a link out of {_few(self.homes)}")
-        return place
+        return os.path.join(os.getcwd(), place)  # rows are kept, and read from other folders later
 
     def _is_home(self, folder: str) -> bool:
         real = _real_folder(folder)

@@ -46,7 +46,7 @@ READERS: dict[str, ModuleType] = {
 TABLES = reader_tables.FORMATS
 FORMATS = ("auto", *READERS, *TABLES)
 # Part of the cache key of converted files: raise it when a reader's rows change.
-READER_VERSION = 3
+READER_VERSION = 4
 MAX_LOGGED_FAULTS = 20
 VOLATILE = {IMAGE_NOT_FOUND, SIZE_FROM_IMAGE, IMAGE_FAULT}  # notes of rows that depend on more than the data files
 

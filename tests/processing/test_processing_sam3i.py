@@ -221,6 +221,16 @@ def test_the_tokenizer_says_how_to_pad(image_processor, tiny_tokenizer, tmp_path
     assert ids[:3].all() and not ids[3:].any()
 
 
+@pytest.mark.parametrize("left", [[], ["tokenizer_config.json"]])
+def test_a_repository_without_its_tokenizer_is_refused(processor, tmp_path, left):
+    processor.save_pretrained(tmp_path)
+    for path in tmp_path.glob("*token*"):
+        if path.name not in left:
+            path.unlink()
+    with pytest.raises((OSError, ValueError), match="Expected a tokenizer with its vocabulary, found none in .*Copy"):
+        Sam3IProcessor.from_pretrained(tmp_path)
+
+
 def test_fields_are_saved(image_processor, tiny_tokenizer, tmp_path):
     processor = Sam3IProcessor(image_processor, tiny_tokenizer, max_instruction_length=48, auto_levels="router")
     processor.save_pretrained(tmp_path)

@@ -200,6 +200,15 @@ def test_an_image_of_another_size_is_a_fault_of_its_row(folder):
     assert len(load_instruction_dataset(path, check_images=True, skip_faulty=True)) == 1
 
 
+def test_kept_rows_find_their_images_from_any_working_folder(folder, monkeypatch):
+    write(folder, coco())
+    for place, path in ((folder.parent, "data/instances.json"), (folder, "instances.json")):
+        monkeypatch.chdir(place)
+        assert load_instruction_dataset(path)[0]["image"].size == (WIDTH, HEIGHT)
+    monkeypatch.chdir(folder.parent.parent)
+    assert load_instruction_dataset(folder / "instances.json")[0]["image"].size == (WIDTH, HEIGHT)
+
+
 def test_rows_are_kept_by_the_content_of_every_file_they_come_from(folder):
     write(folder, coco())
     write(folder, [{"image_id": 1, "annotation_ids": [1], "simple": ["one"]}], "instructions.jsonl")

@@ -110,6 +110,20 @@ def test_sampler_is_a_function_of_seed_stage_and_epoch():
     assert len({tuple(o) for o in (first, order(seed=2), order(stage=JOINT), order(epoch=1))}) == 4
 
 
+@pytest.mark.parametrize("every", [2, 3])
+def test_every_so_many_steps_one_is_of_replay_rows_alone_and_all_rows_are_seen(every):
+    sampler = StageSampler(10, seed=1, stage=SIMPLE, replay=3, step=4, every=every)
+    order = list(sampler)
+    steps = [order[start : start + 4] for start in range(0, len(order), 4)]
+    old = [step for step in steps if min(step) >= 10]
+    new = [step for step in steps if max(step) < 10]
+    assert len(sampler) == len(order) and len(old) + len(new) == len(steps) and len(new) == 3
+    assert steps.index(old[0]) == 0 and len(old) == (3 if every == 2 else 2)
+    assert set(sum(new, [])) == set(range(10)) and set(sum(old, [])) == {10, 11, 12}
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [("complex", (COMPLEX,)), (["simple", JOINT], (SIMPLE, JOINT)), (tuple(TrainingStage), tuple(TrainingStage))],

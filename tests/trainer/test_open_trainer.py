@@ -62,12 +62,14 @@ def test_several_evaluation_sets_have_their_names(tmp_path):
     sets = {"near": tiny_dataset(2), "far": tiny_dataset(3)}
     settings = {"stages": "simple", "max_steps": 1, "save_strategy": "steps", "save_steps": 1, **EVALUATING}
     settings |= {"load_best_model_at_end": True, "calibrate": False}
-    trainer = tiny_trainer(tmp_path, None, sets, metric_for_best_model="far_stage_gIoU", **settings)
-    trainer.train()
-    logged = {name for entry in trainer.state.log_history for name in entry}
-    assert {"eval_near_stage_gIoU", "eval_far_stage_gIoU"} <= logged
-    with pytest.raises(PlanError, match="begin with one of the evaluation sets near, far"):
-        tiny_trainer(tmp_path / "other", None, sets, metric_for_best_model="stage_gIoU", **settings).train()
+    for folder, metric in (("one", "far_stage_gIoU"), ("all", None)):
+        trainer = tiny_trainer(tmp_path / folder, None, sets, metric_for_best_model=metric, **settings)
+        trainer.train()
+        logged = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+        of_each = [logged[f"eval_{name}_stage_best_gIoU"] for name in sets]
+        assert logged["eval_stage_best_gIoU"] == pytest.approx(sum(of_each) / 2)
+    with pytest.raises(PlanError, match="begin with one of stage_, near_stage_, .*, found 'simple_gIoU'"):
+        tiny_trainer(tmp_path / "other", None, sets, metric_for_best_model="simple_gIoU", **settings).train()
 
 
 def test_own_optimizers_serve_one_stage_and_classes_all(tmp_path):
@@ -310,7 +312,7 @@ def test_pairs_are_trained_as_rows_by_the_plain_trainer_which_is_said(caplog):
 
 
 def test_replay_holds_the_old_answers_and_reads_no_labels(tmp_path):
-    """Without new rows to learn from, replay alone: what a step changed, the next ones take back."""
+    """What a step on new rows changed, the next one takes back."""
     old = tiny_dataset(3).map(lambda row: row | {"masks": [], "boxes": [], "is_crowd": [], "annotation_ids": []})
     drift = {}
     for name, replay in (("without", None), ("with", old)):
@@ -320,7 +322,7 @@ def test_replay_holds_the_old_answers_and_reads_no_labels(tmp_path):
         with torch.no_grad():
             before = model.eval()(**inputs).pred_logits
         settings = {"stages": "simple", "max_steps": 12, "learning_rate": 5e-3, "text_learning_rate": 5e-3}
-        trainer = tiny_trainer(tmp_path / name, model, options={"replay": replay}, replay_weight=200.0, **settings)
+        trainer = tiny_trainer(tmp_path / name, model, options={"replay": replay}, **settings)
         trainer.train()
         assert any("replay" in entry for entry in trainer.state.log_history) == (replay is not None)
         with torch.no_grad():
@@ -329,8 +331,7 @@ def test_replay_holds_the_old_answers_and_reads_no_labels(tmp_path):
 
 
 def test_replay_with_kept_features_is_the_same_and_resumes_exactly(tmp_path):
-    settings = {"stages": "simple", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    settings |= {"replay_batch_size": 2}
+    settings = {"stages": "simple", "max_steps": 3, "save_strategy": "steps", "save_steps": 1}
     old = tiny_dataset(3, split="old")
     models = {name: tiny_model() for name in ("whole", "cached", "resumed")}
 

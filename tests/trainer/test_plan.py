@@ -41,6 +41,18 @@ def test_the_plan_says_what_every_stage_uses_leaves_out_and_trains(tmp_path):
     assert "no evaluation data" in text and "no checkpoints within a stage" in text
 
 
+def test_the_plan_counts_steps_on_replay_rows_and_opens_their_images(tmp_path):
+    settings = {"stages": "simple", "num_train_epochs": 2, "max_steps": -1, "replay_every": 3}
+    trainer = tiny_trainer(tmp_path, options={"replay": tiny_dataset(2)}, **settings)
+    plan = make_plan(trainer)
+    assert plan.stage(SIMPLE).steps == 2 * (3 + 2) and plan.stage(SIMPLE).epochs == 2
+    assert "replay: 4 rows to answer as before, in one of 3 steps" in str(plan)
+    assert trainer.train().global_step == 10
+    lost = tiny_dataset(2).map(lambda row: row | {"image": None})
+    with pytest.raises(PlanError, match="4 of 4 sampled images of replay"):
+        make_plan(tiny_trainer(tmp_path, options={"replay": lost}, **settings))
+
+
 def test_crowds_and_tiny_instances_in_used_rows_are_counted(tmp_path):
     def doubled(row, key, value):
         return row[key] + [value if value is not None else row[key][0]] if row["masks"] else row[key]

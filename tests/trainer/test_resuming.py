@@ -177,6 +177,16 @@ def test_other_settings_are_named_and_refused_or_allowed(tmp_path, changes, name
     assert allowed.train(resume_from_checkpoint=True).global_step == settings["max_steps"]
 
 
+def test_another_setting_of_a_stage_that_is_finished_is_refused_or_said_to_come_too_late(tmp_path, caplog):
+    settings = {**SAVING, "stages": ("simple", "complex"), "max_steps": 1}
+    tiny_trainer(tmp_path, **settings).train()
+    settings["learning_rate"] = (1e-4, 2e-3, 2e-3)
+    with pytest.raises(OtherTrainingError, match=r"stage-1-simple/final .* learning_rate 0.0001 \(was 0.002\)"):
+        tiny_trainer(tmp_path, **settings).train(resume_from_checkpoint=True)
+    tiny_trainer(tmp_path, **settings, allow_changed=["learning_rate"]).train(resume_from_checkpoint=True)
+    assert "Stage 'simple' is finished and stays as it was trained" in caplog.text
+
+
 def test_other_data_weights_and_processors_are_named_and_refused(tmp_path):
     tiny_trainer(tmp_path, stages="simple", **SAVING).train()
 

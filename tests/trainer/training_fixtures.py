@@ -267,8 +267,10 @@ def run_training(folder: str, options: dict) -> None:
     selector.LEAST_IOU = options.pop("least_iou", selector.LEAST_IOU)
     signaled = options.pop("signaled", None)
     evaluation = tiny_dataset(3, "validation") if options.pop("evaluate", False) else None
+    more = {"replay": tiny_dataset(3, "old")} if options.pop("replay", False) else None
     calibration.LEAST_ROWS = 4
-    trainer = tiny_trainer(folder, tiny_model(dropout, adapter_design=design), evaluation, **options)
+    model = tiny_model(dropout, adapter_design=design)
+    trainer = tiny_trainer(folder, model, evaluation, options=more, **options)
     if signaled is not None:
         _signal_inside(*signaled)
     output = trainer.train(resume_from_checkpoint=True)

@@ -3,7 +3,7 @@
 
 Random weights; stock and SAM3-I share the weight tensors and are timed in turn. With V for the vision encoder, R for
 what stock does after it and S(N) for `segment` on N rows of encoded pixels, the pairwise way takes N (V + R) and ours
-V + S(N). Beyond the tiny size S(64), at real size S(16) as well, are continued from fewer rows along a line.
+V + S(N); nothing is continued beyond the rows that ran.
 
 Run: `python benchmarks/shared_image.py [--size tiny|middle|real] [--design cascade|selective]`; the real size needs
 8 GB of memory and five minutes on an idle core.
@@ -83,14 +83,6 @@ def measure_after_vision(
     return base, seconds, figures
 
 
-def measured_or_continued(seconds: dict[int, float], count: int) -> float:
-    """S(count), from a line through the fewest and the most rows where it was not measured."""
-    if count in seconds:
-        return seconds[count]
-    few, many = min(seconds), max(seconds)
-    return seconds[many] + (count - many) * (seconds[many] - seconds[few]) / (many - few)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
@@ -114,13 +106,12 @@ def main() -> None:
             with clock(vision):
                 stock.get_vision_features(pixel_values=pixels)
     rows = []
-    for count in (1, 16, 64):
-        pairwise, own = count * (vision.cpu_s + base.cpu_s), vision.cpu_s + measured_or_continued(seconds, count)
-        source = "measured" if count in seconds else "extrapolated"
-        rows.append([f"N={count}", source, pairwise, own, pairwise / own])
+    for count in counts:
+        pairwise, own = count * (vision.cpu_s + base.cpu_s), vision.cpu_s + seconds[count]
+        rows.append([f"N={count}", pairwise, own, pairwise / own])
     table(
         f"N instructions on one image (V = {vision.cpu_s:.3g} s, R = {base.cpu_s:.3g} s)",
-        ["", "S(N)", "pairwise cpu s", "segment cpu s", "times faster"],
+        ["", "pairwise cpu s", "segment cpu s", "times faster"],
         rows,
     )
     finish("shared_image", arguments.size, figures, arguments)

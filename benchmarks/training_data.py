@@ -14,6 +14,7 @@ import io
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from kept import add_options, finish, ratios
 from PIL import Image, ImageFilter
@@ -25,6 +26,7 @@ from sam3i import Sam3IProcessor
 from sam3i.processing.datasets.schema import make_row, row_features
 from sam3i.processing.masks import box_of_rle, decode_mask, encode_mask
 from sam3i.trainer.collator import InstructionCollator
+from sam3i.trainer.transforms import Placement
 
 WIDTH, HEIGHT = 1280, 960
 
@@ -93,6 +95,12 @@ class StockCollator(InstructionCollator):
         return encoded | {"pixel_values": stock(images=images, return_tensors="pt")["pixel_values"]}
 
 
+def resize_whole(rle: dict, side: int) -> torch.Tensor:
+    """A mask on the canvas by PyTorch's resizing of the whole picture, as `Placement.place_masks` once had it."""
+    pixels = torch.from_numpy(decode_mask(rle)).float()[None, None]
+    return F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)[0, 0] > 0.5
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=1008, help="of the model's input, in pixels")
@@ -108,6 +116,8 @@ def main() -> None:
     cached = InstructionCollator(prepared, "joint", load_images=False)
     pictures = [row["image"].convert("RGB") for row in dataset]
     masks = [rle for row in without_pictures for rle in row["masks"]]
+    placement = Placement((options.side,) * 2, (options.side,) * 2)
+    differ = sum(int((placement.place_masks([rle])[0] != resize_whole(rle, options.side)).sum()) for rle in masks)
     batches = [range(start, min(start + 8, options.samples)) for start in range(0, options.samples, 8)]
 
     def collate(collator: InstructionCollator, data: Dataset):
@@ -127,6 +137,7 @@ def main() -> None:
     first = [dataset[index] for index in batches[0]]
     own, other = whole(first)["pixel_values"], stock(first)["pixel_values"]
     print(f"largest difference from stock's pixels: {float((own - other).abs().max()):g}, of a range of 2")
+    print(f"pixels of {len(masks)} masks that differ from those of masks resized whole: {differ}")
     systems = {
         "stock": collate(stock, dataset),
         "whole": collate(whole, dataset),
@@ -136,7 +147,8 @@ def main() -> None:
         "part: the same, stock": each(
             lambda picture: prepared.image_processor(images=picture, return_tensors="pt"), pictures
         ),
-        "part: decode masks": each(decode_mask, masks),
+        "part: masks": each(lambda rle: placement.place_masks([rle]), masks),
+        "part: masks, each resized whole": each(lambda rle: resize_whole(rle, options.side), masks),
     }
     timings = alternate(systems, options.rounds)
     table(

@@ -3,10 +3,4 @@
 
 from ...lazy import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        "model": ["DemoModel"],
-        "page": ["DemoPage"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_names(__name__, {"model": ["DemoModel"], "page": ["DemoPage"]})

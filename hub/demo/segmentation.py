@@ -239,11 +239,4 @@ class View:
         return lines
 
 
-__all__ = [
-    "LOWEST_THRESHOLD",
-    "BoxExemplar",
-    "InstanceLine",
-    "Segmentation",
-    "Shown",
-    "View",
-]
+__all__ = ["LOWEST_THRESHOLD", "BoxExemplar", "InstanceLine", "Segmentation", "Shown", "View"]

@@ -14,7 +14,7 @@ from .segmentation import BoxExemplar, Segmentation, Shown, View
 MOST_BOXES = 20
 """Box exemplars of one call."""
 
-_CANVAS_SIDE = 640
+CANVAS_SIDE = 640
 """Longest side, in pixels, of the picture on which boxes are drawn."""
 
 
@@ -112,7 +112,7 @@ class DemoSession:
         Raises:
             ValueError: as for [`add_box`].
         """
-        factor = canvas_factor(self._require_image())
+        factor = CANVAS_SIDE / max(self._require_image().size)
         point = (round(position[0] / factor), round(position[1] / factor))
         if self.corner is None:
             self.corner = point
@@ -136,12 +136,7 @@ class DemoSession:
         if self.image is None:
             return None
         corners, signs = [box.corners for box in self.boxes], [int(box.positive) for box in self.boxes]
-        return draw_boxes(self.image, corners, signs, corner=self.corner, side=_CANVAS_SIDE)
+        return draw_boxes(self.image, corners, signs, corner=self.corner, side=CANVAS_SIDE)
 
 
-def canvas_factor(image: Image.Image) -> float:
-    """How much larger the canvas for boxes is than the picture."""
-    return _CANVAS_SIDE / max(image.size)
-
-
-__all__ = ["MOST_BOXES", "DemoSession", "canvas_factor", "read_corners"]
+__all__ = ["CANVAS_SIDE", "MOST_BOXES", "DemoSession", "read_corners"]

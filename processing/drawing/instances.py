@@ -57,7 +57,7 @@ def draw_masks(
     for mask, color in reversed(list(zip(shown, colors, strict=True))):
         _outline(canvas, mask, color, scale.line)
     picture = Image.fromarray(canvas.clip(0, 255).round().astype(np.uint8))
-    taken: list[tuple[int, ...]] = []
+    taken: list[tuple[int, int, int, int]] = []
     for mask, color, text in zip(shown, colors, tags or [None] * len(shown), strict=True):
         if text and (box := mask.getbbox()):
             tag = draw_tag(text, scale.tag_font, color, scale.gap * 0.7)
@@ -119,13 +119,8 @@ def draw_instances(
         found = f"{len(row)} found" if row else "nothing found"
         entries.append(LegendEntry(text, level, (notes[index] if notes else None) or found, marks))
     drawn.sort(key=lambda entry: -entry[0])
-    picture = draw_masks(
-        image,
-        [entry[1] for entry in drawn],
-        colors=[entry[2] for entry in drawn],
-        tags=[entry[3] for entry in drawn],
-        side=side,
-    )
+    masks, colors, tags = ([entry[part] for entry in drawn] for part in (1, 2, 3))
+    picture = draw_masks(image, masks, colors=colors, tags=tags, side=side)
     if not legend:
         return picture
     width = max(picture.width, min(SMALLEST_SIDE, side or SMALLEST_SIDE))
@@ -203,10 +198,7 @@ def _box_mask(box: Any, size: tuple[int, int]) -> Image.Image:
 
 
 def _shown_size(size: tuple[int, int], side: int | None) -> tuple[int, int]:
-    if side is None:
-        factor: float = max(1, math.ceil(SMALLEST_SIDE / max(size)))
-    else:
-        factor = side / max(size)
+    factor = side / max(size) if side else max(1, math.ceil(SMALLEST_SIDE / max(size)))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
@@ -270,16 +262,12 @@ def _main_part(mask: Image.Image, box: Sequence[int]) -> tuple[tuple[float, ...]
     return (left, top, right, bottom), (box[0] + (x - 0.5) / ratio, box[1] + (y - 0.5) / ratio)
 
 
-def _overlap(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
-    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
-
-
 def _place_tag(
     box: Sequence[float],
     centers: Sequence[tuple[float, float]],
     tag: tuple[int, int],
     size: tuple[int, int],
-    taken: list[tuple[int, ...]],
+    taken: list[tuple[int, int, int, int]],
 ) -> tuple[int, int]:
     """The corner of a tag: on a center, else above, below or beside its box, in the picture and off other tags."""
     (width, height), (image_width, image_height) = tag, size
@@ -298,7 +286,8 @@ def _place_tag(
     for x, y in corners:
         inside = 0 <= x <= image_width - width and 0 <= y <= image_height - height
         x, y = max(0, min(round(x), image_width - width)), max(0, min(round(y), image_height - height))
-        places.append((sum(_overlap((x, y, x + width, y + height), other) for other in taken), not inside, (x, y)))
+        hidden = sum(x < x2 and x1 < x + width and y < y2 and y1 < y + height for x1, y1, x2, y2 in taken)
+        places.append((hidden, not inside, (x, y)))
     _, _, (x, y) = min(places, key=lambda place: place[:2])
     taken.append((x, y, x + width, y + height))
     return x, y

@@ -25,7 +25,7 @@ from sam3i.hub.demo import html as demo_html
 from sam3i.hub.demo.examples import demo_examples
 from sam3i.hub.demo.model import MOST_INSTRUCTIONS, DemoModel, read_instructions
 from sam3i.hub.demo.segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, Shown
-from sam3i.hub.demo.session import MOST_BOXES, DemoSession, canvas_factor, read_corners
+from sam3i.hub.demo.session import CANVAS_SIDE, MOST_BOXES, DemoSession, read_corners
 from sam3i.processing.drawing.style import POSITIVE
 from sam3i.processing.masks import decode_mask
 
@@ -237,7 +237,7 @@ def test_spotlight_keeps_one_instance_bright(model, session):
 
 
 def test_boxes_by_clicks_and_by_numbers(session):
-    factor = canvas_factor(session.image)
+    factor = CANVAS_SIDE / max(session.image.size)
     assert session.click((50 * factor, 60 * factor), True) is None and session.corner == (50, 60)
     assert session.click((10 * factor, 20 * factor), True) == BoxExemplar((10, 20, 50, 60), True)
     assert session.add_box(read_corners("-5, 90,  500 30"), False) == BoxExemplar((0, 30, 112, 90), False)

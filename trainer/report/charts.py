@@ -42,7 +42,8 @@ def iou_histogram(ious: Mapping[str, np.ndarray], bins: int = 20) -> bytes:
         figure, axes = _axes("IoU", "samples")
         values = [np.clip(values, 0, 1) for values in ious.values()]
         weights = [np.full(len(column), 100 / max(1, len(column))) for column in values]
-        axes.hist(values, bins=bins, range=(0, 1), weights=weights, color=_colors(ious), label=list(ious))
+        colors = [color(index) for index in range(len(ious))]
+        axes.hist(values, bins=bins, range=(0, 1), weights=weights, color=colors, label=list(ious))
         axes.yaxis.set_major_formatter(PercentFormatter())
         return _svg(figure, axes, len(ious) > 1)
 
@@ -73,10 +74,10 @@ def threshold_curves(curves: Mapping[str, Mapping[float, float | None]], asked: 
         return _svg(figure, axes, True)
 
 
-def group_bars(groups: Sequence[str], values: Mapping[str, Sequence[float | None]], label: str = "gIoU") -> bytes:
+def group_bars(groups: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> bytes:
     """One bar per group and system, percent; None leaves a gap."""
     with rc_context(STYLE):
-        figure, axes = _axes("", label)
+        figure, axes = _axes("", "gIoU")
         width = min(0.3, 0.8 / max(1, len(values)))
         for index, (name, row) in enumerate(values.items()):
             places = np.arange(len(groups)) + (index - (len(values) - 1) / 2) * width
@@ -89,10 +90,6 @@ def group_bars(groups: Sequence[str], values: Mapping[str, Sequence[float | None
         axes.yaxis.set_major_formatter(PercentFormatter())
         axes.grid(False, axis="x")
         return _svg(figure, axes, len(values) > 1)
-
-
-def _colors(names: Mapping[str, Any]) -> list[str]:
-    return [color(index) for index in range(len(names))]
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:

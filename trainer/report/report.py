@@ -196,7 +196,7 @@ def _sections(entries: Sequence[ReportEntry], dataset: Any, seed: int) -> list[S
         wanted[f"worst-{place + 1}"] = title, _one_per_row(samples, rows, PANELS_PER_REASON)
     shuffled = [int(index) for index in np.random.default_rng(seed).permutation(len(ious))]
     wanted["random"] = "Random answers", _one_per_row(shuffled, rows, PANELS)
-    answers = [_answers_by_place(entry) for entry in entries]
+    answers = dict(map(_answers_by_place, entries))
     sections = []
     for name, (title, samples) in wanted.items():
         panels = [_panel(main, answers, sample, float(ious[sample]), dataset) for sample in samples]
@@ -206,12 +206,8 @@ def _sections(entries: Sequence[ReportEntry], dataset: Any, seed: int) -> list[S
 
 
 def _one_per_row(samples: Sequence[int], rows: Sequence[str], count: int) -> list[int]:
-    chosen: dict[str, int] = {}
-    for sample in samples:
-        chosen.setdefault(rows[sample], sample)
-        if len(chosen) == count:
-            break
-    return list(chosen.values())
+    first = {rows[sample]: sample for sample in reversed(samples)}
+    return [sample for sample in samples if first[rows[sample]] == sample][:count]
 
 
 def _answers_by_place(entry: ReportEntry) -> tuple[str, dict[tuple, Mapping[str, Any]]]:
@@ -222,7 +218,7 @@ def _answers_by_place(entry: ReportEntry) -> tuple[str, dict[tuple, Mapping[str,
 
 def _panel(
     main: ReportEntry,
-    answers: Sequence[tuple[str, Mapping[tuple, Mapping[str, Any]]]],
+    answers: Mapping[str, Mapping[tuple, Mapping[str, Any]]],
     sample: int,
     iou: float,
     dataset: Any,
@@ -232,7 +228,7 @@ def _panel(
     target, image = record["target"], row_image(dataset[record["place"][0]])
     size = (target["height"], target["width"])
     truth = _masks([counts for counts in target["masks"] if counts is not None], size)
-    given = {system: predictions[tuple(record["place"])] for system, predictions in answers}
+    given = {system: predictions[tuple(record["place"])] for system, predictions in answers.items()}
     found = {system: (_masks(answer["masks"], size), answer["scores"]) for system, answer in given.items()}
     file_name = record.get("file_name") or f"image {record['image_id']}"
     facts = [f"IoU {iou * 100:.1f}", record["level"], target["target_kind"], file_name, f"row {record['row_id']}"]

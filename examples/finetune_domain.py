@@ -39,7 +39,6 @@ def main() -> None:
         warmup_steps=0.1,
         weight_decay=0.01,
         max_grad_norm=5.0,
-        selector_steps=0,
         feature_cache=str(options.output / "features"),
         save_strategy="no",
         report_to="none",

@@ -168,7 +168,7 @@ def _plan_stage(trainer: Sam3ITrainer, stage: TrainingStage, used: set[int]) -> 
             group, rate = rate_group(name, args.learning_rate, args.text_learning_rate)
             rates[group] = rate
             parameters[group] += parameter.numel()
-    selects = trainer.instruction_model.selects_instances
+    selects = trainer.instruction_model.selects_instances and trainer.replay is None
     return StagePlan(
         stage=stage,
         rows=len(found.indices),
@@ -290,6 +290,8 @@ def _notes(trainer: Sam3ITrainer, stages: list[StagePlan], evaluated: dict[str, 
         notes.append(f"{chosen_by:,} validation rows choose checkpoints, {calibrated_by:,} others calibrate scores")
     if trainer.args.save_strategy == SaveStrategy.NO:
         notes.append("no checkpoints within a stage: a run that is killed begins its stage anew")
+    if trainer.replay is not None and trainer.instruction_model.selects_instances:
+        notes.append("no selector learns alone (`selector_steps`): on new rows it would forget those of `replay`")
     short = [plan.stage.value for plan in stages if plan.steps < 1]
     if short:
         notes.append(f"no steps in {', '.join(short)}")

@@ -66,7 +66,8 @@ class Sam3ITrainer(StageTrainer):
         transform (`InstructionTransform`, *optional*): Augmentation; not together with `feature_cache`.
         replay (`datasets.Dataset`, *optional*): Rows of an old domain, on which the model shall answer as it did;
             their labels are not read. One of `args.replay_every` steps is on them: steps of either kind are clipped
-            to the same length, where a sum of both losses would let the longer gradient drown the other.
+            to the same length, where a sum of both losses would let the longer gradient drown the other. No selector
+            learns alone then.
         options: As for the Trainer of Transformers. `data_collator` makes the batches of every stage,
             `compute_metrics` gets the instances found for each instruction, and its target, as `EvalPrediction`,
             `optimizers` hold the parameters of one stage; `model_init`, `callbacks` and `optimizer_cls_and_kwargs` are

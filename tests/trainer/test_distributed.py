@@ -41,7 +41,6 @@ def train(folder, processes: int, **options) -> tuple[list[float], dict[str, tor
 
 # Boxes of random weights meet no target at the usual IoU, from which the selector could learn.
 OPTIONS = {"ddp_backend": "gloo", "adapter_design": "selective", "least_iou": 0.0, "selector_steps": 5}
-OPTIONS |= {"replay": True}
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +57,16 @@ def test_two_processes_at_half_the_batch_learn_what_one_learns(tmp_path, one_pro
     assert found == pytest.approx(expected, rel=1e-4)
     for name, tensor in adapters.items():
         torch.testing.assert_close(found_adapters[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
-    assert (
-        len(list((tmp_path / "cache").rglob("*.safetensors"))) == 6 * cached
-    )  # images are known by content: replay has none of its own
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 6 * cached
+
+
+@pytest.mark.slow
+def test_two_processes_with_replay_learn_what_one_learns(tmp_path):
+    expected, adapters = train(tmp_path / "one", 1, per_device_train_batch_size=4, replay=True)
+    found, found_adapters = train(tmp_path / "two", 2, per_device_train_batch_size=2, replay=True)
+    assert found == pytest.approx(expected, rel=1e-4)
+    for name, tensor in adapters.items():
+        torch.testing.assert_close(found_adapters[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
 
 
 def test_a_sharded_module_has_the_losses_and_gradients_of_a_whole_one(tmp_path):

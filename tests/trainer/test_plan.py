@@ -43,8 +43,10 @@ def test_the_plan_says_what_every_stage_uses_leaves_out_and_trains(tmp_path):
 
 def test_the_plan_counts_steps_on_replay_rows_and_opens_their_images(tmp_path):
     settings = {"stages": "simple", "num_train_epochs": 2, "max_steps": -1, "replay_every": 3}
-    trainer = tiny_trainer(tmp_path, options={"replay": tiny_dataset(2)}, **settings)
+    model = tiny_model(adapter_design="selective")
+    trainer = tiny_trainer(tmp_path, model, options={"replay": tiny_dataset(2)}, **settings)
     plan = make_plan(trainer)
+    assert plan.stage(SIMPLE).selector_steps == 0 and "no selector learns alone" in str(plan)
     assert plan.stage(SIMPLE).steps == 2 * (3 + 2) and plan.stage(SIMPLE).epochs == 2
     assert "replay: 4 rows to answer as before, in one of 3 steps" in str(plan)
     assert trainer.train().global_step == 10

@@ -242,8 +242,8 @@ def end_joint_stage(trainer: "Sam3ITrainer") -> dict[str, float]:
 
 
 def trains_selectors(trainer: "Sam3ITrainer") -> bool:
-    """Whether there are selectors, and steps for them."""
-    return bool(trainer.args.selector_steps) and trainer.instruction_model.selects_instances
+    """Whether there are selectors, steps for them, and no replay: alone on new rows they would forget the old ones."""
+    return bool(trainer.args.selector_steps) and trainer.instruction_model.selects_instances and trainer.replay is None
 
 
 def most_head_steps(trainer: "Sam3ITrainer") -> int:

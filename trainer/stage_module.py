@@ -130,7 +130,7 @@ class StageModule(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self.before = (before,)  # in a tuple: its parameters are none of this module
+        self.before: tuple[Any] = (before,)  # in a tuple: its parameters are none of this module
         self.alignment = self.projector = None
         if stage is TrainingStage.JOINT:
             config = model.criterion.config

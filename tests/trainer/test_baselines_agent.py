@@ -341,7 +341,7 @@ class TestFaults:
         late = Answer(SEARCH, delay=1.0)
         result, _, _, _ = run(picture, late, chat={"timeout": 0.2, "max_retries": 1, "resend": True})
         assert_failed(result, "no whole answer within 0.2 s")
-        assert result.cost.calls == 0 and result.cost.seconds > 0.4
+        assert result.cost.calls == 2 and result.cost.seconds > 0.4  # both may be on the bill
 
     def test_a_cut_reply_is_unusable(self, picture):
         cut = Answer("<think>I see three blocks and", finish_reason="length")

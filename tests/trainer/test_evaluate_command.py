@@ -108,6 +108,17 @@ def test_the_agent_that_never_answers_is_an_error_beside_the_scores_of_the_other
     )
 
 
+@pytest.mark.parametrize(("wish", "requests"), [((), 1), (("--resend",), 2)])
+def test_an_unanswered_request_of_the_agent_is_sent_again_only_where_asked(wish, requests, model_repo, data, tmp_path):
+    script = lambda request, index: "yes" if len(request["messages"]) == 1 else Answer("late", delay=1.5)  # noqa: E731
+    options = ("--model", model_repo, "--data", data, "--level", "simple", "--max-rows", "1", "--baselines", "agent")
+    with ScriptedChatServer(script) as server:
+        chat = ("--chat-url", server.base_url, "--chat-model", "m", "--chat-retries", "1", "--chat-timeout", "0.5")
+        done = CliRunner().invoke(app, [*map(str, options), *chat, *wish, "--output-dir", str(tmp_path / "run")])
+        assert len(server.requests) == 1 + requests  # the preflight call comes first
+    assert isinstance(done.exception, NoAnswerError) and "no whole answer within 0.5 s" in str(done.exception)
+
+
 def test_an_endpoint_that_does_not_answer_is_told_at_once(model_repo, data):
     options = ("--model", model_repo, "--data", data, "--baselines", "agent", "--chat-model", "m")
     done = CliRunner().invoke(app, [*map(str, options), "--chat-url", "http://127.0.0.1:9/v1"])

@@ -29,7 +29,7 @@ class SegmentationCost:
     seconds: float = 0.0
     passes: float = 0.0  # of the detector, conditioned on a text
     vision_passes: float = 0.0  # image encodings; one shared by n instructions counts 1/n for each
-    calls: int = 0  # of a chat model
+    calls: int = 0  # of a chat model; unanswered requests count, since they may be paid
     tokens: int = 0  # prompt and completion
     failures: int = 0  # replies that could not be used
 

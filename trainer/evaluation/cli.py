@@ -38,6 +38,7 @@ class ChatOptions:
     workers: int
     timeout: float
     retries: int
+    resend: bool
     answer_tokens: int
     instruction_tokens: int | None
 
@@ -81,7 +82,8 @@ def evaluate(
     chat_model: Annotated[str | None, typer.Option(help="Agent: name at --chat-url, local model, or oracle.")] = None,
     chat_workers: Annotated[int, typer.Option(min=1, help="Agent: instructions under way at a time.")] = 1,
     chat_timeout: Annotated[float, typer.Option(min=0.1, help="Agent: seconds to wait for an answer.")] = 120.0,
-    chat_retries: Annotated[int, typer.Option(min=0, help="Agent: times a failed request is sent again.")] = 5,
+    chat_retries: Annotated[int, typer.Option(min=0, help="Agent: times a refused request is sent again.")] = 5,
+    resend: Annotated[bool, typer.Option(help="Agent: send unanswered requests again; may be paid twice.")] = False,
     chat_tokens: Annotated[int, typer.Option(min=1, help="Agent: longest answer, in tokens.")] = 4096,
     agent_tokens: Annotated[
         int | None, typer.Option(min=1, help="Agent: most tokens per instruction; no limit when absent.")
@@ -118,7 +120,16 @@ def evaluate(
             "left_out": left_out,
         }
         folder = output_dir or DEFAULT_FOLDER / _folder_name(model, data, protocol, level)
-        chat = ChatOptions(chat_url, chat_model, chat_workers, chat_timeout, chat_retries, chat_tokens, agent_tokens)
+        chat = ChatOptions(
+            url=chat_url,
+            model=chat_model,
+            workers=chat_workers,
+            timeout=chat_timeout,
+            retries=chat_retries,
+            resend=resend,
+            answer_tokens=chat_tokens,
+            instruction_tokens=agent_tokens,
+        )
         answering = {name: options[name] for name in ("threshold", "batch_size")} | {"max_overlap": max_overlap}
         systems = _systems(model, _named(baselines), chat, dataset, answering)
         results, failure = _run(systems, dataset, chosen, folder, options)
@@ -209,7 +220,12 @@ def _chat_model(chat: ChatOptions) -> Any:
         from ...processing.chat.endpoint import EndpointChatModel
 
         endpoint = EndpointChatModel(
-            chat.url, chat.model, timeout=chat.timeout, max_retries=chat.retries, max_tokens=chat.answer_tokens
+            chat.url,
+            chat.model,
+            timeout=chat.timeout,
+            max_retries=chat.retries,
+            resend=chat.resend,
+            max_tokens=chat.answer_tokens,
         )
         endpoint.check(Image.new("RGB", (64, 64), "gray"), timeout=min(chat.timeout, PREFLIGHT_SECONDS))
         return endpoint

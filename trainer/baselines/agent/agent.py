@@ -157,7 +157,7 @@ class AgentSegmenter(Segmenter):
             seconds=seconds,
             passes=episode.passes,
             vision_passes=share,
-            calls=episode.usage.calls,
+            calls=episode.usage.calls + episode.usage.unanswered,
             tokens=episode.usage.tokens,
             failures=episode.unusable + episode.usage.retries,
         )

@@ -125,13 +125,25 @@ def build(
         checker=specs.get("checker"),
         grounder=None if grounder is None else PipelineGrounder(load_pipeline(grounder, device), grounder),
         prompts=texts,
-        synonyms=json.loads(synonyms.read_text(encoding="utf-8")) if synonyms else None,
+        synonyms=None if synonyms is None else _read_synonyms(synonyms),
         budget=Budget(max_calls, max_tokens, max_cost, prompt_price, completion_price),
         concurrency=concurrency,
         **({"count_tokens": _token_counter(tokenizer)} if tokenizer else {}),
     )
     summary = engine.build(max_pictures)
     _report(engine, summary)
+
+
+def _read_synonyms(path: Path) -> dict[str, list[str]]:
+    fix = 'write {"cup": ["mug", "beaker"]}'
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, found {error}; {fix}") from error
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in lists):
+        raise ValueError(f"{path}: expected an object with a list of words for each noun, found another; {fix}")
+    return found
 
 
 def _run_shards(arguments: dict[str, Any]) -> None:

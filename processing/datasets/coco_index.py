@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,8 @@ from .json_stream import BATCH, Element, JsonSyntaxError, in_batches, iterate_el
 from .schema import MIN_INTEGER, is_text, shown
 
 BACKGROUND = ("_background_", "background")  # labelme's category 0
+INCOMPLETE = "image of whose annotations one cannot be read"
+Labeled = list[tuple[str, dict[str, Any]]]  # records with their places in the file
 
 
 class CocoIndex:
@@ -42,11 +44,11 @@ class CocoIndex:
         self._texts: dict[int, str] = {}
         self._tables = {"images": _Table(self._texts), "annotations": _Table(self._texts)}
         self._above: dict[str, set[int]] = {}
+        self._lost: set[int | None] = set()  # images of annotations that cannot be read; None: of some image or other
         used = self._scan(progress)
         empty = {n for n, name in self.categories.items() if n not in used and self._above.get(name, set()) - {n}}
         self.nouns = {n: s for n, s in self.categories.items() if n not in empty and s.lower() not in BACKGROUND}
         self._files: dict[str, BinaryIO] = {}
-        self._ahead, self._annotations = range(0), list[dict[str, Any]]()
 
     def __len__(self) -> int:
         return len(self._tables["images"].order)
@@ -69,36 +71,41 @@ class CocoIndex:
 
     def images(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every image record with its place in the file, by ascending id."""
-        table = self._tables["images"]
-        for rows in in_batches(table.order.tolist(), BATCH):
-            for row, image in zip(rows, self._read("images", rows), strict=True):
-                yield table.label("images", row), image
+        for rows in in_batches(self._tables["images"].order.tolist(), BATCH):
+            yield from self._labeled("images", np.array(rows))
 
-    def annotations_of(self, image_id: Any) -> list[tuple[str, dict[str, Any]]]:
-        """The annotations of an image with their places, in file order.
+    def images_with_annotations(self) -> Iterator[tuple[str, dict[str, Any], Labeled]]:
+        """Every image record with its place and its annotations with theirs, by ascending id, masks checked."""
+        images, annotations = self._tables["images"], self._tables["annotations"]
+        first, end = (np.searchsorted(annotations.owner_keys, images.keys, side) for side in ("left", "right"))
+        batches = np.cumsum(end - first + 1) // (2 * BATCH)  # records in turn, so that memory is bounded
+        for batch in np.split(np.arange(len(images.keys)), np.flatnonzero(np.diff(batches)) + 1)[: len(images.keys)]:
+            spans = list(zip(first[batch].tolist(), end[batch].tolist(), strict=True))
+            rows = np.concatenate([annotations.owner_order[low:high] for low, high in spans])
+            several = self._labeled("annotations", rows)
+            learn_rles(annotation.get("segmentation") for _, annotation in several)
+            rest = iter(several)
+            for (label, image), (low, high) in zip(self._labeled("images", images.order[batch]), spans, strict=True):
+                yield label, image, list(islice(rest, high - low))
 
-        Where images are asked for by ascending id, annotations are read ahead and their masks checked many at a time.
-        """
+    def annotations_of(self, image_id: Any) -> Labeled:
+        """The annotations of an image with their places, in file order."""
         table, number = self._tables["annotations"], self.number(image_id)
         if number is None:
             return []
-        low, high = bisect_left(table.owner_keys, number), bisect_right(table.owner_keys, number)
-        if not self._ahead.start <= low <= high <= self._ahead.stop:
-            in_turn = low == self._ahead.stop
-            self._ahead = range(low, min(max(high, low + BATCH), len(table.owner_keys)) if in_turn else high)
-            self._annotations = self._read("annotations", table.owner_order[low : self._ahead.stop].tolist())
-            learn_rles(one.get("segmentation") for one in self._annotations)
-        found = self._annotations[low - self._ahead.start : high - self._ahead.start]
-        rows = table.owner_order[low:high].tolist()
-        return [(table.label("annotations", row), one) for row, one in zip(rows, found, strict=True)]
+        low, high = np.searchsorted(table.owner_keys, number), np.searchsorted(table.owner_keys, number, "right")
+        return self._labeled("annotations", table.owner_order[low:high])
 
     def orphans(self) -> Iterator[RecordFault]:
         """A fault for every annotation of an image the file does not have."""
-        table = self._tables["annotations"]
-        known = np.isin(table.owners, self._tables["images"].ids)
-        for row in np.flatnonzero(~known).tolist():
-            label, fix = table.label("annotations", row), "add the image or remove the annotation"
-            yield RecordFault(str(self.path), label, "image_id", str(table.owners[row]), "the id of an image", fix)
+        table, orphans = self._tables["annotations"], self._orphans()
+        for label, number in zip(table.labels("annotations", orphans), table.owners[orphans].tolist(), strict=True):
+            found, fix = str(self._texts.get(number, number)), "add the image or remove the annotation"
+            yield RecordFault(str(self.path), label, "image_id", found, "the id of an image", fix)
+
+    def may_miss(self, image_id: Any, count: int) -> bool:
+        """Whether an image with `count` annotations may have had others, among those that cannot be read."""
+        return bool(self._lost) and (self.number(image_id) in self._lost or (not count and None in self._lost))
 
     def category(self, record: RecordReader, annotation: dict[str, Any], label: str) -> int | None:
         """The number of an annotation's category; a fault of `record` where the file has categories, but not this."""
@@ -126,17 +133,26 @@ class CocoIndex:
                     self._fault("(file)", key, "missing", "an object with a list of that name", fix)
         except JsonSyntaxError as error:
             self._fault(error.where, "(syntax)", error.reason, "JSON", "mend the syntax")
+            self._lost.add(None)
         for key, table in self._tables.items():
-            for row in table.close().tolist():
-                expected = f"an id used once in {key!r}"
-                self._fault(table.label(key, row), "id", str(table.ids[row]), expected, "give it an id of its own")
+            repeated = table.close()
+            self._lost.update(table.owners[repeated].tolist())
+            for label, number in zip(table.labels(key, repeated), table.ids[repeated].tolist(), strict=True):
+                found, expected = str(self._texts.get(number, number)), f"an id used once in {key!r}"
+                self._fault(label, "id", found, expected, "give it an id of its own")
+        if "annotations" not in self.keys or len(self._orphans()):
+            self._lost.add(None)
         return {self.number(value) for value in used}
+
+    def _orphans(self) -> np.ndarray:
+        return np.flatnonzero(~np.isin(self._tables["annotations"].owners, self._tables["images"].ids))
 
     def _add(self, element: Element) -> None:
         key, position, start, end, value = element
         if position < 0 or not isinstance(value, dict):
             found = shown(value)
             self._fault(f"{key}[{position}]", "(record)", found, "an object", "write one object per record")
+            self._lost.add(None)
             return
         number = self._intern(value.get("id"))
         owner = self._intern(value.get("image_id")) if key == "annotations" else number
@@ -144,6 +160,7 @@ class CocoIndex:
             name = "id" if number is None else "image_id"
             found, fix = shown(value[name]) if name in value else "missing", f"write {name!r} as a number"
             self._fault(f"{key}[{position}]", name, found, "a whole number of 64 bits or a text", fix)
+            self._lost.add(owner)
             return
         self._tables[key].places.extend((number, owner, start, end, position))
 
@@ -180,15 +197,17 @@ class CocoIndex:
         place = int(np.searchsorted(table.keys, number))
         if place == len(table.keys) or table.keys[place] != number:
             return None
-        return self._read(key, [int(table.order[place])])[0]
+        return self._read(key, table.order[place : place + 1])[0]
 
-    def _read(self, key: str, rows: list[int]) -> list[dict[str, Any]]:
+    def _labeled(self, key: str, rows: np.ndarray) -> Labeled:
+        return list(zip(self._tables[key].labels(key, rows), self._read(key, rows), strict=True))
+
+    def _read(self, key: str, rows: np.ndarray) -> list[dict[str, Any]]:
         if key not in self._files:  # one for each table: both are read in the order they are written, mostly
             self._files[key] = open(self.path, "rb", buffering=1 << 18)
         table = self._tables[key]
-        return read_elements(
-            self._files[key], zip(table.starts[rows].tolist(), table.ends[rows].tolist(), strict=True)
-        )
+        places = zip(table.starts[rows].tolist(), table.ends[rows].tolist(), strict=True)
+        return read_elements(self._files[key], places)
 
 
 EXPECTED_CATEGORY = "an object with an id and a name in UTF-8 that is not empty"
@@ -210,19 +229,26 @@ class _Table:
         self.places = array("q")  # of each record: id, owner, start and end in the file, position in its list
 
     def close(self) -> np.ndarray:
-        """Sort by id and by owner; returns the rows whose id an earlier row has, which are left out of both orders."""
+        """Sort by id and by owner; returns the rows whose id an earlier row has.
+
+        They are left out; the earlier ones are not found by their id, since nobody knows which of them is meant.
+        """
         columns = np.array(self.places, dtype=np.int64).reshape(-1, 5).T.copy()
         self.ids, self.owners, self.starts, self.ends, self.positions = ids, owners, *_ = columns
         del self.places
         order = np.argsort(ids, kind="stable")
-        repeated = np.zeros(len(ids), dtype=bool)
-        repeated[order[1:]] = ids[order[1:]] == ids[order[:-1]]
-        self.order = order[~repeated[order]]
+        repeated, ambiguous = np.zeros((2, len(ids)), dtype=bool)
+        same = ids[order[1:]] == ids[order[:-1]]
+        repeated[order[1:][same]] = True
+        ambiguous[order[:-1][same]] = True
+        self.order = order[~(repeated | ambiguous)[order]]
         by_owner = np.argsort(owners, kind="stable")
         self.owner_order = by_owner[~repeated[by_owner]]
         self.keys, self.owner_keys = ids[self.order], owners[self.owner_order]
         return np.flatnonzero(repeated)
 
-    def label(self, key: str, row: int) -> str:
-        number = int(self.ids[row])
-        return f"{key}[{self.positions[row]}] (id {self.texts.get(number, number)})"
+    def labels(self, key: str, rows: np.ndarray) -> list[str]:
+        """What messages call the records: position in the file and id."""
+        names = self.texts
+        found = zip(self.positions[rows].tolist(), self.ids[rows].tolist(), strict=True)
+        return [f"{key}[{position}] (id {names.get(number, number)})" for position, number in found]

@@ -125,7 +125,7 @@ class RecordReader:
             return
         for name in self.data.keys() - _as_set(known):
             meant = closest(str(name), known)
-            if meant in self.data or (only_misspelled and meant is None):
+            if only_misspelled and (meant is None or meant in self.data):
                 continue
             expected = f"did you mean {meant!r}?" if meant else f"one of {', '.join(known)}"
             self.fault(shown(name).strip("'"), "an unknown field", expected, "rename or remove it", label)

@@ -294,7 +294,9 @@ def detect_format(path_or_repo: str | Path) -> str:
         return "arrow"
     if path.is_dir() and (path / "dataset_dict.json").is_file():
         return "arrow"
-    found = ", ".join(sorted(file.name for file in path.iterdir())[:10]) if path.is_dir() else f"a {path.suffix} file"
+    found = f"a {path.suffix} file"
+    if path.is_dir():
+        found = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or "an empty folder"
     raise DatasetFormatError(f"{path}: no known format (found {found}); pass format= one of {', '.join(FORMATS[1:])}")
 
 

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from sam3i.cli import app
 from sam3i.processing.data_engine.run import RunDirectory
+from sam3i.processing.data_engine.scene.sources import CocoSource
+from sam3i.processing.datasets.coco_index import INCOMPLETE
 from sam3i.processing.masks import encode_mask
 
 SIDE = 26
@@ -55,6 +57,26 @@ def coco(tmp_path):
     write.data, write.folder = data, tmp_path
     write()
     return write
+
+
+def test_a_picture_that_may_miss_an_annotation_is_left_out_and_nothing_is_said_to_be_absent(coco):
+    coco.data["annotations"][4]["image_id"] = 77
+    scenes = list(CocoSource(coco()).scenes())
+    assert [(len(scene.instances), scene.is_absent("plate")) for scene in scenes] == [(3, False), (2, False)]
+    coco.data["annotations"][4].update(image_id=2, id=10)
+    first, second = CocoSource(coco()).scenes()
+    assert len(first.instances) == 3 and not second.instances and INCOMPLETE in second.left_out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "expected JSON"), ("[1]", "expected an object"), ('{"cup": "mug"}', "a list of words")]
+)
+def test_synonyms_of_another_form_are_refused_by_name(tmp_path, text, says):
+    path = tmp_path / "synonyms.json"
+    path.write_text(text)
+    done = CliRunner().invoke(app, ["data", "build", str(tmp_path / "run"), "--shapes", "1", "--synonyms", str(path)])
+    assert isinstance(done.exception, ValueError) and f"{path}: " in str(done.exception)
+    assert says in str(done.exception)
 
 
 def test_crowds_of_one_piece_are_instances_and_counted_where_they_are_to_be_skipped(coco, tmp_path, caplog):

@@ -17,6 +17,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sam3i.cli import app
+from sam3i.processing.datasets.coco_index import INCOMPLETE
+from sam3i.processing.datasets.faults import RecordFault
+from sam3i.processing.datasets.image_roots import ReadOptions
+from sam3i.processing.datasets.loading import find_source, iterate_items
 
 WIDTH, HEIGHT = 32, 24
 SQUARE = [4, 6, 12, 6, 12, 16, 4, 16]
@@ -211,7 +215,7 @@ KINDS = {
     "box in fractions": ({"bbox": [0.125, 0.25, 0.25, 0.4167]}, None, "looks like fractions"),
     "mask outside": ({"segmentation": [[34, 6, 38, 6, 38, 9, 34, 9]]}, None, "(covers no pixel|outside)"),
     "huge coordinate": ({"segmentation": [[4, 6, 1e9, 6, 12, 16]]}, None, "far outside the image"),
-    "misspelled mask": ({"mask_field": "segmentatoin"}, None, "(did you mean|expected a list of|1 entries)"),
+    "misspelled mask": ({"mask_field": "segmentatoin"}, None, "(did you mean|expected a list of|found missing)"),
     "other size": ({}, resize, "40 x 24 pixels"),
     "missing image": ({}, Path.unlink, "(no file|no such file)"),
     "cut-off image": ({}, cut_off, "(?i)(truncated|broken)"),
@@ -253,6 +257,13 @@ def write_data(tmp_path, name, records):
     return FORMATS[name][0](folder, records)
 
 
+def read(path):
+    """The rows of a file, its faulty records left out, and the account."""
+    options = ReadOptions()
+    items = list(iterate_items(*find_source(path), options))
+    return [item for item in items if not isinstance(item, RecordFault)], options.account
+
+
 def validate(path):
     result = CliRunner().invoke(app, ["data", "validate", str(path)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -277,9 +288,35 @@ def test_one_wrong_record_is_a_line_that_names_it(tmp_path, name, kind):
     assert any(re.search(says, line) for line in lines), lines
     if kind != "deep JSON":  # where a whole file is one JSON value, what follows cannot be read
         assert any(label in line for line in lines for label in FORMATS[name][1]), lines
-        # An image of the authors' JSON that no annotation names is one without a target.
-        kept = 3 if (name, kind) == ("official", "unknown image") else 2
-        assert f"{kept} rows kept" in result.stderr, result.stderr
+        assert "2 rows kept" in result.stderr, result.stderr
+    assert all(row["masks"] for row in read(path)[0])  # what is left of the record does not read as no target
+
+
+# What becomes of the second annotation of three, each of an image of its own.
+LOSSES = {
+    "an image that is unknown": lambda data: data["annotations"][1].update(image_id=77),
+    "no image": lambda data: data["annotations"][1].pop("image_id"),
+    "no id": lambda data: data["annotations"][1].pop("id"),
+    "the id of another": lambda data: data["annotations"][1].update(id=3),
+    "no object": lambda data: data["annotations"].__setitem__(1, "x"),
+    "an image id that is used twice": lambda data: data["images"][1].update(id=3),
+    "no list": lambda data: data.pop("annotations"),
+    "a list that breaks off": lambda data: data["annotations"].__setitem__(2, "BREAK"),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["official", "COCO", "MDETR"])
+def test_an_image_that_may_miss_an_annotation_is_left_out_and_never_read_as_no_target(tmp_path, name, loss):
+    path = write_data(tmp_path, name, [record(number) for number in (1, 2, 3)])
+    data = json.loads(path.read_text())
+    data = {"categories": data.pop("categories"), **data}
+    LOSSES[loss](data)
+    path.write_text(json.dumps(data).replace('"BREAK"', "{"))
+    rows, account = read(path)
+    images = 1 if loss == "an image id that is used twice" else 3  # nobody knows which of the two is meant
+    assert account.faults and all(row["masks"] for row in rows)
+    assert len(rows) < 3 and len(rows) + account.left_out[INCOMPLETE] == images
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "ReasonSeg"])

@@ -120,12 +120,15 @@ def test_a_minimal_line_is_enough(tmp_path):
     line = {"file_name": "x.png", "width": WIDTH, "height": HEIGHT, "simple": ["the block"]}
     polygons = [[[2, 2, 5, 2, 5, 6, 2, 6]]]
     path = tmp_path / "mine.jsonl"
-    path.write_text(json.dumps({**line, "masks": polygons}) + "\n\n" + json.dumps(line) + "\n")
+    path.write_text(json.dumps({**line, "masks": polygons}) + "\n\n" + json.dumps({**line, "masks": []}) + "\n")
     Image.new("RGB", (WIDTH, HEIGHT), "red").save(tmp_path / "x.png")
     first, second = load_instruction_dataset(path)
     assert np.array_equal(decode_mask(first["masks"][0]), block(2)) and first["boxes"] == [[2, 2, 3, 4]]
     assert (first["row_id"], second["row_id"], first["image_id"], first["dataset"]) == ("1", "3", "x.png", "mine")
     assert (first["target_kind"], second["target_kind"], first["image"].size) == (None, "none", (WIDTH, HEIGHT))
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(DatasetFormatError, match=r"masks: found missing.*\[\] where the instruction denotes nothing"):
+        load_instruction_dataset(path)
 
 
 def test_saved_and_split_datasets(tmp_path):

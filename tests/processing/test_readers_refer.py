@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sam3i.processing.datasets.conversion import convert_dataset
-from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault
+from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault, RowAccount
 from sam3i.processing.datasets.image_roots import ReadOptions
 from sam3i.processing.datasets.loading import detect_format, load_instruction_dataset, read_items
 from sam3i.processing.datasets.readers.restricted_pickle import load_plain_pickle
@@ -139,6 +139,8 @@ def test_ref_zom(tmp_path, refs_name):
     dataset = load_instruction_dataset(folder)
     assert dataset["target_kind"][:] == ["1-to-1", "1-to-N", "none", "none"]
     assert [len(masks) for masks in dataset["masks"]] == [1, 2, 0, 0]
+    (note,) = [note for note in RowAccount.of(dataset).notes if "'zero'" in note]
+    assert RowAccount.of(dataset).notes[note] == 1
     check_round_trips(dataset, tmp_path / "out", str(tmp_path / "images/mscoco/images/train2014"))
 
 
@@ -196,6 +198,13 @@ def test_mdetr_json(tmp_path):
     with pytest.raises(DatasetFormatError, match="no usable row of split 'train'"):
         load_instruction_dataset(path, split="train")
     check_round_trips(dataset, tmp_path / "out", str(images))
+    # No target by accident: "false" is its meaning, and a mask contradicts "true".
+    first, second = data["annotations"][:2]
+    first["empty"], second["empty"] = "false", True
+    path.write_text(json.dumps(data))
+    items = list(read_items(path, "refer-coco", ReadOptions()))
+    assert [item.field for item in items if isinstance(item, RecordFault)] == ["empty"]
+    assert [len(item["masks"]) for item in items if not isinstance(item, RecordFault)] == [1, 0]
 
 
 class Payload:

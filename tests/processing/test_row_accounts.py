@@ -270,7 +270,7 @@ def test_a_table_needs_no_more_columns_than_lines_need_fields(folder):
     import pyarrow.parquet
 
     row = {"image": {"bytes": (folder / "a.png").read_bytes(), "path": "a.png"}, "width": WIDTH, "height": HEIGHT}
-    row |= {"simple": ["the cup"], "label": 3}
+    row |= {"simple": ["the cup"], "masks": [], "label": 3}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "t.parquet")
     account = RowAccount()
     (loaded,) = load_instruction_dataset(folder / "t.parquet", account=account)

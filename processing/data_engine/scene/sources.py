@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...datasets.coco_index import CocoIndex
+from ...datasets.coco_index import INCOMPLETE, CocoIndex
 from ...datasets.faults import RecordFault, RecordReader, RowAccount
 from ...datasets.image_roots import ImageRoot, ReadOptions, name_and_size
 from ...datasets.readers.instances import Instances
@@ -99,6 +99,10 @@ class CocoSource:
         for fault in fields.faults[:1]:
             left_out.add(f"image with a fault in its {fault.field}", str(fault))
         annotations = [] if fields.faults else self.index.annotations_of(record["id"])
+        if self.index.may_miss(record["id"], len(annotations)):
+            left_out.add(INCOMPLETE, where)
+            annotations = []
+        known = self.index.category_ids or ()
         partial_nouns = self._named(record.get("not_exhaustive_category_ids"))
         instances: list[SceneInstance] = []
         for place, annotation in annotations:
@@ -113,7 +117,11 @@ class CocoSource:
                 continue
             whole = annotation.get("obj_ann_id") if granularity == "part" else None
             instances.append(SceneInstance(number, noun, found, granularity, whole))
-        negatives = record.get("neg_category_ids")
+        numbers = record.get("neg_category_ids")
+        absent = None if numbers is None else frozenset(self._named(numbers))
+        unknown = any(self.index.number(one.get("category_id")) not in known for _, one in annotations)
+        if absent is None and (unknown or self.index.may_miss(record["id"], 0)):
+            absent = frozenset()  # an annotation of no known name, or of no known image, may be anything
         return AnnotatedScene(
             image_id=str(record["id"]),
             width=width,
@@ -125,7 +133,7 @@ class CocoSource:
             file_name=file_name,
             dataset=self.dataset,
             split=self.split,
-            absent_nouns=None if negatives is None else frozenset(self._named(negatives)),
+            absent_nouns=absent,
             partial_nouns=frozenset(partial_nouns),
             left_out=left_out,
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..coco_index import CocoIndex
+from ..coco_index import INCOMPLETE, CocoIndex
 from ..faults import DatasetFormatError, RecordFault, RecordReader
 from ..image_roots import ImageRoots, ReadOptions, name_and_size
 from ..json_stream import sample
@@ -92,7 +92,7 @@ def _row(
         annotation = index.annotation(number)
         label = f"{record.record}: annotation {shown(number)}"
         if annotation is None or index.number(annotation["image_id"]) != index.number(image_id):
-            expected = f"ids of annotations of image {image_id}"
+            expected = f"ids of annotations of image {image_id}, used once each"
             record.fault("annotation_ids", shown(number), expected, "add the annotation or mend the id")
             continue
         instances.add(record, label, annotation, picture.height, picture.width)
@@ -115,13 +115,10 @@ def _row(
 
 def _concept_of_all(index: CocoIndex, image_id: object, numbers: list, categories: set) -> list[str]:
     """The category's name where the target is every instance of it; the name alone would denote more than a part."""
-    if len(categories) != 1 or not categories <= index.nouns.keys():
+    annotations = index.annotations_of(image_id)
+    if len(categories) != 1 or not categories <= index.nouns.keys() or index.may_miss(image_id, len(annotations)):
         return []
-    others = {
-        index.number(annotation["id"])
-        for _, annotation in index.annotations_of(image_id)
-        if index.number(annotation.get("category_id")) in categories
-    }
+    others = {index.number(one["id"]) for _, one in annotations if index.number(one.get("category_id")) in categories}
     return [index.nouns[next(iter(categories))]] if others == {index.number(n) for n in numbers} else []
 
 
@@ -131,7 +128,7 @@ def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> It
         fix = 'add "categories" with names, or instructions (instructions.jsonl) beside the file'
         yield RecordFault(str(index.path), "(file)", "categories", "no name", "names for the concepts", fix)
         return
-    for label, data in index.images():
+    for label, data, members in index.images_with_annotations():
         record = RecordReader(str(index.path), label, data)
         picture = name_and_size(record, roots, dataset)
         yield from record.faults
@@ -140,7 +137,7 @@ def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> It
             continue
         found: dict[int | None, Instances] = {}
         partial = {index.number(number) for number in data.get("not_exhaustive_category_ids") or ()}
-        for place, annotation in index.annotations_of(data["id"]):
+        for place, annotation in members:
             part = RecordReader(record.file, place, annotation)
             category = index.category(part, annotation, place)
             if not part.faults and category not in index.nouns:
@@ -154,8 +151,9 @@ def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> It
                 account.left_out["annotation with a fault"] += 1
             else:
                 found[category] = added
+        may_miss = index.may_miss(data["id"], len(members))
         if not found:
-            account.left_out["image without a usable annotation"] += 1
+            account.left_out[INCOMPLETE if may_miss else "image without a usable annotation"] += 1
         for category, instances in found.items():
             assert category is not None
             row_record = RecordReader(record.file, f"{label}: category {index.nouns[category]!r}", {})
@@ -164,7 +162,7 @@ def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> It
                 instances,
                 picture,
                 concept=[index.nouns[category].replace("_", " ")],
-                target_kind=None if category in partial or any(instances.is_crowd) else "1-to-all",
+                target_kind=None if may_miss or category in partial or any(instances.is_crowd) else "1-to-all",
                 row_id=f"{data['id']}-{category}",
                 image_id=data["id"],
                 dataset=dataset,

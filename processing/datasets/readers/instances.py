@@ -60,7 +60,7 @@ class Instances:
             record.faults += part.faults
             return
         part.check_names(ANNOTATION_FIELDS, only_misspelled=True)
-        area, crowd = part.data.get("area"), crowd_flag(part.data.get("iscrowd"))
+        area, crowd = part.data.get("area"), flag_value(part.data.get("iscrowd"))
         if area is not None and not is_number(area) and as_whole(area) is None:
             part.fault("area", shown(area), "a number of pixels", "write the mask's area, or leave it out")
         if crowd is None:
@@ -111,8 +111,8 @@ class Instances:
         return fitted
 
 
-def crowd_flag(value: Any) -> bool | None:
-    """What an `iscrowd` means: a number other than 0, true and "true" say crowd; None where it says nothing clear."""
+def flag_value(value: Any) -> bool | None:
+    """What an `iscrowd` or the like means: a number but 0, true and "true" say yes; None: it says nothing clear."""
     if isinstance(value, str):
         return FLAGS.get(value.strip().lower())
     return bool(value) if value is None or is_number(value) or isinstance(value, bool) else None

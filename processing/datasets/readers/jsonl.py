@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of the schema as JSON Lines: one row per line, the format to write by hand or from a script.
 
-Fields as in `schema.InstructionRow`. Only `file_name` (or `image`, a path) and one instruction are required; sizes
-default to those of the image; masks may come in any COCO encoding (polygons, uncompressed or compressed RLE); boxes
-default to those of the masks, ids to the line number. A row that gives all fields comes back unchanged.
+Fields as in `schema.InstructionRow`. `file_name` (or `image`, a path), one instruction and `masks` ([] for no target)
+are required; sizes default to those of the image; masks may come in any COCO encoding (polygons, uncompressed or
+compressed RLE); boxes default to those of the masks, ids to the line number. A row that gives all fields comes back
+unchanged.
 """
 
 from __future__ import annotations
@@ -124,9 +125,11 @@ def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: st
     if record.faults:
         record.take(text_faults(texts))
         return None
-    masks = _masks(record, "masks", height, width)
-    ignore = [mask for mask in _masks(record, "ignore_masks", height, width) if mask is not None]
+    masks, ignore = (_masks(record, field, height, width) for field in ("masks", "ignore_masks"))
     boxes = data.get("boxes")
+    if data.get("masks") is None and data.get("target_kind") != "none":
+        fix = 'write the masks, or "masks": [] where the instruction denotes nothing'
+        record.fault("masks", "missing", "one mask (or null, with a box) per instance", fix)
     if boxes is None and None in masks:
         record.fault("boxes", "missing", "a box where a mask is null", "write [x, y, w, h] in pixels")
     if record.faults:
@@ -141,7 +144,7 @@ def _row(record: RecordReader, roots: ImageRoots, options: ReadOptions, name: st
         image_id=data.get("image_id", named or number),
         masks=masks,
         boxes=[box_of_rle(mask) for mask in masks if mask is not None] if boxes is None else [],
-        ignore_masks=ignore,
+        ignore_masks=[mask for mask in ignore if mask is not None],
         dataset=dataset,
         split=data.get("split"),
         target_kind=data.get("target_kind", None if masks else "none"),
@@ -168,7 +171,10 @@ def _masks(record: RecordReader, field: str, height: int, width: int) -> list[Co
     masks: list[CompressedRLE | None] = []
     for index, value in enumerate(record.items(field, optional=True)):
         try:
-            masks.append(segmentation_to_rle(value, height, width))
+            mask = segmentation_to_rle(value, height, width)
+            if mask is None and field == "ignore_masks":
+                raise ValueError(f"{shown(value)} is no mask")
+            masks.append(mask)
         except ValueError as error:
             fix = "write polygons or an RLE of the image's size"
             record.fault(f"{field}[{index}]", str(error), f"a mask of {width} x {height} pixels", fix)

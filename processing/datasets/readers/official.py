@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..coco_index import CocoIndex
+from ..coco_index import INCOMPLETE, CocoIndex, Labeled
 from ..faults import RecordFault, RecordReader
 from ..image_roots import ImageRoots, ReadOptions, name_and_size
 from ..json_stream import sample
@@ -43,21 +43,24 @@ def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | Re
     path = Path(path)
     index = CocoIndex(path, options.progress)
     yield from index.faults
+    yield from index.orphans()
     if "categories" not in index.keys:
         fix = 'add "categories": [{"id": 1, "name": "object"}]'
         yield RecordFault(str(path), "(file)", "categories", "missing", "a list (the authors' loader needs it)", fix)
-    yield from index.orphans()
     roots = options.roots(path.parent, path.parent / "images")
-    for label, data in index.images():
+    for label, data, members in index.images_with_annotations():
+        if index.may_miss(data["id"], len(members)):
+            options.account.left_out[INCOMPLETE] += 1  # it would show less than there is
+            continue
         record = RecordReader(str(path), label, data)
-        row = _row(record, index, roots, options, path.stem)
+        row = _row(record, members, index, roots, options)
         yield from record.faults
         if row is not None and options.wants(row["split"]):
             yield row
 
 
 def _row(
-    record: RecordReader, index: CocoIndex, roots: ImageRoots, options: ReadOptions, dataset: str
+    record: RecordReader, members: Labeled, index: CocoIndex, roots: ImageRoots, options: ReadOptions
 ) -> InstructionRow | None:
     extra = _extra(record)
     picture = name_and_size(record, roots, str(extra.get("dataset", "")))
@@ -65,7 +68,7 @@ def _row(
     if not picture.width or not picture.height:
         return None
     instances = Instances(options, crowd="skip")
-    for label, annotation in index.annotations_of(record.data["id"]):
+    for label, annotation in members:
         index.category(record, annotation, label)
         if "iscrowd" not in annotation:
             record.fault("iscrowd", "missing", "0 or 1 (the authors' loader needs it)", "write 0", label)
@@ -90,7 +93,7 @@ def _row(
         target_kind=kind,
         row_id=extra.get("row_id", record.data["id"]),
         image_id=extra.get("image_id", record.data["id"]),
-        dataset=extra.get("dataset", dataset),
+        dataset=extra.get("dataset", index.path.stem),
         split=extra.get("split"),
         **texts,
     )

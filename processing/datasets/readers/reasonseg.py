@@ -87,7 +87,8 @@ def _row(
     record: RecordReader, roots: ImageRoots, options: ReadOptions, split: str, file: Path
 ) -> InstructionRow | None:
     texts = record.texts("text", optional=False)
-    shapes = [shape for shape in record.items("shapes") if _is_shape(record, shape)]
+    listed = record.items("shapes")
+    shapes = [shape for shape in listed if _is_shape(record, shape)]
     image = find_image(record, roots, f"{file.stem}.jpg", "reasonseg")
     height, width = (0, 0) if record.faults else _size(record, image)
     for shape in shapes if height else ():
@@ -98,6 +99,8 @@ def _row(
             record.fault("shapes.points", f"{shown(shape['points'])} {EMPTY_MASK}", "pixels of it", SHAPE_FIX)
     if record.faults:
         return None
+    if flags := len(listed) - len(shapes):
+        options.account.notes["shape labeled 'flag', which counts for nothing"] += flags
     painted = _paint(shapes, masks, height, width)
     if hidden := len(shapes) - sum(map(len, painted.values())):
         options.account.notes["shape wholly under smaller ones, which counts for nothing"] += hidden

@@ -125,6 +125,8 @@ def _row(
     if record.faults:
         return None
     instances = Instances(options)
+    if record.data.get("source") == "zero" and record.data.get("ann_id") not in (None, -1, [], [-1]):
+        options.account.notes["instance of a ref whose source is 'zero', which says that there is no target"] += 1
     for number in numbers:
         annotation = index.annotation(number)
         label = f"{record.record}: annotation {number} in instances.json"

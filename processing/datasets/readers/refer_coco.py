@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..coco_index import CocoIndex
+from ..coco_index import INCOMPLETE, CocoIndex, Labeled
 from ..faults import RecordFault, RecordReader
 from ..image_roots import ImageRoots, ReadOptions, name_and_size
 from ..json_stream import sample
-from ..schema import InstructionRow
-from .instances import Instances, count_kind, finish_row
+from ..schema import InstructionRow, shown
+from .instances import Instances, count_kind, finish_row, flag_value
 
 SPLITS = ("train", "val", "testA", "testB", "test")
 
@@ -47,16 +47,24 @@ def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | Re
     roots = options.roots(
         path.parent, path.parent / "train2014", path.parent / "images", path.parent.parent / "train2014"
     )
-    for label, data in index.images():
+    for label, data, members in index.images_with_annotations():
+        if index.may_miss(data["id"], len(members)):
+            options.account.left_out[INCOMPLETE] += 1  # it would show less than there is
+            continue
         record = RecordReader(str(path), label, data)
-        row = _row(record, index, roots, file_split, options)
+        row = _row(record, members, index, roots, options, file_split)
         yield from record.faults
         if row is not None and options.wants(file_split):
             yield row
 
 
 def _row(
-    record: RecordReader, index: CocoIndex, roots: ImageRoots, split: str | None, options: ReadOptions
+    record: RecordReader,
+    members: Labeled,
+    index: CocoIndex,
+    roots: ImageRoots,
+    options: ReadOptions,
+    split: str | None,
 ) -> InstructionRow | None:
     dataset = str(record.data.get("dataset_name") or Path(record.file).stem)
     picture = name_and_size(record, roots, dataset)
@@ -65,12 +73,15 @@ def _row(
         return None
     instances = Instances(options)
     concepts: dict[str, None] = {}
-    annotations = index.annotations_of(record.data["id"])
-    if not annotations:
+    if not members:
         expected = 'an annotation of this image; one with "empty": true where there is no target'
         record.fault("annotations", "none", expected, "add it")
-    for label, annotation in annotations:
-        if annotation.get("empty"):
+    for label, annotation in members:
+        empty = flag_value(annotation.get("empty"))
+        if empty is None or (empty and annotation.get("segmentation")):
+            found = f"{shown(annotation['empty'])} {'with a segmentation' if empty else ''}".strip()
+            record.fault("empty", found, "true without a segmentation, or false", "mend either", label)
+        if empty:
             continue
         source_id = annotation.get("original_id", annotation["id"])
         instances.add(record, label, {**annotation, "id": source_id}, picture.height, picture.width)

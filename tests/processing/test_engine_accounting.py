@@ -74,9 +74,8 @@ def test_a_picture_that_may_miss_an_annotation_is_left_out_and_nothing_is_said_t
 def test_synonyms_of_another_form_are_refused_by_name(tmp_path, text, says):
     path = tmp_path / "synonyms.json"
     path.write_text(text)
-    done = CliRunner().invoke(app, ["data", "build", str(tmp_path / "run"), "--shapes", "1", "--synonyms", str(path)])
-    assert isinstance(done.exception, ValueError) and f"{path}: " in str(done.exception)
-    assert says in str(done.exception)
+    said = call("build", tmp_path / "run", "--shapes", 1, "--synonyms", path, code=1)
+    assert f"Error: {path}: " in said and says in said
 
 
 def test_crowds_of_one_piece_are_instances_and_counted_where_they_are_to_be_skipped(coco, tmp_path, caplog):

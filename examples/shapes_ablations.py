@@ -5,7 +5,8 @@
 
 Every run has the same data, steps and batches and a process of its own; a run that has been scored is not repeated,
 and one that was interrupted goes on. A change that concerns later stages only starts from the reference's earlier
-ones. Thresholds are chosen on the validation split, figures are gIoU on the test split.
+ones. Thresholds are chosen on the validation split, figures are gIoU, AP50 and the share of cases with exactly the
+true instances on the test split.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from shapes_curriculum import (
@@ -39,6 +41,7 @@ from sam3i import (
 from sam3i.processing.datasets import TARGET_KINDS
 
 REFERENCE = "selective"
+INSTANCES = ("AP50", "exact")  # figures of single instances, beside gIoU by kind of target
 NO_ALIGNMENT = {name: 0.0 for name in ("kl_weight", "hard_region_weight", "info_nce_weight", "margin_weight")}
 CLASSIFICATION = ("classification_positive_weight", "classification_gamma", "classify_without_target")
 PAPER_CLASSIFICATION = {name: getattr(Sam3ILossConfig(), name) for name in CLASSIFICATION}
@@ -89,23 +92,23 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
         feature_cache=str(options.output / "vision_features"),
         **{"selector_steps": options.selector_steps} | changes,
     )
-    rows = training_rows(options.scenes, options.world, options.output / "data")
+    rows = training_rows(options.scenes, options.world_seed, options.output / "data")
     trainer = Sam3ITrainer(model, arguments, rows, processing_class=processor)
     begin = time.process_time()
     trainer.train(resume_from_checkpoint=True)
     seconds = time.process_time() - begin
     if not trainer.concept_check.is_unchanged(model):
         raise SystemExit("The concept path has changed.")
-    result = {
+    result: dict[str, Any] = {
         "steps": sum(options.steps[first:]),
         "seconds": seconds,
         "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         "weights": sum(weight.numel() for weight in model.adapter_parameters().values()),
     }
-    return result | {
-        level.value: giou_by_kind(score_level(model.eval(), processor, level, options.cases, options.world))
-        for level in (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
-    }
+    for level in (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX):
+        score = score_level(model.eval(), processor, level, options.cases, options.world_seed)
+        result[level.value] = giou_by_kind(score) | {name: score.figures[name] for name in INSTANCES}
+    return result
 
 
 def folder_of(output: Path, variant: str, seed: int) -> Path:
@@ -113,18 +116,19 @@ def folder_of(output: Path, variant: str, seed: int) -> Path:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Mean over the seeds and, for the gIoU of all cases, lowest and highest."""
-    names = [f"{level} {kind}" for level in ("simple", "complex") for kind in ("all", *TARGET_KINDS)]
-    lines = ["| " + " | ".join(["variant", "seeds", "weights", "s / step", "peak MB", *names]) + " |"]
+    """Mean over the seeds and, for the gIoU of all cases, lowest and highest; seconds are those of the processor."""
+    columns = ("all", *TARGET_KINDS, *INSTANCES)
+    names = [f"{level} {column}" for level in ("simple", "complex") for column in columns]
+    lines = ["| " + " | ".join(["variant", "seeds", "weights", "seconds", "peak MB", *names]) + " |"]
     lines.append("|" + "---|" * (5 + len(names)))
     for variant, runs in results.items():
         cells = [variant, str(len(runs)), f"{runs[0]['weights']:,}"]
-        cells.append(f"{sum(run['seconds'] / run['steps'] for run in runs) / len(runs):.2f}")
+        cells.append(f"{sum(run['seconds'] for run in runs) / len(runs):.0f}")
         cells.append(f"{max(run['peak MB'] for run in runs):.0f}")
         for level in ("simple", "complex"):
-            for kind in ("all", *TARGET_KINDS):
-                found = [run[level][kind] for run in runs]
-                spread = f" ({min(found):.1f}-{max(found):.1f})" if kind == "all" and len(found) > 1 else ""
+            for column in columns:
+                found = [run[level][column] for run in runs]
+                spread = f" ({min(found):.1f}-{max(found):.1f})" if column == "all" and len(found) > 1 else ""
                 cells.append(f"{sum(found) / len(found):.1f}{spread}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -140,7 +144,7 @@ def main():
     parser.add_argument("--selector-steps", type=int, nargs=3, default=SELECTOR_STEPS, help="of the selectors alone")
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
-    parser.add_argument("--world", type=int, default=0, help="seed of the world")
+    parser.add_argument("--world-seed", type=int, default=0, help="seed of the world")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -157,6 +161,7 @@ def main():
                 print(f"{variant}, seed {seed}", flush=True)
                 command = [sys.executable, *sys.argv, "--only", variant, "--seed", str(seed)]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                print(path.read_text(), flush=True)
             results.setdefault(variant, []).append(json.loads(path.read_text()))
     print(table(results))
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny SAM3 (stock format) of the shapes examples and its processor; shapes_tables.py scores it."""
+"""The tiny SAM3 (stock format) of the shapes examples and its processor, and the worlds that it can be trained on.
+
+shapes_tables.py scores it.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +12,11 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Processor
 
+from sam3i import ShapesInstructionDataset
+from sam3i.processing.pictograms import PictogramsInstructionDataset
 from sam3i.processing.shapes import IMAGE_SIZE, MAX_TOKENS
 
+WORLDS = {"shapes": ShapesInstructionDataset, "pictograms": PictogramsInstructionDataset}
 WIDTH, HEADS, FEED_FORWARD = 64, 4, 192
 QUERIES = 16  # a grid of 4 x 4
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from shapes_common import WORLDS
 from shapes_tables import evaluate_cases, header, line, nothing_line, pick_any, score_level, splits, system_line
 
 from sam3i import (
@@ -27,7 +28,7 @@ from sam3i import (
     load_instruction_adapter,
 )
 from sam3i.processing.datasets import InstructionRow, row_features
-from sam3i.processing.shapes import shapes_rows
+from sam3i.processing.shapes import ShapesWorld, world_rows
 
 CONCEPT = InstructionLevel.CONCEPT
 ADAPTERS = {"adapter_dim": 32, "adapter_heads": 4, "adapter_dropout": 0.0}
@@ -81,18 +82,23 @@ def start_from(model, repository: str) -> None:
             parameter.copy_(trained[name])
 
 
-def rows_of_blocks(blocks: list[range], world: int) -> Iterator[InstructionRow]:
+def scenes_of(world: str, seed: int, split: str) -> ShapesWorld:
+    """The scenes of a world."""
+    return WORLDS[world].world_type(seed, split)
+
+
+def rows_of_blocks(blocks: list[range], seed: int, world: str) -> Iterator[InstructionRow]:
     """The targets of blocks of training scenes."""
     for block in blocks:
-        yield from shapes_rows("train", block, world, TARGETS_PER_SCENE, MORE_PHRASINGS, EMPHASIS)
+        yield from world_rows(scenes_of(world, seed, "train"), block, TARGETS_PER_SCENE, MORE_PHRASINGS, EMPHASIS)
 
 
-def training_rows(scenes: int, world: int, folder: Path) -> Dataset:
+def training_rows(scenes: int, seed: int, folder: Path, world: str = "shapes") -> Dataset:
     """The targets of so many training scenes, written once, by two processes, and then kept in a folder."""
     rows = Dataset.from_generator(
         rows_of_blocks,
         features=row_features(),
-        gen_kwargs={"blocks": [range(scenes // 2), range(scenes // 2, scenes)], "world": world},
+        gen_kwargs={"blocks": [range(scenes // 2), range(scenes // 2, scenes)], "seed": seed, "world": world},
         num_proc=2,
         cache_dir=str(folder),
     )
@@ -126,10 +132,9 @@ def training_arguments(
 
 def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3ITrainer:
     """The curriculum."""
-    rows = training_rows(options.scenes, options.world, folder / "data")
-    validation = Dataset.from_list(
-        list(shapes_rows("validation", CALIBRATION_SCENES, options.world)), features=row_features()
-    )
+    rows = training_rows(options.scenes, options.world_seed, folder / "data", options.world)
+    shown = scenes_of(options.world, options.world_seed, "validation")
+    validation = Dataset.from_list(list(world_rows(shown, CALIBRATION_SCENES)), features=row_features())
     arguments = training_arguments(
         options.design,
         options.steps,
@@ -143,24 +148,26 @@ def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3IT
     return trainer
 
 
-def score_table(stock, stages: dict[str, Sam3IForInstructionSegmentation], processor, cases: int, world: int) -> str:
+def score_table(
+    stock, stages: dict[str, Sam3IForInstructionSegmentation], processor, options: argparse.Namespace
+) -> str:
     """The table: for every level, what needs no model, stock, and every stage, told the level and left to choose."""
-    lines = []
+    lines, cases, seed, world = [], options.cases, options.world_seed, options.world
     for level in InstructionLevel:
-        validation, test = splits(level, cases, world)
-        stock_score = score_level(stock, processor, level, cases, world, CONCEPT)
+        validation, test = splits(level, cases, seed, world)
+        stock_score = score_level(stock, processor, level, cases, seed, CONCEPT, world)
         lines.append(f"\n{level.value}: {len(test)} test cases, {len(validation)} validation cases")
         lines += [header("gIoU"), nothing_line(stock_score), line("any object of the noun, cut out", pick_any(test))]
         lines.append(system_line("stock SAM3", stock_score))
         for name, model in stages.items():
-            lines.append(system_line(name, score_level(model, processor, level, cases, world)))
+            lines.append(system_line(name, score_level(model, processor, level, cases, seed, world=world)))
     last, model = list(stages.items())[-1]
     for way in ("rules", "router"):
         processor = copy.deepcopy(processor)
         processor.auto_levels = way
         lines.append(f"\n{last}, the level left to the {way}")
         for level in InstructionLevel:
-            _, test = splits(level, cases, world)
+            _, test = splits(level, cases, seed, world)
             score = evaluate_cases(model, processor, test, level="auto")
             lines.append(system_line(f"{level.value}, {score.level_accuracy:.1f} % to it", score))
     return "\n".join(lines)
@@ -178,7 +185,8 @@ def main():
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
-    parser.add_argument("--world", type=int, default=0, help="seed of the world")
+    parser.add_argument("--world", choices=WORLDS, default="shapes", help="what scenes show: shapes, or named things")
+    parser.add_argument("--world-seed", type=int, default=0, help="seed of the world")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
     options = parser.parse_args()
 
@@ -202,7 +210,7 @@ def main():
         stages[f"stage {stage.index + 1}"] = load_instruction_adapter(
             copy.deepcopy(stock), folder / stage.folder / "final"
         ).eval()
-    print(score_table(stock.eval(), stages, processor, options.cases, options.world), flush=True)
+    print(score_table(stock.eval(), stages, processor, options), flush=True)
     print(f"\nconcept outputs equal stock's bit for bit; {(time.time() - begin) / 60:.1f} minutes; {options.output}")
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from shapes_common import pixel_values, start_local, tiny_processor, tiny_sam3_config
+from shapes_common import WORLDS, pixel_values, start_local, tiny_processor, tiny_sam3_config
 from shapes_pretrain_data import ScenePool, SentenceStream, concept_rows, exemplars, jitter
 from shapes_pretrain_heads import QueryHead, VisionHead
 from shapes_tables import evaluate_cases
@@ -34,9 +34,8 @@ from sam3i import (
     Sam3IConfig,
     Sam3IForInstructionSegmentation,
     Sam3IProcessor,
-    ShapesInstructionDataset,
 )
-from sam3i.processing.shapes import ShapesWorld, build_tokenizer
+from sam3i.processing.shapes import build_tokenizer
 
 SHIFT_BATCHES = 40
 FLAT = 0.5  # points of gIoU: thresholds hardly differ by it, but a higher one finds fewer objects twice
@@ -61,8 +60,11 @@ SINGLE_RATE = 0.7  # peak of the last part, as a share
 class Pretraining(nn.Module):
     """The tiny model with the heads that are only there for training."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, world: str):
         super().__init__()
+        self.dataset_type = WORLDS[world]
+        self.words = self.dataset_type.world_type.words
+        tokenizer = build_tokenizer(self.words.vocabulary())
         config = Sam3IConfig(
             **tiny_sam3_config(tokenizer).to_dict() | {"model_type": "sam3i"}, adapter_dim=4, loss_config=LOSS
         )
@@ -70,7 +72,7 @@ class Pretraining(nn.Module):
         start_local(self.model)
         for parameter in self.model.adapter_parameters().values():
             parameter.requires_grad_(False)  # concepts bypass the adapters
-        self.vision_head, self.query_head = VisionHead(), QueryHead()
+        self.vision_head, self.query_head = VisionHead(self.words.nouns), QueryHead(self.words.nouns)
         self.tokenizer = tokenizer
         self.model.detr_decoder.register_forward_hook(self._keep)
         self.model.dot_product_scoring.register_forward_hook(self._keep_logits)
@@ -177,8 +179,9 @@ def evaluate(
     """Concept scores of a state, and the threshold: if none is given, the highest that costs no more than `FLAT`."""
     own = {k: v.clone() for k, v in training.stock_state_dict().items()}
     training.load_stock(state)
-    dataset = ShapesInstructionDataset.evaluation(split, cases, levels=(InstructionLevel.CONCEPT,))
-    held_out = ShapesInstructionDataset(split, cases=[case for case in dataset.cases if case.target.held_out_pair])
+    dataset_type = training.dataset_type
+    dataset = dataset_type.evaluation(split, cases, levels=(InstructionLevel.CONCEPT,))
+    held_out = dataset_type(split, cases=[case for case in dataset.cases if case.target.held_out_pair])
     stock = tiny_processor(training.tokenizer)
     processor = Sam3IProcessor(stock.image_processor, stock.tokenizer)
     if threshold is None:
@@ -208,7 +211,7 @@ def shift_scores(training: Pretraining, state: dict[str, torch.Tensor], pool: Sc
     hook = scoring.text_proj.register_forward_hook(lambda _, inputs, output: prompts.append(output.flatten(0, -2)))
     for number in range(SHIFT_BATCHES):
         scenes = pool.draw(rng, IMAGES)
-        rows, boxes = concept_rows(scenes, rng), {}
+        rows, boxes = concept_rows(scenes, training.words, rng), {}
         if number % 4 == 0:
             rows, input_boxes, box_labels = exemplars(scenes, rows, rng)
             boxes = {"input_boxes": input_boxes, "input_boxes_labels": box_labels}
@@ -239,6 +242,7 @@ def save(training: Pretraining, state: dict[str, torch.Tensor], directory: Path)
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/shapes_stock"))
+    parser.add_argument("--world", choices=WORLDS, default="shapes", help="what scenes show: shapes, or named things")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--single-steps", type=int, default=500, help="steps at the end that teach: every object once")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -252,8 +256,8 @@ def main():
 
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    world = ShapesWorld(0, "train")
-    training = Pretraining(build_tokenizer())
+    training = Pretraining(options.world)
+    world = training.dataset_type.world_type(0, "train")
     if options.start is not None:
         start = Sam3Model.from_pretrained(options.start, dtype=torch.float32)
         training.load_stock(start.state_dict())
@@ -287,7 +291,7 @@ def main():
         if number < 0:
             loss, figures = training.vision_only(scenes, images)
         else:
-            rows = concept_rows(scenes, rng)
+            rows = concept_rows(scenes, training.words, rng)
             prompts += len(rows)
             boxes = {}
             if number % BOX_EVERY == 0:

@@ -4,8 +4,9 @@
 import numpy as np
 import torch
 
+from sam3i import InstructionLevel
 from sam3i.processing.language import COLOR_REFERENCES, THINGS
-from sam3i.processing.shapes import DESCRIPTORS, NOUNS, PLURALS, InstructionWriter, Scene, ShapesWorld
+from sam3i.processing.shapes import InstructionWriter, Scene, ShapesWorld, WorldWords, families_of
 
 # A concept is a noun phrase, not one word only; the bare noun is the most frequent.
 NOUN_PHRASES = ("{n}", "{n}", "{n}", "a {n}", "the {n}", "{ns}", "the {ns}", "all {ns}")
@@ -29,16 +30,16 @@ class ScenePool:
         return [scene.mirror() if rng.random() < 0.5 else scene for scene in chosen]
 
 
-def concept_rows(scenes: list[Scene], rng: np.random.Generator) -> list[tuple[int, str, list[int]]]:
+def concept_rows(scenes: list[Scene], words: WorldWords, rng: np.random.Generator) -> list[tuple[int, str, list[int]]]:
     """Concepts asked of scenes: (scene number, text, indices of the denoted objects)."""
     rows = []
     for number, scene in enumerate(scenes):
         present = sorted({item.noun for item in scene.objects})
         asked = [str(noun) for noun in rng.permutation(present)[:3]]
         if rng.random() < ABSENT_SHARE:
-            asked.append(str(rng.choice([noun for noun in NOUNS if noun not in present])))
+            asked.append(str(rng.choice([noun for noun in words.nouns if noun not in present])))
         for noun in asked:
-            phrase = str(rng.choice(NOUN_PHRASES)).format(n=noun, ns=PLURALS[noun])
+            phrase = str(rng.choice(NOUN_PHRASES)).format(n=noun, ns=words.lexicon.plural(noun))
             rows.append((number, phrase, [i for i, item in enumerate(scene.objects) if item.noun == noun]))
         if rng.random() < EVERYTHING_SHARE:
             rows.append((number, str(rng.choice(THINGS)), list(range(len(scene.objects)))))
@@ -71,14 +72,15 @@ class SentenceStream:
     """Instruction sentences of the training split and definitions of the world's words, as text without images."""
 
     def __init__(self, world: ShapesWorld, scenes: int = 600):
-        writer = InstructionWriter("train")
+        words = world.words
+        writer = InstructionWriter("train", families_of(InstructionLevel.COMPLEX, words), words=words)
         self.sentences = []
         for index in range(scenes):
             objects, rng = world.layout(index), world.rng(index, stream=9)
             targets = [writer.write(objects, rng) for _ in range(4)]
             self.sentences += [phrasing.text for t in targets if t for phrasing in t.phrasings.values()]
-        self.definitions = [f"what {d} is a {noun}" for noun, clauses in DESCRIPTORS.items() for d in clauses]
-        self.definitions += [f"a {noun} is what {d}" for noun, clauses in DESCRIPTORS.items() for d in clauses]
+        self.definitions = [f"what {clause} is a {noun}" for noun, clause in words.definitions()]
+        self.definitions += [f"a {noun} is what {clause}" for noun, clause in words.definitions()]
         for color, references in COLOR_REFERENCES.items():
             self.definitions += [f"the color of {thing} is {color}" for thing in references]
             self.definitions += [f"{color} is the color of {thing}" for thing in references]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads of the shapes pretraining that are thrown away afterwards: they make features tell objects apart."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -8,7 +10,7 @@ from shapes_common import WIDTH
 from torch import nn
 from torchvision.ops import generalized_box_iou_loss
 
-from sam3i.processing.shapes import COLORS, NOUNS, Scene
+from sam3i.processing.shapes import COLORS, Scene
 
 
 class VisionHead(nn.Module):
@@ -18,17 +20,18 @@ class VisionHead(nn.Module):
     cells, because a cell must first gather its neighbours; from the mean over an object's cells they are learned fast.
     """
 
-    def __init__(self):
+    def __init__(self, nouns: Sequence[str]):
         super().__init__()
-        self.sizes = [1, len(NOUNS), len(COLORS), 4]
+        self.nouns = tuple(nouns)
+        self.sizes = [1, len(nouns), len(COLORS), 4]
         self.cell = nn.Conv2d(WIDTH, sum(self.sizes), 1)
-        self.whole = nn.Linear(WIDTH, len(NOUNS))
+        self.whole = nn.Linear(WIDTH, len(nouns))
 
     def forward(self, features: torch.Tensor, scenes: list[Scene]) -> tuple[torch.Tensor, dict[str, float]]:
         """`features` [I, C, h, w]; the loss and how often cell and object are named right."""
         size = features.shape[-2:]
         cover = [F.adaptive_avg_pool2d(torch.from_numpy(scene.masks).float(), size) for scene in scenes]  # [N, h, w]
-        numbers = [object_numbers(scene) for scene in scenes]
+        numbers = [object_numbers(scene, self.nouns) for scene in scenes]
         inside = torch.stack([c.max(0).values > 0.4 for c in cover])  # [I, h, w]
         owner = [c.argmax(0) for c in cover]
         noun_target, color_target = (
@@ -64,9 +67,9 @@ class VisionHead(nn.Module):
         return boxes * 4
 
 
-def object_numbers(scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
+def object_numbers(scene: Scene, known: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers of the objects' nouns and colors."""
-    nouns = [NOUNS.index(item.noun) for item in scene.objects]
+    nouns = [known.index(item.noun) for item in scene.objects]
     colors = [list(COLORS).index(item.color) for item in scene.objects]
     return torch.tensor(nouns), torch.tensor(colors)
 
@@ -74,9 +77,10 @@ def object_numbers(scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
 class QueryHead(nn.Module):
     """Tells which object each query covers, whether it was asked for or not; training only."""
 
-    def __init__(self):
+    def __init__(self, nouns: Sequence[str]):
         super().__init__()
-        self.predict = nn.Linear(WIDTH, len(NOUNS) + 1 + len(COLORS))
+        self.nouns = tuple(nouns)
+        self.predict = nn.Linear(WIDTH, len(nouns) + 1 + len(COLORS))
 
     def forward(
         self, queries: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor, scenes: list[Scene]
@@ -85,7 +89,8 @@ class QueryHead(nn.Module):
 
         The query that answers for an object that was asked for is the one that covers it here.
         """
-        noun, color = self.predict(queries).split([len(NOUNS) + 1, len(COLORS)], dim=-1)
+        nothing = len(self.nouns)
+        noun, color = self.predict(queries).split([nothing + 1, len(COLORS)], dim=-1)
         wanted = [torch.from_numpy(scene.boxes) for scene in scenes]
         found = boxes.detach()
         where, which = [], []
@@ -97,10 +102,10 @@ class QueryHead(nn.Module):
                 which += [(row, i) for i in item]
         layer, row, query = torch.tensor(where).T
         items = [scenes[r].objects[i] for r, i in which]
-        noun_target = torch.full(noun.shape[:-1], len(NOUNS))
-        noun_target[layer, row, query] = torch.tensor([NOUNS.index(item.noun) for item in items])
+        noun_target = torch.full(noun.shape[:-1], nothing)
+        noun_target[layer, row, query] = torch.tensor([self.nouns.index(item.noun) for item in items])
         color_target = torch.tensor([list(COLORS).index(item.color) for item in items])
-        weight = torch.ones(len(NOUNS) + 1)
+        weight = torch.ones(nothing + 1)
         weight[-1] = 0.2
         target = torch.stack([wanted[r][i] for r, i in which])
         box = boxes[layer, row, query]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from shapes_common import WORLDS
 from shapes_tables import evaluate_cases
 
 from sam3i import (
@@ -24,6 +25,7 @@ from sam3i import (
     Sam3IProcessor,
     ShapesInstructionDataset,
 )
+from sam3i.processing.shapes import UNHEARD
 from sam3i.trainer.evaluation import (
     THRESHOLDS,
     EvaluationResult,
@@ -51,7 +53,9 @@ def table(dataset: ShapesInstructionDataset, result: EvaluationResult, level: In
         names = [of_case(case) for case in dataset.cases]
         groups |= {name: np.array([each == name for each in names]) for name in Counter(names)}
     held_out = np.array([case.is_held_out for case in dataset.cases])
+    unheard = np.array([case.target.phrasings[case.level].template.endswith(UNHEARD) for case in dataset.cases])
     groups |= {"held-out words": held_out, "words of training": ~held_out} if held_out.any() else {}
+    groups |= {"words never heard": unheard} if unheard.any() else {}
     matches = list(map(match_instances, predictions, references))
     single = np.array([match.instances == 1 for match in matches])
     right = np.array([match.correct[:1].any() for match in matches])
@@ -70,6 +74,7 @@ def table(dataset: ShapesInstructionDataset, result: EvaluationResult, level: In
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a SAM3-I repository")
+    parser.add_argument("--world", choices=WORLDS, default="shapes", help="what scenes show")
     parser.add_argument("--seed", type=int, default=0, help="of the world; 0 is the one that the recipe trains on")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--cases", type=int, default=100, help="per level and kind of target")
@@ -80,9 +85,9 @@ def main() -> None:
 
     model = Sam3IForInstructionSegmentation.from_pretrained(options.model, dtype=torch.float32).to(options.device)
     processor = Sam3IProcessor.from_pretrained(options.model)
-    print(f"{options.model}, {options.split} scenes of seed {options.seed}")
+    print(f"{options.model}, {options.split} scenes of {options.world}, seed {options.seed}")
     for level in InstructionLevel if options.levels is None else map(InstructionLevel.from_any, options.levels):
-        dataset = ShapesInstructionDataset.evaluation(options.split, options.cases, options.seed, [level])
+        dataset = WORLDS[options.world].evaluation(options.split, options.cases, options.seed, [level])
         with tempfile.TemporaryDirectory() as folder:
             kept = {"output_dir": folder, "fingerprint": False, "max_overlap": options.max_overlap}
             result = evaluate_cases(model, processor, dataset, **kept)

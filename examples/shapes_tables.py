@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from shapes_common import WORLDS
 from torch import nn
 
 from sam3i import InstructionLevel, Sam3IProcessor, ShapesInstructionDataset, evaluate_model
@@ -18,11 +19,11 @@ COLUMNS = ("all", *TARGET_KINDS, *FIGURES)
 
 @lru_cache(maxsize=8)
 def splits(
-    level: InstructionLevel, cases: int, world: int
+    level: InstructionLevel, cases: int, seed: int = 0, world: str = "shapes"
 ) -> tuple[ShapesInstructionDataset, ShapesInstructionDataset]:
-    """Validation cases, to choose on, and test cases, `cases` per kind of target."""
-    validation = ShapesInstructionDataset.evaluation("validation", max(30, cases // 2), world, [level])
-    return validation, ShapesInstructionDataset.evaluation("test", cases, world, [level])
+    """Validation cases, to choose on, and test cases, `cases` per kind of target, of a world of some seed."""
+    of_world = WORLDS[world].evaluation
+    return of_world("validation", max(30, cases // 2), seed, [level]), of_world("test", cases, seed, [level])
 
 
 def evaluate_cases(
@@ -54,8 +55,9 @@ def score_level(
     processor: Sam3IProcessor,
     level: InstructionLevel,
     cases: int,
-    world: int = 0,
+    seed: int = 0,
     asked_at: InstructionLevel | None = None,
+    world: str = "shapes",
     threshold: float | None = None,
 ) -> EvaluationResult:
     """Score a system on the test cases of a level.
@@ -64,7 +66,7 @@ def score_level(
         asked_at: the level at which it is asked, if not the cases' own.
         threshold: chosen on validation cases if not given.
     """
-    validation, test = splits(level, cases, world)
+    validation, test = splits(level, cases, seed, world)
     if threshold is None:
         threshold = best_threshold(evaluate_cases(model, processor, validation, asked_at=asked_at))
     return evaluate_cases(model, processor, test, threshold, asked_at)

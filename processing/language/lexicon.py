@@ -167,6 +167,7 @@ class Lexicon:
         simple, complex: templates by family of meanings.
         simple_carriers, complex_carriers: sentences around a noun phrase {np}.
         kinds: by noun, the wider word ("animal") that a complex instruction uses for "thing".
+        kind_clauses: by kind of thing or use of things, clauses like the descriptors that hold for all of them.
     """
 
     plural: Callable[[str], str]
@@ -178,3 +179,4 @@ class Lexicon:
     simple_carriers: tuple[str, ...]
     complex_carriers: tuple[str, ...]
     kinds: Mapping[str, str] = field(default_factory=dict)
+    kind_clauses: Table = field(default_factory=dict)

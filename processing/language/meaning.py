@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 TARGET_KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
 ONE, SOME, ALL, NONE = TARGET_KINDS
-# Filters that stand for the noun: (of any category but one, sharing its shape or color with another, or not).
-OPEN_KINDS = ("not_noun", "noun_shared", "noun_alone", "color_shared", "color_alone")
+# Filters that stand for the noun: of any category but one, sharing its shape or color with another (or not), of a
+# wider kind of thing (or not).
+OPEN_KINDS = ("not_noun", "noun_shared", "noun_alone", "color_shared", "color_alone", "kind", "not_kind")
 _FAMILY_NAMES = {
     "color+size": "color_size",
     "size+color": "color_size",
@@ -79,6 +80,9 @@ class SceneFacts(Protocol):
     def whole_of(self, i: int) -> int | None:
         """The instance that a part belongs to, where it is known."""
 
+    def is_a(self, i: int, kind: str | None) -> bool | None:
+        """Whether an instance is of a wider kind ("animal"); None where that is not known."""
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -89,7 +93,7 @@ class Filter:
     "region" (value: a half of the image), "side" (value: a side of the reference), "same_color", "inside",
     "containing" (of or in the reference), "not_noun" (any category but the reference), "noun_shared", "noun_alone",
     "color_shared", "color_alone" (shared with another instance, or not), "count" (value: how many there are),
-    "part" (of what `whole` denotes).
+    "part" (of what `whole` denotes), "kind", "not_kind" (value: a wider kind of thing, or a use of things).
     """
 
     kind: str
@@ -320,6 +324,13 @@ def _part(condition: Filter, facts: SceneFacts, members: list[int], every: list[
     return [i for i, owner in zip(members, owners, strict=True) if owner in wholes]
 
 
+def _kind(condition: Filter, facts: SceneFacts, members: list[int], every: list[int]) -> list[int] | None:
+    answers = [facts.is_a(i, condition.value) for i in members]
+    if None in answers:
+        return None
+    return [i for i, answer in zip(members, answers, strict=True) if answer is (condition.kind == "kind")]
+
+
 _FILTERS: dict[str, Callable[[Filter, SceneFacts, list[int], list[int]], list[int] | None]] = {
     "color": _color,
     "not_color": _color,
@@ -336,6 +347,8 @@ _FILTERS: dict[str, Callable[[Filter, SceneFacts, list[int], list[int]], list[in
     "color_alone": _shared,
     "count": _count,
     "part": _part,
+    "kind": _kind,
+    "not_kind": _kind,
 }
 
 

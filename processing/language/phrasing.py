@@ -27,6 +27,7 @@ from .meaning import OPEN_KINDS, Filter, Meaning, Selector, selector_family
 
 Choose = Callable[[Sequence[Any]], Any]  # one of a sequence, all equally likely: all randomness of a sentence
 _BEFORE_NOUN = ("size", "color")
+_WIDER = ("kind", "not_kind")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def can_say(meaning: Meaning, level: InstructionLevel, lexicon: Lexicon) -> bool
         if selector is not None or len(filters) != 1:
             return False
         kind, reference = filters[0].kind, filters[0].reference
+        if kind in _WIDER:
+            return filters[0].value in lexicon.kind_clauses
         return kind == "color" or (kind in OPEN_KINDS and (reference is None or reference in lexicon.descriptors))
     if meaning.noun not in lexicon.descriptors:
         return False
@@ -185,6 +188,9 @@ def _complex_slots(meaning: Meaning, plural: bool, choose: Choose, lexicon: Lexi
     described = meaning.category
     thing = lexicon.kinds.get(described or "") or choose(THINGS)
     clause = choose(lexicon.descriptors[described]) if described is not None else ""
+    for item in meaning.filters:
+        if item.kind in _WIDER:
+            clause = choose(lexicon.kind_clauses[item.value or ""])
     conditions: list[tuple[str, Filter | Selector]] = [
         (item.kind, item)
         for item in sorted(meaning.filters, key=lambda item: item.reference is not None)  # a clause comes last

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -23,7 +23,6 @@ from .questions import families_of, one_of
 from .world import Scene, ShapesWorld
 from .writer import InstructionWriter, WrittenTarget, kinds_of
 
-DATASET_NAME = "shapes"
 CONCEPT, SIMPLE, COMPLEX = InstructionLevel
 _SCENES_KEPT = 512
 
@@ -69,8 +68,9 @@ def write_targets(
         concepts_per_scene: at most so many concepts per scene.
         emphasis: families that are asked more or less often than others; see `writer.cell_weights`.
     """
-    follow = InstructionWriter(world.split, emphasis=emphasis)
-    name = InstructionWriter(world.split, families_of(CONCEPT), (CONCEPT,))
+    words = world.words
+    follow = InstructionWriter(world.split, families_of(COMPLEX, words), emphasis=emphasis, words=words)
+    name = InstructionWriter(world.split, families_of(CONCEPT), (CONCEPT,), words=words)
     written = []
     for index in scenes:
         objects = world.layout(index)
@@ -101,6 +101,8 @@ class ShapesInstructionDataset(Dataset):
         cases: use these instead of writing new ones.
     """
 
+    world_type: ClassVar[type[ShapesWorld]] = ShapesWorld
+
     def __init__(
         self,
         split: str = "train",
@@ -111,7 +113,7 @@ class ShapesInstructionDataset(Dataset):
         concepts_per_scene: int = 2,
         cases: Sequence[ShapesCase] | None = None,
     ):
-        self.world = ShapesWorld(seed, split)
+        self.world = self.world_type(seed, split)
         wanted = [InstructionLevel.from_any(level) for level in levels]
         if cases is None:
             written = write_targets(
@@ -144,7 +146,7 @@ class ShapesInstructionDataset(Dataset):
         a target. Held-out compositions: about half of the phrasings, and every color-noun pair in proportion to the
         images.
         """
-        world = ShapesWorld(seed, split)
+        world = cls.world_type(seed, split)
         wanted = {}
         for level in map(InstructionLevel.from_any, levels):
             for kind in kinds_of(level):
@@ -209,7 +211,11 @@ class ShapesInstructionDataset(Dataset):
             of_scene = world_fields(self.scene(case.scene_index), image_id, case.target.asked, case.target.targets)
             texts: dict[str, Any] = {(asked_at or case.level).value: [case.text]}
             row = make_row(
-                **of_scene, **texts, target_kind=case.target.kind, dataset=DATASET_NAME, split=self.world.split
+                **of_scene,
+                **texts,
+                target_kind=case.target.kind,
+                dataset=self.world.words.name,
+                split=self.world.split,
             )
             rows.append(row)
         return rows
@@ -223,6 +229,17 @@ def shapes_rows(
     more_phrasings: int = 0,
     emphasis: Mapping[str, float] | None = None,
 ) -> Iterator[InstructionRow]:
+    """Rows of scenes of the shapes world; see [`world_rows`]."""
+    return world_rows(ShapesWorld(seed, split), scenes, targets_per_scene, more_phrasings, emphasis)
+
+
+def world_rows(
+    world: ShapesWorld,
+    scenes: int | Sequence[int],
+    targets_per_scene: int = 4,
+    more_phrasings: int = 0,
+    emphasis: Mapping[str, float] | None = None,
+) -> Iterator[InstructionRow]:
     """Rows of the common schema, one per target, with PIL images, of the first so many scenes or of the ones given.
 
     `concept` holds the category's noun as the official files do: it anchors the row, and denotes the row's target only
@@ -231,7 +248,6 @@ def shapes_rows(
     `more_phrasings` further instructions of each level (`WrittenTarget.more_texts`), and some families of questions
     more rows than others (`emphasis`, by which the share of a family is multiplied).
     """
-    world = ShapesWorld(seed, split)
     numbers = range(scenes) if isinstance(scenes, int) else scenes
     scene, choose = None, None
     for index, target in write_targets(world, numbers, targets_per_scene, concepts_per_scene=0, emphasis=emphasis):
@@ -240,15 +256,15 @@ def shapes_rows(
             choose = partial(one_of, world.rng(index, stream=4))
         texts = {level.value: [phrasing.text] for level, phrasing in target.phrasings.items()}
         for level in target.phrasings if more_phrasings else ():
-            texts[level.value] += target.more_texts(level, choose, more_phrasings)
+            texts[level.value] += target.more_texts(level, choose, more_phrasings, world.words)
         yield make_row(
             **world_fields(scene, _image_id(world, index), target.asked, target.targets),
             concept=[target.concept],
             simple=texts.get("simple"),
             complex=texts.get("complex"),
             target_kind=target.kind,
-            dataset=DATASET_NAME,
-            split=split,
+            dataset=world.words.name,
+            split=world.split,
         )
 
 
@@ -290,4 +306,4 @@ def _row_id(image_id: str, asked: Sequence[str | None]) -> str:
 
 
 def _image_id(world: ShapesWorld, index: int) -> str:
-    return f"{DATASET_NAME}-{world.seed}-{world.split}-{index}"
+    return f"{world.words.name}-{world.seed}-{world.split}-{index}"

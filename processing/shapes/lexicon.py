@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
 from ..language import lexicon as shared
 
 PLURALS = {
@@ -41,15 +44,54 @@ LEXICON = shared.Lexicon(
 )
 
 
-def vocabulary() -> tuple[str, ...]:
-    """Every word that an instruction of this world can hold, sorted."""
-    texts = [*PLURALS, *PLURALS.values(), *shared.COLOR_REFERENCES, *MIRROR_WORDS, *shared.THINGS]
+@dataclass(frozen=True)
+class WorldWords:
+    """What a world of scenes brings to the writer of its instructions.
+
+    Attributes:
+        name: of the world, for ids.
+        nouns: the names of its things.
+        lexicon: its words; training does not use the last phrasing of each list.
+        varied: the same with more phrasings, for training alone.
+        held_out_pairs: (color, noun) that no training scene or sentence combines.
+        kinds: by wider kind or use of things, the nouns that belong to it.
+        unheard: the same words, but with descriptors and clauses of kinds that training never says.
+    """
+
+    name: str
+    nouns: tuple[str, ...]
+    lexicon: shared.Lexicon
+    varied: shared.Lexicon
+    held_out_pairs: frozenset[tuple[str, str]]
+    kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    unheard: shared.Lexicon | None = None
+
+    def definitions(self) -> list[tuple[str, str]]:
+        """(noun, clause) of everything that the world says of its things, unheard clauses included."""
+        tables = [lexicon.descriptors for lexicon in (self.lexicon, self.unheard) if lexicon is not None]
+        return [(noun, clause) for table in tables for noun, clauses in table.items() for clause in clauses]
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every word that an instruction of this world can hold, sorted."""
+        lexicons = [self.varied] if self.unheard is None else [self.varied, self.unheard]
+        return vocabulary(self.nouns, lexicons)
+
+
+def vocabulary(
+    nouns: Iterable[str] = tuple(PLURALS), lexicons: Iterable[shared.Lexicon] = (LEXICON,)
+) -> tuple[str, ...]:
+    """Every word that an instruction of a world can hold, sorted; of the shapes world, if not told otherwise."""
+    lexicon, *others = lexicons
+    nouns = tuple(nouns)
+    texts = [*nouns, *map(lexicon.plural, nouns), *shared.COLOR_REFERENCES, *MIRROR_WORDS, *shared.THINGS]
     texts += "is are has have the all thing things object objects one ones everything only".split()
     for table in (
         shared.SIZE_WORDS, shared.SIDE_WORDS, shared.EXTREME_WORDS, shared.EXTREME_SIZE_WORDS, shared.DIRECTION_WORDS,
-        shared.DISTANCE_WORDS, LEXICON.simple, DESCRIPTORS, LEXICON.color_references, LEXICON.modifiers,
-        LEXICON.complex,
+        shared.DISTANCE_WORDS, lexicon.simple, lexicon.descriptors, lexicon.color_references, lexicon.modifiers,
+        lexicon.complex, lexicon.kind_clauses, *(each.descriptors for each in others),
+        *(each.kind_clauses for each in others),
     ):  # fmt: skip
         texts += [text for phrasings in table.values() for text in phrasings]
-    texts += [*LEXICON.simple_carriers, *LEXICON.complex_carriers]
+    texts += [*lexicon.simple_carriers, *lexicon.complex_carriers]
+    texts += [word + ending for word in lexicon.kinds.values() for ending in ("", "s")]
     return tuple(sorted({word for text in texts for word in text.split() if not word.startswith("{")}))

@@ -113,8 +113,10 @@ SIMPLE_CARRIERS = (
     "show only {np}",
     "find {np} here",
 )
+_CATEGORY = ("what {d}", "whatever {d}", "{the} {t} in the picture that {d}")
+_EXCEPT = ("{all} except whatever {d}", "{all} here except what {d}", "{all} that is not whatever {d}")
 COMPLEX: Table = {
-    "category": ("what {d}", "whatever {d}", "{the} {t} in the picture that {d}"),
+    "category": _CATEGORY,
     "modified": ("only the {t} {m} that {d}", *_RELATED),
     "related": _RELATED,
     "all_but_extreme": (
@@ -123,7 +125,9 @@ COMPLEX: Table = {
         "all that {d} without the one {m}",
     ),
     "any_color": ("{all} that is {m}", "{all} found here {m}", "{all} to be found {m}"),
-    "except": ("{all} except whatever {d}", "{all} here except what {d}", "{all} that is not whatever {d}"),
+    "except": _EXCEPT,
+    "kind": _CATEGORY,
+    "not_kind": _EXCEPT,
     "shape_shared": _shared("shape"),
     "shape_alone": _alone("shape"),
     "color_shared": _shared("color"),
@@ -137,10 +141,15 @@ def _more(table: Mapping[str, Sequence[str]], phrasings: Table) -> dict[str, tup
     return {family: (*own[:-1], *phrasings.get(family, ()), own[-1]) for family, own in table.items()}
 
 
-VARIED: Lexicon = replace(
-    LEXICON,
-    simple=_more(LEXICON.simple, SIMPLE),
-    complex=_more(LEXICON.complex, COMPLEX),
-    simple_carriers=(*LEXICON.simple_carriers[:-1], *SIMPLE_CARRIERS, LEXICON.simple_carriers[-1]),
-    complex_carriers=(*LEXICON.complex_carriers[:-1], *COMPLEX_CARRIERS, LEXICON.complex_carriers[-1]),
-)
+def with_more_phrasings(lexicon: Lexicon) -> Lexicon:
+    """A lexicon on the shared tables with the phrasings of this file too."""
+    return replace(
+        lexicon,
+        simple=_more(lexicon.simple, SIMPLE),
+        complex=_more(lexicon.complex, COMPLEX),
+        simple_carriers=(*lexicon.simple_carriers[:-1], *SIMPLE_CARRIERS, lexicon.simple_carriers[-1]),
+        complex_carriers=(*lexicon.complex_carriers[:-1], *COMPLEX_CARRIERS, lexicon.complex_carriers[-1]),
+    )
+
+
+VARIED: Lexicon = with_more_phrasings(LEXICON)

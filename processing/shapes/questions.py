@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,9 @@ import numpy as np
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..language.lexicon import COLOR_REFERENCES, PLURAL, SIDES, SINGULAR
 from ..language.meaning import ALL, NONE, ONE, OPEN_KINDS, SOME, Filter, Meaning, Selector, denote, target_kind
+from .lexicon import WorldWords
 from .rendering import IMAGE_SIZE, NOUNS, ShapeObject
-from .world import HELD_OUT_PAIRS, SIZES
+from .world import SIZES, WORDS
 
 MIDDLE_BAND = 0.06  # of the image: an object this near to the middle line is on neither side
 RADIUS_MARGIN = 1.5  # pixels between the largest and the second largest
@@ -34,6 +35,7 @@ class Family:
     relational: bool = False
     any_noun: bool = False
     complex_only: bool = False
+    of_kinds: bool = False  # for worlds whose things are of wider kinds; the values are these
 
 
 _ANY = {SINGULAR: (ONE, NONE), PLURAL: (SOME, ALL, NONE)}
@@ -59,6 +61,8 @@ FAMILIES: dict[str, Family] = {
     "shape_alone": Family(_ANY, any_noun=True, complex_only=True),
     "color_shared": Family({PLURAL: (SOME, ALL, NONE)}, any_noun=True, complex_only=True),
     "color_alone": Family(_ANY, any_noun=True, complex_only=True),
+    "kind": Family(_ANY, any_noun=True, complex_only=True, of_kinds=True),
+    "not_kind": Family(_ANY, any_noun=True, complex_only=True, of_kinds=True),
 }
 _SELECTORS = {"extreme": "extreme", "extreme_size": "size", "beside": "beside", "distance": "distance"}
 _FILTERS = {"any_color": "color", "shape_shared": "noun_shared", "shape_alone": "noun_alone"}
@@ -88,12 +92,14 @@ def details(meaning: Meaning) -> list[str | None]:
     return [meaning.noun, *values, *(item.reference for item in conditions)]
 
 
-def families_of(level: InstructionLevel) -> tuple[str, ...]:
-    """The families that a level can say."""
+def families_of(level: InstructionLevel, words: WorldWords = WORDS) -> tuple[str, ...]:
+    """The families that a level can say of a world."""
     if level is InstructionLevel.CONCEPT:
         return ("category",)
     return tuple(
-        name for name, family in FAMILIES.items() if level is InstructionLevel.COMPLEX or not family.complex_only
+        name
+        for name, family in FAMILIES.items()
+        if (level is InstructionLevel.COMPLEX or not family.complex_only) and (words.kinds or not family.of_kinds)
     )
 
 
@@ -102,6 +108,7 @@ class ShapesFacts:
     """What the generator knows of a scene, as `language.meaning.SceneFacts`; places in pixels."""
 
     objects: Sequence[ShapeObject]
+    kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
     is_exhaustive: bool = True
     compares_alone: bool = True  # a share of the questions may be about the only object of its noun
     place_margin: float = 5.0  # between the best and the second best of a comparison of places
@@ -147,10 +154,13 @@ class ShapesFacts:
     def whole_of(self, i: int) -> int | None:
         return None
 
+    def is_a(self, i: int, kind: str | None) -> bool | None:
+        return self.nouns[i] in self.kinds[kind or ""]
 
-def denotation(meaning: Meaning, objects: Sequence[ShapeObject]) -> frozenset[int] | None:
+
+def denotation(meaning: Meaning, objects: Sequence[ShapeObject], words: WorldWords = WORDS) -> frozenset[int] | None:
     """The objects that a question denotes, by index; empty where nothing fits, None where there is no clear answer."""
-    return denote(meaning, ShapesFacts(objects))
+    return denote(meaning, ShapesFacts(objects, words.kinds))
 
 
 def kind_of(meaning: Meaning, targets: frozenset[int], objects: Sequence[ShapeObject]) -> str:
@@ -168,16 +178,21 @@ def place_shortcuts(meaning: Meaning, objects: Sequence[ShapeObject]) -> set[fro
 
 
 def draw_meaning(
-    family: str, rng: np.random.Generator, nouns: Sequence[str] = NOUNS, references: Sequence[str] = NOUNS
+    family: str,
+    rng: np.random.Generator,
+    nouns: Sequence[str] = NOUNS,
+    references: Sequence[str] = NOUNS,
+    words: WorldWords = WORDS,
 ) -> Meaning:
     """A random question of a family about one of `nouns`; nothing is known yet about what it denotes."""
     spec = FAMILIES[family]
+    values = tuple(words.kinds) if spec.of_kinds else spec.values
     noun = None if spec.any_noun else one_of(rng, nouns)
-    others = [name for name in references if name != noun] or [name for name in NOUNS if name != noun]
+    others = [name for name in references if name != noun] or [name for name in words.nouns if name != noun]
     return question(
         family=family,
         noun=noun,
-        value=one_of(rng, spec.values) if spec.values else None,
+        value=one_of(rng, values) if values else None,
         second=one_of(rng, SIZES) if family == "color_size" else None,
         reference=one_of(rng, others) if spec.relational else None,
     )
@@ -188,6 +203,7 @@ def one_of(rng: np.random.Generator, values: Sequence[Any]) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
-def names_held_out_pair(meaning: Meaning) -> bool:
+def names_held_out_pair(meaning: Meaning, words: WorldWords = WORDS) -> bool:
     """Whether the words of a question combine a color and a noun that training keeps apart."""
-    return any((item.value, meaning.noun) in HELD_OUT_PAIRS for item in meaning.filters if item.kind not in OPEN_KINDS)
+    pairs = [(item.value, meaning.noun) for item in meaning.filters if item.kind not in OPEN_KINDS]
+    return any(pair in words.held_out_pairs for pair in pairs)

@@ -117,7 +117,7 @@ def render(
         uint8 [H, W, 3] and the visible masks, bool [N, H, W]: pixels that the object covers by half or more and that
         no later object covers.
     """
-    canvas = _background(rng)
+    canvas = background(rng)
     grid = np.arange(IMAGE_SIZE, dtype=np.float32)
     masks = np.zeros((len(objects), IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
     shapes = outlines() if shapes is None else shapes
@@ -159,13 +159,13 @@ def _coverage(item: ShapeObject, polygons: list[np.ndarray]) -> tuple[np.ndarray
     shadow = body.filter(ImageFilter.GaussianBlur(1.6))
     body_, core_, shadow_ = (np.asarray(part, dtype=np.float32) / 255 for part in (body, core, shadow))
     return (
-        _paste(body_, left, top),
-        _paste(body_ - core_, left, top),
-        _paste(shadow_, left + 1, top + 2),
+        paste(body_, left, top),
+        paste(body_ - core_, left, top),
+        paste(shadow_, left + 1, top + 2),
     )
 
 
-def _paste(patch: np.ndarray, left: int, top: int) -> np.ndarray:
+def paste(patch: np.ndarray, left: int, top: int) -> np.ndarray:
     """The patch on an empty canvas, cut at the borders."""
     canvas = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
     height, width = patch.shape
@@ -174,7 +174,7 @@ def _paste(patch: np.ndarray, left: int, top: int) -> np.ndarray:
     return canvas
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
+def background(rng: np.random.Generator) -> np.ndarray:
     """A muted two-tone texture, float32 [H, W, 3] in [0, 255]."""
     ys, xs = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)
     kind = str(rng.choice(["cloud", "stripes", "checks", "dots", "waves", "planks"]))

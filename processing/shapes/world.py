@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from .lexicon import LEXICON, WorldWords
+from .phrasings import VARIED
 from .rendering import COLORS, IMAGE_SIZE, NOUNS, ShapeObject, render
 
 SPLITS = ("train", "validation", "test")
@@ -30,6 +33,7 @@ HELD_OUT_PAIRS = frozenset(
         ("purple", "square"),
     }
 )
+WORDS = WorldWords("shapes", NOUNS, LEXICON, VARIED, HELD_OUT_PAIRS)
 _MAX_OVERLAP = 0.10  # of the smaller radius, so that at most a sliver of an object is hidden
 
 
@@ -79,6 +83,8 @@ class ShapesWorld:
         ValueError: for an unknown split or a negative index.
     """
 
+    words: ClassVar[WorldWords] = WORDS
+
     def __init__(self, seed: int = 0, split: str = "train"):
         if split not in SPLITS:
             raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
@@ -94,11 +100,11 @@ class ShapesWorld:
     def layout(self, index: int) -> tuple[ShapeObject, ...]:
         """The objects of scene `index` without rendering it."""
         rng = self.rng(index, stream=0)
-        forbidden = HELD_OUT_PAIRS if self.split == "train" else frozenset()
+        forbidden = self.words.held_out_pairs if self.split == "train" else frozenset()
         count = int(rng.choice([2, 3, 4, 5, 6], p=[0.08, 0.16, 0.24, 0.26, 0.26]))
         palette = rng.permutation(list(COLORS))[: int(rng.integers(2, 5))]
         placed: list[ShapeObject] = []
-        for noun in _draw_nouns(rng, count):
+        for noun in _draw_nouns(rng, count, self.words.nouns):
             allowed = [color for color in palette if (color, noun) not in forbidden]
             allowed = allowed or [color for color in COLORS if (color, noun) not in forbidden]
             item = place_object(rng, placed, noun, str(rng.choice(allowed)))
@@ -106,10 +112,14 @@ class ShapesWorld:
                 placed.append(item)
         return tuple(placed)
 
+    def paint(self, objects: tuple[ShapeObject, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The image, uint8 [H, W, 3], and the visible masks, bool [N, H, W], of some objects."""
+        return render(objects, rng)
+
     def scene(self, index: int) -> Scene:
         """Scene `index`, rendered."""
         objects = self.layout(index)
-        image, masks = render(objects, self.rng(index, stream=1))
+        image, masks = self.paint(objects, self.rng(index, stream=1))
         return Scene(image, objects, masks, mask_boxes(masks), self.split, int(index))
 
 
@@ -125,9 +135,9 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _draw_nouns(rng: np.random.Generator, count: int) -> list[str]:
+def _draw_nouns(rng: np.random.Generator, count: int, nouns_known: tuple[str, ...]) -> list[str]:
     """Nouns of a scene: one repeated noun (so that there is something to choose among), sometimes two."""
-    order = [str(noun) for noun in rng.permutation(NOUNS)]
+    order = [str(noun) for noun in rng.permutation(nouns_known)]
     repeats = min(count, int(rng.choice([1, 2, 3, 4], p=[0.15, 0.30, 0.35, 0.20])))
     nouns = [order[0]] * repeats
     if count - repeats >= 2 and rng.random() < 0.45:

@@ -18,8 +18,7 @@ import numpy as np
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ..language.meaning import ALL, NONE, ONE, SOME, Meaning
 from ..language.phrasing import Choose, Phrasing, say
-from .lexicon import LEXICON, MIRROR_WORDS
-from .phrasings import VARIED
+from .lexicon import MIRROR_WORDS, WorldWords
 from .questions import (
     FAMILIES,
     denotation,
@@ -31,10 +30,13 @@ from .questions import (
     one_of,
     place_shortcuts,
 )
-from .rendering import NOUNS, ShapeObject
+from .rendering import ShapeObject
+from .world import WORDS
 
 NONE_SHARE = 0.25
 HELD_OUT_PHRASING_SHARE = 0.5  # of the validation and test instructions
+UNHEARD_SHARE = 0.5  # of these, of complex ones, in a world that has words which training never says
+UNHEARD = "/unheard"  # ends the template's name of such an instruction
 ABSENT_SHARE = 0.12  # of the sentences without a target: the noun asked about is not in the image at all
 SINGLE_SHARE = 0.12  # of the draws: a 1-to-1 target may be the only object of its noun, so that nothing is to choose
 _TRIES = 12  # random meanings per cell before the next cell is tried
@@ -80,9 +82,9 @@ class WrittenTarget:
         """What makes the question one of its own, for ids."""
         return [self.meaning.family, *details(self.meaning), self.number]
 
-    def more_texts(self, level: InstructionLevel, choose: Choose, count: int) -> list[str]:
+    def more_texts(self, level: InstructionLevel, choose: Choose, count: int, words: WorldWords = WORDS) -> list[str]:
         """Up to so many other instructions of a level that mean the same, in phrasings that training uses."""
-        said = [say(self.meaning, self.number, level, choose, VARIED, held_out=False).text for _ in range(count)]
+        said = [say(self.meaning, self.number, level, choose, words.varied, held_out=False).text for _ in range(count)]
         return [text for text in dict.fromkeys(said) if text != self.phrasings[level].text]
 
     def mirror(self) -> WrittenTarget:
@@ -128,6 +130,7 @@ class InstructionWriter:
         families: what may be asked.
         levels: the levels to put each meaning into words for (those that can say it).
         emphasis: families that are asked more or less often than others; see [`cell_weights`].
+        words: those of the world.
     """
 
     split: str
@@ -135,6 +138,7 @@ class InstructionWriter:
     levels: tuple[InstructionLevel, ...] = (InstructionLevel.SIMPLE, InstructionLevel.COMPLEX)
     counts: Counter = field(default_factory=Counter)
     emphasis: Mapping[str, float] | None = None
+    words: WorldWords = WORDS
 
     def __post_init__(self):
         self.weights = cell_weights(self.families, self.emphasis)
@@ -178,10 +182,10 @@ class InstructionWriter:
         nouns, references = self._nouns(cell, objects, rng, single)
         if not nouns:
             return None
-        meaning = draw_meaning(cell.family, rng, nouns, references)
-        if self.split == "train" and names_held_out_pair(meaning):
+        meaning = draw_meaning(cell.family, rng, nouns, references, self.words)
+        if self.split == "train" and names_held_out_pair(meaning, self.words):
             return None
-        targets = denotation(meaning, objects)
+        targets = denotation(meaning, objects, self.words)
         if targets is None or kind_of(meaning, targets, objects) != cell.kind:
             return None
         if meaning.family in ("side", "beside") and cell.kind != NONE:
@@ -194,17 +198,16 @@ class InstructionWriter:
             kind=cell.kind,
             targets=tuple(sorted(targets)),
             phrasings=self._phrasings(meaning, cell.number, rng),
-            held_out_pair=names_held_out_pair(meaning),
+            held_out_pair=names_held_out_pair(meaning, self.words),
         )
 
-    @staticmethod
     def _nouns(
-        cell: Cell, objects: Sequence[ShapeObject], rng: np.random.Generator, single: bool
+        self, cell: Cell, objects: Sequence[ShapeObject], rng: np.random.Generator, single: bool
     ) -> tuple[Sequence[str], Sequence[str]]:
         """Nouns to ask about and to refer to, chosen so that hard cases are as common as easy ones."""
         counts = Counter(item.noun for item in objects)
         present = sorted(counts)
-        absent = [noun for noun in NOUNS if noun not in counts] or present
+        absent = [noun for noun in self.words.nouns if noun not in counts] or present
         repeated = [noun for noun in present if counts[noun] > 1]
         if cell.family == "except":  # "everything except X" is everything where there is no X
             return (absent if cell.kind == ALL else present), present
@@ -218,8 +221,16 @@ class InstructionWriter:
         phrasings = {}
         for level in self.levels:
             held_out = self.split != "train" and rng.random() < HELD_OUT_PHRASING_SHARE
-            if meaning.family in families_of(level):
-                phrasings[level] = say(meaning, number, level, partial(one_of, rng), LEXICON, held_out)
+            if meaning.family not in families_of(level, self.words):
+                continue
+            choose = partial(one_of, rng)
+            # Held out are phrasings or, in worlds that have some, what things are said to be for: one at a time.
+            unheard = self.words.unheard if held_out and level is InstructionLevel.COMPLEX else None
+            if unheard is not None and rng.random() < UNHEARD_SHARE:
+                said = say(meaning, number, level, choose, unheard, held_out=False)
+                phrasings[level] = replace(said, template=said.template + UNHEARD, held_out=True)
+            else:
+                phrasings[level] = say(meaning, number, level, choose, self.words.lexicon, held_out)
         return phrasings
 
 

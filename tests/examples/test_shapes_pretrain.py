@@ -16,8 +16,10 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.mark.slow
-def test_two_steps_of_pretraining_give_a_stock_repository(tmp_path):
+@pytest.mark.parametrize(("world", "concept"), [("shapes", "circle"), ("pictograms", "butterfly")])
+def test_two_steps_of_pretraining_give_a_stock_repository(world, concept, tmp_path):
     script = [sys.executable, str(EXAMPLES / "shapes_pretrain.py"), "--output", str(tmp_path / "stock")]
+    script += ["--world", world]
     brief = ["--vision-steps", "1", "--steps", "1", "--single-steps", "1", "--pool", "12", "--cases", "2"]
     result = subprocess.run(script + brief, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -28,7 +30,7 @@ def test_two_steps_of_pretraining_give_a_stock_repository(tmp_path):
     stock, info = Sam3Model.from_pretrained(tmp_path / "stock", dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     processor = Sam3Processor.from_pretrained(tmp_path / "stock")
-    inputs = processor(images=ShapesWorld(0, "test").scene(0).image, text="circle", return_tensors="pt")
+    inputs = processor(images=ShapesWorld(0, "test").scene(0).image, text=concept, return_tensors="pt")
     assert inputs.pixel_values.shape == (1, 3, 112, 112) and inputs.input_ids.shape == (1, 32)
     ours = Sam3IForInstructionSegmentation.from_pretrained(tmp_path / "stock", dtype=torch.float32).eval()
     with torch.no_grad():

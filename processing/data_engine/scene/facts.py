@@ -93,6 +93,10 @@ class Facts:
         owner = self.scene.instances[i].whole
         return next((j for j, item in enumerate(self.scene.instances) if item.annotation_id == owner), None)
 
+    def is_a(self, i: int, kind: str | None) -> bool | None:
+        """Unknown: categories are not sorted into wider kinds."""
+        return None
+
     def of_size(self, value: str | None, members: list[int], every: list[int]) -> list[int] | None:
         """Large or small by the scene's bounds, or among all of the category where its sizes fall into two groups."""
         if self.scene.size_bounds is not None:

@@ -138,6 +138,11 @@ def exchange_class(module: torch.nn.Module, ours: type[torch.nn.Module]) -> None
         vars(module)["_old_forward"] = MethodType(ours.forward, module)
 
 
+def is_offloaded(module: torch.nn.Module) -> bool:
+    """Whether Accelerate brings the weights of a module from elsewhere for each call, as those on the disk."""
+    return hasattr(module, "_hf_hook") and any(weight.is_meta for weight in module.parameters(recurse=False))
+
+
 def set_loaded_parameter(model: Any, name: str, tensor: torch.Tensor) -> None:
     """Put a weight in its place as `from_pretrained` does: initialization leaves alone what is marked."""
     place, _, attribute = name.rpartition(".")

@@ -23,6 +23,7 @@ from ...compat import (
     Sam3LiteTextTextModel,
     Sam3MaskEmbedder,
     init,
+    is_offloaded,
     text_layers,
 )
 from ..configuration_sam3i import AdapterSettings, InstructionLevel
@@ -214,7 +215,16 @@ class MaskEmbedderLevels(LevelModules):
 
 
 def dense_weights(linear: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a linear layer; of a quantized one, whose weight has another form, what it computes."""
+    """Weight and bias of a linear layer; of a quantized one, whose weight has another form, what it computes.
+
+    Raises:
+        ValueError: when Accelerate keeps it on the disk.
+    """
+    if is_offloaded(linear):
+        raise ValueError(
+            "Expected the mask embedder of SAM3, of which adapters start as copies, in memory, found it on the disk "
+            "(`device_map`). Place `mask_decoder` on a device."
+        )
     if type(getattr(linear, "weight", None)) is nn.Parameter:
         return linear.weight, linear.bias
     bias = linear(torch.zeros(1, linear.in_features))[0]

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantized and offloaded bases: as close to full precision as stock itself, with adapters that stay as they were."""
+"""Quantized and offloaded bases: as close to full precision as stock itself, with adapters that stay as they were.
 
+The table of docs/howto/tools.md: `pytest tests/modeling_sam3i/test_quantized.py --log-cli-level=INFO -k close`.
+"""
+
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, QuantoConfig, Sam3Config, Sam3Model, TorchAoConfig
 
 from sam3i import (
     InstructionAdapterConfig,
+    InstructionLevel,
     Sam3IForInstructionSegmentation,
     Sam3IProcessor,
     ShapesInstructionDataset,
@@ -20,7 +25,12 @@ from sam3i import (
 
 OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "semantic_seg")  # presence is one number a row: no correlation
 SHAPES_TINY = Path(__file__).resolve().parents[2] / "examples" / "shapes_tiny"
-PACKAGES = {"nf4 bitsandbytes": "bitsandbytes", "int8 torchao": "torchao", "int8 quanto": "optimum"}
+PACKAGES = {
+    "nf4 bitsandbytes": "bitsandbytes",
+    "int8 torchao": "torchao",
+    "int8 quanto": "optimum",
+}
+logger = logging.getLogger(__name__)
 
 
 def quantization(method: str):
@@ -65,10 +75,23 @@ def outputs_of(model, inputs, levels=None):
     return {name: outputs[name].float() for name in OUTPUTS}
 
 
-def correlation(found, expected) -> float:
-    """The lowest of all outputs."""
-    pairs = [torch.stack([found[name].flatten(), expected[name].flatten()]) for name in OUTPUTS]
-    return min(float(pair.corrcoef()[0, 1]) for pair in pairs)
+def correlation(found, expected, name: str = "") -> float:
+    """The lowest of all outputs; with a name all of them are logged."""
+    pairs = {key: torch.stack([found[key].flatten(), expected[key].flatten()]) for key in OUTPUTS}
+    values = {key: float(pair.corrcoef()[0, 1]) for key, pair in pairs.items()}
+    if name:
+        logger.info(f"{name:<46}" + "  ".join(f"{key} {value:.4f}" for key, value in values.items()))
+    return min(values.values())
+
+
+def at_each_level(quantized, whole, inputs, name: str) -> list[float]:
+    """The lowest correlation at every level."""
+    return [
+        correlation(
+            *(outputs_of(each, inputs, [level.index] * 3) for each in (quantized, whole)), f"{name} {level.value}"
+        )
+        for level in InstructionLevel
+    ]
 
 
 def with_weights_of(quantized, whole):
@@ -84,33 +107,24 @@ def with_weights_of(quantized, whole):
 
 
 @pytest.mark.parametrize("method", PACKAGES)
-def test_a_quantized_base_is_as_good_as_quantized_stock_and_adapters_are_whole(method, repos, inputs, record_property):
+def test_a_quantized_base_is_as_close_as_quantized_stock_and_adapters_are_whole(method, repos, inputs):
     config, (base, adapters) = quantization(method), repos
     try:
         stock = Sam3Model.from_pretrained(base, quantization_config=config)
     except RuntimeError as error:  # torchao asks for the input embeddings, which stock does not tell
         assert method == "int8 torchao" and "automatic conversion" in str(error)
         stock = None
-    of_stock = (
-        correlation(outputs_of(stock, inputs), outputs_of(Sam3Model.from_pretrained(base), inputs)) if stock else 0
-    )
+    whole = Sam3Model.from_pretrained(base)
+    of_stock = correlation(outputs_of(stock, inputs), outputs_of(whole, inputs), f"{method} stock") if stock else 0
     quantized = Sam3IForInstructionSegmentation.from_pretrained(adapters, quantization_config=config)
     whole = Sam3IForInstructionSegmentation.from_pretrained(adapters)
     assert all(torch.equal(p, whole.get_parameter(n)) for n, p in quantized.adapter_parameters().items())
     assert quantized.get_input_embeddings() is quantized.text_encoder.text_model.embeddings.token_embedding
-    ours = [
-        correlation(outputs_of(quantized, inputs, [level] * 3), outputs_of(whole, inputs, [level] * 3))
-        for level in range(3)
-    ]
-    record_property("correlation", [method, of_stock, *ours])
+    ours = at_each_level(quantized, whole, inputs, method)
     assert ours[0] > of_stock - 0.01
     if method.startswith("nf4"):
         # Four bits are so coarse for a model of width 64 that it chooses other objects: held to its own numbers.
-        whole = with_weights_of(quantized, whole)
-        ours = [
-            correlation(outputs_of(quantized, inputs, [level] * 3), outputs_of(whole, inputs, [level] * 3))
-            for level in range(3)
-        ]
+        ours = at_each_level(quantized, with_weights_of(quantized, whole), inputs, f"{method}, its own numbers,")
     assert min(ours) > 0.99
 
 
@@ -126,12 +140,16 @@ def test_peft_on_a_quantized_stock_model_computes_what_the_native_one_does(metho
     assert {weight.dtype for weight in weights} == {torch.float32}
 
 
-@pytest.mark.parametrize("route", ["native", "peft"])
+@pytest.mark.parametrize("route", ["native", "peft", "LoRA"])
 def test_adapters_learn_on_a_four_bit_base(route, repos, inputs):
-    config, (base, _) = quantization("nf4 bitsandbytes"), repos
-    if route == "native":
-        model = Sam3IForInstructionSegmentation.from_pretrained(base, quantization_config=config)
+    config, (base, adapters) = quantization("nf4 bitsandbytes"), repos
+    if route != "peft":
+        repo = base if route == "native" else adapters
+        model = Sam3IForInstructionSegmentation.from_pretrained(repo, quantization_config=config)
         model.freeze_stock()
+        if route == "LoRA":
+            model = get_peft_model(model, LoraConfig(r=4))
+            assert all(".lora_" in name for name, p in model.named_parameters() if p.requires_grad)
         labels = [{"masks": torch.ones(1, 28, 28).bool(), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}] * 3
 
         def loss():
@@ -159,20 +177,18 @@ def test_adapters_learn_on_a_four_bit_base(route, repos, inputs):
 
 
 @pytest.mark.skipif(not hasattr(torch.ao, "quantization"), reason="this torch has no torch.ao.quantization")
-def test_dynamic_int8_of_torch_is_close_to_full_precision(repos, inputs, record_property):
+def test_dynamic_int8_of_torch_is_close_to_full_precision(repos, inputs):
     quantize = torch.ao.quantization.quantize_dynamic
     base, adapters = repos
     stock = Sam3Model.from_pretrained(base).eval()
     of_stock = correlation(
-        outputs_of(quantize(stock, {torch.nn.Linear}), inputs), outputs_of(Sam3Model.from_pretrained(base), inputs)
+        outputs_of(quantize(stock, {torch.nn.Linear}), inputs),
+        outputs_of(Sam3Model.from_pretrained(base), inputs),
+        "dynamic int8 torch stock",
     )
     whole = Sam3IForInstructionSegmentation.from_pretrained(adapters).eval()
     quantized = quantize(whole, {torch.nn.Linear})
-    ours = [
-        correlation(outputs_of(quantized, inputs, [level] * 3), outputs_of(whole, inputs, [level] * 3))
-        for level in range(3)
-    ]
-    record_property("correlation", ["int8 torch", of_stock, *ours])
+    ours = at_each_level(quantized, whole, inputs, "dynamic int8 torch")
     assert ours[0] > of_stock - 0.01 and min(ours) > 0.9  # torch quantizes the adapters as well
 
 

@@ -4,6 +4,7 @@
 import copy
 import gc
 import json
+import pickle
 import weakref
 
 import pytest
@@ -670,6 +671,43 @@ class TestPrecisionAndPlace:
         assert_equal(run(twin, inputs, MIXED), expected)
         twin.unload()
         assert run(tuned, double, MIXED).pred_logits.dtype == torch.float64
+
+    @pytest.mark.parametrize("design", DESIGNS)
+    def test_pickling(self, stock, make_trained, inputs, design):
+        native, repo = make_trained(**DESIGNS[design])
+        tuned = on_stock_by_peft_model(stock, repo)
+        twin = pickle.loads(pickle.dumps(tuned))
+        assert_close(run(twin, inputs, MIXED), run(native, inputs, MIXED))
+        assert twin.peft_config["instruction"].settings() == tuned.peft_config["instruction"].settings()
+        with twin.disable_adapter():
+            assert_close(run(twin, inputs, MIXED), run(twin.unload(), inputs))
+
+    @pytest.mark.parametrize("load", LOADERS[1:])  # PeftModel places it anew, which fails
+    def test_on_a_stock_model_that_accelerate_placed(self, tiny_stock_repos, make_trained, inputs, load, tmp_path):
+        native, repo = make_trained(**SELECTIVE)
+        names = {name.partition(".")[0] for name in Sam3Model.from_pretrained(tiny_stock_repos["sam3"]).state_dict()}
+        device_map = {name: "disk" if name == "vision_encoder" else "cpu" for name in names}
+        placed = Sam3Model.from_pretrained(
+            tiny_stock_repos["sam3"], device_map=device_map, offload_folder=tmp_path / "o"
+        )
+        before = run(placed, inputs)
+        assert any(parameter.is_meta for parameter in placed.parameters())
+        tuned = load(placed, repo).eval()
+        adapters = [p for name, p in tuned.named_parameters() if ".sam3i_adapter." in name]
+        assert adapters and not any(parameter.is_meta for parameter in adapters)
+        assert_close(run(tuned, inputs, MIXED), run(native, inputs, MIXED))
+        assert_equal(run(tuned, inputs, torch.zeros(3, dtype=torch.long)), before)
+
+    @pytest.mark.parametrize("load", LOADERS[1:])
+    def test_a_mask_embedder_on_the_disk_is_refused(self, tiny_stock_repos, make_trained, load, tmp_path):
+        _, repo = make_trained(**SELECTIVE)
+        names = {name.partition(".")[0] for name in Sam3Model.from_pretrained(tiny_stock_repos["sam3"]).state_dict()}
+        device_map = {name: "disk" if name == "mask_decoder" else "cpu" for name in names}
+        placed = Sam3Model.from_pretrained(
+            tiny_stock_repos["sam3"], device_map=device_map, offload_folder=tmp_path / "o"
+        )
+        with pytest.raises(ValueError, match=r"in memory, found it on the disk .* Place `mask_decoder`"):
+            load(placed, repo)
 
     def test_direct_injection(self, stock, inputs):
         before = run(stock, inputs)

@@ -31,6 +31,21 @@ def test_links_lead_somewhere(page):
     assert not missing
 
 
+def test_every_public_name_has_a_place_in_the_documentation():
+    import sam3i
+
+    shown = {
+        name
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    listed = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for module, names in sam3i._PUBLIC.items():
+        for name in names:
+            assert f"`{name}`" in listed, name
+            assert {f"sam3i.{module}", f"sam3i.{module}.{name}"} & shown, name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_code_blocks_compile_and_import_what_exists(page):
     for block in blocks(page, "python"):

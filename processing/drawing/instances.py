@@ -119,8 +119,13 @@ def draw_instances(
         found = f"{len(row)} found" if row else "nothing found"
         entries.append(LegendEntry(text, level, (notes[index] if notes else None) or found, marks))
     drawn.sort(key=lambda entry: -entry[0])
-    masks, colors, tags = ([entry[part] for entry in drawn] for part in (1, 2, 3))
-    picture = draw_masks(image, masks, colors=colors, tags=tags, side=side)
+    picture = draw_masks(
+        image,
+        [entry[1] for entry in drawn],
+        colors=[entry[2] for entry in drawn],
+        tags=[entry[3] for entry in drawn],
+        side=side,
+    )
     if not legend:
         return picture
     width = max(picture.width, min(SMALLEST_SIDE, side or SMALLEST_SIDE))

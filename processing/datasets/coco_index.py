@@ -77,7 +77,8 @@ class CocoIndex:
     def images_with_annotations(self) -> Iterator[tuple[str, dict[str, Any], Labeled]]:
         """Every image record with its place and its annotations with theirs, by ascending id, masks checked."""
         images, annotations = self._tables["images"], self._tables["annotations"]
-        first, end = (np.searchsorted(annotations.owner_keys, images.keys, side) for side in ("left", "right"))
+        first = np.searchsorted(annotations.owner_keys, images.keys)
+        end = np.searchsorted(annotations.owner_keys, images.keys, "right")
         batches = np.cumsum(end - first + 1) // (2 * BATCH)  # records in turn, so that memory is bounded
         for batch in np.split(np.arange(len(images.keys)), np.flatnonzero(np.diff(batches)) + 1)[: len(images.keys)]:
             spans = list(zip(first[batch].tolist(), end[batch].tolist(), strict=True))

@@ -170,9 +170,9 @@ class Sam3ITrainingArguments(TrainingArguments):
             raise ValueError(f"Expected `eval_threshold` in [0, 1], found {self.eval_threshold!r}.")
         if self.feature_cache_limit_gb <= 0:
             raise ValueError(f"Expected `feature_cache_limit_gb` above 0, found {self.feature_cache_limit_gb!r}.")
-        for name, least in (("early_stopping_patience", 1), ("replay_every", 2)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"Expected `{name}` >= {least}, found {getattr(self, name)!r}.")
+        for name, lowest in (("early_stopping_patience", 1), ("replay_every", 2)):
+            if getattr(self, name) is not None and getattr(self, name) < lowest:
+                raise ValueError(f"Expected `{name}` >= {lowest}, found {getattr(self, name)!r}.")
         if self.start_complex_from not in COMPLEX_STARTS:
             raise ValueError(
                 f"Expected `start_complex_from` as one of {', '.join(COMPLEX_STARTS)}, found "

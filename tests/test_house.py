@@ -28,6 +28,7 @@ DOCUMENTED = {
     "sam3i.processing.data_engine",
     "sam3i.processing.datasets",
     "sam3i.processing.language",
+    "sam3i.processing.pictograms",
     "sam3i.processing.shapes",
     "sam3i.trainer",
     "sam3i.trainer.baselines",

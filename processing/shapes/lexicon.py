@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..language import lexicon as shared
 
@@ -85,13 +86,14 @@ def vocabulary(
     nouns = tuple(nouns)
     texts = [*nouns, *map(lexicon.plural, nouns), *shared.COLOR_REFERENCES, *MIRROR_WORDS, *shared.THINGS]
     texts += "is are has have the all thing things object objects one ones everything only".split()
-    for table in (
+    tables: list[Mapping[Any, Iterable[str]]] = [
         shared.SIZE_WORDS, shared.SIDE_WORDS, shared.EXTREME_WORDS, shared.EXTREME_SIZE_WORDS, shared.DIRECTION_WORDS,
         shared.DISTANCE_WORDS, lexicon.simple, lexicon.descriptors, lexicon.color_references, lexicon.modifiers,
-        lexicon.complex, lexicon.kind_clauses, *(each.descriptors for each in others),
-        *(each.kind_clauses for each in others),
-    ):  # fmt: skip
-        texts += [text for phrasings in table.values() for text in phrasings]
+        lexicon.complex, lexicon.kind_clauses,
+    ]  # fmt: skip
+    for each in others:
+        tables += [each.descriptors, each.kind_clauses]
+    texts += [text for table in tables for phrasings in table.values() for text in phrasings]
     texts += [*lexicon.simple_carriers, *lexicon.complex_carriers]
     texts += [word + ending for word in lexicon.kinds.values() for ending in ("", "s")]
     return tuple(sorted({word for text in texts for word in text.split() if not word.startswith("{")}))

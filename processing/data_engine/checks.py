@@ -230,7 +230,7 @@ def grounding_result(candidate: Candidate, facts: Facts, masks: np.ndarray, min_
     masks = np.asarray(masks, dtype=bool)
     if masks.ndim != 3 or masks.shape[1:] != target.shape:
         raise ValueError(f"A grounder returns masks [K, {scene.height}, {scene.width}], found {masks.shape}.")
-    found: np.ndarray = masks.any(axis=0)
+    found = np.asarray(masks.any(axis=0))
     union = int((found | target).sum())
     iou = 1.0 if not union else float((found & target).sum() / union)
     evidence: dict[str, Any] = {"iou": round(iou, 4), "instances": len(masks), "min_iou": min_iou}

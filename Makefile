@@ -53,6 +53,9 @@ bench: install  ## print the ratios of benchmarks/ and what got slower than the 
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/post_processing.py $(KEEP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_data.py $(KEEP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cpu.py --size tiny --rounds 5 $(KEEP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compiled.py $(KEEP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/startup.py $(KEEP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/waits.py $(KEEP)
 
 quality: install  ## check style, formatting and types
 	$(BIN)/ruff check .

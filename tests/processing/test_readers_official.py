@@ -14,7 +14,7 @@ from sam3i.processing.datasets.faults import DatasetFormatError, RecordFault
 from sam3i.processing.datasets.image_roots import ReadOptions
 from sam3i.processing.datasets.json_stream import JsonSyntaxError, iterate_elements, read_elements
 from sam3i.processing.datasets.loading import READERS, detect_format, load_instruction_dataset, read_items
-from sam3i.processing.masks import decode_mask, encode_mask
+from sam3i.processing.masks import box_of_rle, decode_mask, encode_mask
 
 
 def rows_of(path, format="official", **kwargs):
@@ -199,7 +199,8 @@ def test_a_file_of_200_000_records_is_read_in_little_memory(tmp_path):
         runs = rng.integers((50, 20), (200, 200), (150, 2))
         for column, (top, height) in enumerate(runs, start=int(rng.integers(400))):
             mask[top : top + height, column] = True
-        masks.append(json.dumps(encode_mask(mask)))
+        rle = encode_mask(mask)
+        masks.append(f'"bbox": {box_of_rle(rle)}, "segmentation": {json.dumps(rle)}')
     texts = {"concept": ["cup"], "simple_query": ["the cup " * 3] * 3, "complex_query": ["to drink from " * 4] * 3}
     image = json.dumps({"file_name": "x.jpg", "width": 640, "height": 480, "text_inst_input": texts})[1:]
     with open(path, "w") as file:
@@ -208,7 +209,7 @@ def test_a_file_of_200_000_records_is_read_in_little_memory(tmp_path):
         for n in range(200_000):
             comma = ",\n" if n else ""
             file.write(f'{comma}{{"id": {n}, "image_id": {n}, "category_id": 1, "iscrowd": 0, ')
-            file.write(f'"bbox": [0, 0, 640, 480], "segmentation": {masks[n % 2000]}}}')
+            file.write(f"{masks[n % 2000]}}}")
         file.write('],\n"categories": [{"id": 1, "name": "object"}]}')
     command = [sys.executable, "-c", READ_ALL, str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--output", type=Path, default=Path("runs/finetune_domain"))
     options = parser.parse_args()
+    if options.data is None:
+        torch.set_num_threads(1)  # so the figures are the same on any number of cores
     model, processor = load_model(options)
     data = DomainData.load(options, concepts=False)
     before = data.score(model, processor, options.threshold)

@@ -10,6 +10,7 @@ and complex instructions run through other weights and stay as they are, bit for
 domains.
 """
 
+import time
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from sam3i.trainer import is_trained
 def main() -> None:
     parser = domain_arguments(__doc__, steps=260)
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
-    parser.add_argument("--output", type=Path, default=Path("runs/finetune_domain"))
+    folder = Path("runs", time.strftime("finetune_domain_%Y%m%d_%H%M%S"))  # a new one: no training is overwritten
+    parser.add_argument("--output", type=Path, default=folder)
     options = parser.parse_args()
     if options.data is None:
         torch.set_num_threads(1)  # so the figures are the same on any number of cores

@@ -18,7 +18,7 @@ from ..processing.datasets.schema import ROW_FIELDS
 from ..processing.images import read_image
 from .collator import named_parts, usable_rows
 from .curriculum import TrainingStage, is_trained, rate_group, steps_with_replay
-from .heads.selector import HEAD_STEPS_PER_STAGE_STEP
+from .heads.selector import HEAD_STEPS_PER_STAGE_STEP, trains_selectors
 from .heads.selector import LEARNING_RATE as SELECTOR_RATE
 
 if TYPE_CHECKING:
@@ -168,7 +168,6 @@ def _plan_stage(trainer: Sam3ITrainer, stage: TrainingStage, used: set[int]) -> 
             group, rate = rate_group(name, args.learning_rate, args.text_learning_rate)
             rates[group] = rate
             parameters[group] += parameter.numel()
-    selects = trainer.instruction_model.selects_instances and trainer.replay is None
     return StagePlan(
         stage=stage,
         rows=len(found.indices),
@@ -180,7 +179,7 @@ def _plan_stage(trainer: Sam3ITrainer, stage: TrainingStage, used: set[int]) -> 
         batch=batch * args.gradient_accumulation_steps,
         rates=rates,
         parameters=dict(parameters),
-        selector_steps=min(args.selector_steps, HEAD_STEPS_PER_STAGE_STEP * steps) if selects else 0,
+        selector_steps=min(args.selector_steps, HEAD_STEPS_PER_STAGE_STEP * steps) if trains_selectors(trainer) else 0,
         replay_rows=replay,
         replay_every=args.replay_every,
     )

@@ -84,7 +84,8 @@ def test_finetune_domain(run, tmp_path):
     output = run("finetune_domain", *LITTLE)
     assert "concepts unchanged, bit for bit: 1 (at least 1): met" in output
     assert "weights changed outside of the simple path: 0 (at most 0): met" in output
-    assert (tmp_path / "runs" / "finetune_domain" / "adapter_model.safetensors").is_file()
+    [folder] = (tmp_path / "runs").glob("finetune_domain_*")
+    assert (folder / "adapter_model.safetensors").is_file()
 
 
 def test_finetune_lora(run, tmp_path):

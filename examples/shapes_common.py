@@ -21,7 +21,7 @@ WIDTH, HEADS, FEED_FORWARD = 64, 4, 192
 QUERIES = 16  # a grid of 4 x 4
 
 
-def tiny_sam3_config(tokenizer: CLIPTokenizer) -> Sam3Config:
+def tiny_sam3_config(tokenizer: CLIPTokenizer, text_width: int = WIDTH) -> Sam3Config:
     """A stock SAM3 configuration of about a million parameters for 112-pixel images and the words of the tokenizer."""
     common = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": FEED_FORWARD, "dropout": 0.0}
     return Sam3Config(
@@ -45,8 +45,8 @@ def tiny_sam3_config(tokenizer: CLIPTokenizer) -> Sam3Config:
         text_config={
             "model_type": "clip_text_model",
             "vocab_size": len(tokenizer),
-            "hidden_size": WIDTH,
-            "intermediate_size": FEED_FORWARD,
+            "hidden_size": text_width,
+            "intermediate_size": 3 * text_width,
             "projection_dim": WIDTH,
             "num_hidden_layers": 2,
             "num_attention_heads": HEADS,

@@ -10,6 +10,7 @@ instruction. What stands for the broad pretraining of real SAM3, all of it for t
 
 - the text encoder also learns to predict the next word of instruction sentences and of short definitions ("what would
   roll down a hill is a circle"): text alone, no pictures;
+- with `--caption-weight`, it also learns from images: to tell which picture of the batch a caption is of;
 - heads that are thrown away afterwards make the vision features tell shapes, colors and boxes, and make every query
   tell the object it covers, asked for or not.
 """
@@ -22,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from shapes_common import WORLDS, pixel_values, start_local, tiny_processor, tiny_sam3_config
-from shapes_pretrain_data import ScenePool, SentenceStream, concept_rows, exemplars, jitter
-from shapes_pretrain_heads import QueryHead, VisionHead
+from shapes_common import WIDTH, WORLDS, pixel_values, start_local, tiny_processor, tiny_sam3_config
+from shapes_pretrain_data import CaptionWriter, ScenePool, SentenceStream, concept_rows, exemplars, jitter
+from shapes_pretrain_heads import CaptionHead, QueryHead, VisionHead
 from shapes_tables import evaluate_cases
 from torch import nn
 from transformers import Sam3Model
@@ -35,11 +36,12 @@ from sam3i import (
     Sam3IForInstructionSegmentation,
     Sam3IProcessor,
 )
-from sam3i.processing.shapes import build_tokenizer
+from sam3i.processing.shapes import IMAGE_SIZE, build_tokenizer
 
 SHIFT_BATCHES = 40
 FLAT = 0.5  # points of gIoU: thresholds hardly differ by it, but a higher one finds fewer objects twice
 BOX_EVERY = 6  # one step in six shows an object as a box
+CELLS = (IMAGE_SIZE // 8) ** 2  # of the feature map that heads for training read
 IMAGES = 9  # pictures in a batch, about 30 prompts
 SHOWN = ("loss_bbox", "loss_dice", "loss_mask", "loss_ce", "presence_accuracy", "ce_f1")
 LOSS = {"scale_by_rows": False, "classification_min_queries": 50}
@@ -60,20 +62,24 @@ SINGLE_RATE = 0.7  # peak of the last part, as a share
 class Pretraining(nn.Module):
     """The tiny model with the heads that are only there for training."""
 
-    def __init__(self, world: str):
+    def __init__(self, world: str, text_width: int = WIDTH, caption_weight: float = 0.0):
         super().__init__()
         self.dataset_type = WORLDS[world]
         self.words = self.dataset_type.world_type.words
         tokenizer = build_tokenizer(self.words.vocabulary())
         config = Sam3IConfig(
-            **tiny_sam3_config(tokenizer).to_dict() | {"model_type": "sam3i"}, adapter_dim=4, loss_config=LOSS
+            **tiny_sam3_config(tokenizer, text_width).to_dict() | {"model_type": "sam3i"},
+            adapter_dim=4,
+            loss_config=LOSS,
         )
         self.model = Sam3IForInstructionSegmentation(config)
         start_local(self.model)
         for parameter in self.model.adapter_parameters().values():
             parameter.requires_grad_(False)  # concepts bypass the adapters
         self.vision_head, self.query_head = VisionHead(self.words.nouns), QueryHead(self.words.nouns)
-        self.tokenizer = tokenizer
+        self.caption_head = CaptionHead(text_width, CELLS) if caption_weight else None
+        self.captions, self.caption_weight = CaptionWriter(self.words), caption_weight
+        self.tokenizer, self.text_width = tokenizer, text_width
         self.model.detr_decoder.register_forward_hook(self._keep)
         self.model.dot_product_scoring.register_forward_hook(self._keep_logits)
         self._decoded = self._logits = None
@@ -100,7 +106,9 @@ class Pretraining(nn.Module):
             raise ValueError(f"Expected the weights of this SAM3, found other keys: {sorted(state)[:3]}...")
         self.model.load_state_dict(state, strict=False)
 
-    def forward(self, scenes, rows, images, sentences, **boxes) -> tuple[torch.Tensor, dict[str, float]]:
+    def forward(
+        self, scenes, rows, images, sentences, captions=None, **boxes
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         text = self.tokenizer([text for _, text, _ in rows], padding=True, return_tensors="pt")
         vision = self.model.get_vision_features(images)
         labels = [
@@ -123,13 +131,23 @@ class Pretraining(nn.Module):
         figures = {name: outputs.loss_dict[name].item() for name in SHOWN} | right
         for name, value in (("find", outputs.loss), ("dense", dense), ("query", query), ("lm", language)):
             figures[name] = value.item()
-        return self.find_weight * outputs.loss + 4 * dense + 3 * query + language, figures
+        loss = self.find_weight * outputs.loss + 4 * dense + 3 * query + language
+        if captions is not None:
+            own, figures["captions"] = self.caption_loss(*captions, vision.fpn_hidden_states[1])
+            loss = loss + self.caption_weight * own
+        return loss, figures
 
     def vision_only(self, scenes, images) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of the first, short part of the training: the vision encoder alone."""
         features = self.model.get_vision_features(images).fpn_hidden_states[1]
         loss, right = self.vision_head(features, scenes)
         return loss, {"dense": loss.item(), **right}
+
+    def caption_loss(self, captions: list[str], fits: torch.Tensor, features: torch.Tensor):
+        """How badly captions find their pictures, and how often they do."""
+        text = self.tokenizer(captions, padding=True, return_tensors="pt")
+        states = self.model.text_encoder(**text).last_hidden_state
+        return self.caption_head(states[range(len(captions)), text.attention_mask.sum(1) - 1], features, fits)
 
     def next_word_loss(self, sentences: list[str]) -> torch.Tensor:
         """Cross-entropy of the next token, with the token embeddings as output weights."""
@@ -233,7 +251,7 @@ def shift_scores(training: Pretraining, state: dict[str, torch.Tensor], pool: Sc
 
 def save(training: Pretraining, state: dict[str, torch.Tensor], directory: Path) -> None:
     """Write a stock repository."""
-    stock = Sam3Model(tiny_sam3_config(training.tokenizer))
+    stock = Sam3Model(tiny_sam3_config(training.tokenizer, training.text_width))
     stock.load_state_dict(state)
     stock.save_pretrained(directory)
     tiny_processor(training.tokenizer).save_pretrained(directory)
@@ -246,6 +264,8 @@ def main():
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--single-steps", type=int, default=500, help="steps at the end that teach: every object once")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--caption-weight", type=float, default=0.0, help="of telling captions of pictures apart")
+    parser.add_argument("--text-width", type=int, default=WIDTH, help="of the text encoder")
     parser.add_argument("--seed", type=int, default=0, help="of everything but the world, whose test scenes stay")
     parser.add_argument("--start", type=Path, help="go on from this stock repository; give another --seed")
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints and evaluations")
@@ -256,7 +276,7 @@ def main():
 
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    training = Pretraining(options.world)
+    training = Pretraining(options.world, options.text_width, options.caption_weight)
     world = training.dataset_type.world_type(0, "train")
     if options.start is not None:
         start = Sam3Model.from_pretrained(options.start, dtype=torch.float32)
@@ -285,7 +305,8 @@ def main():
             rate = learning_rate(number - options.steps, options.single_steps, peak)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        scenes = pool.draw(rng, IMAGES if number >= 0 else IMAGES + 3)
+        captioned = options.caption_weight > 0 and number >= 0
+        scenes = pool.draw(rng, IMAGES if number >= 0 else IMAGES + 3, pairs=captioned)
         images = pixel_values([jitter(scene.image, rng) for scene in scenes])
         optimizer.zero_grad()
         if number < 0:
@@ -297,7 +318,8 @@ def main():
             if number % BOX_EVERY == 0:
                 rows, input_boxes, box_labels = exemplars(scenes, rows, rng)
                 boxes = {"input_boxes": input_boxes, "input_boxes_labels": box_labels}
-            loss, figures = training(scenes, rows, images, stream.draw(rng, 24), **boxes)
+            captions = training.captions.write(scenes, rng) if captioned else None
+            loss, figures = training(scenes, rows, images, stream.draw(rng, 24), captions, **boxes)
         loss.backward()
         figures["norm"] = nn.utils.clip_grad_norm_(training.parameters(), 5.0).item()
         optimizer.step()

@@ -21,12 +21,14 @@ class ScenePool:
         self.scenes = [world.scene(index) for index in range(first, first + size)]
         self.painted = first + size
 
-    def draw(self, rng: np.random.Generator, count: int) -> list[Scene]:
-        """Some scenes, half of them mirrored; two of the pool's are replaced."""
+    def draw(self, rng: np.random.Generator, count: int, pairs: bool = False) -> list[Scene]:
+        """Some scenes, half of them mirrored, or each followed by its mirror image; two of the pool's are replaced."""
         for _ in range(2):
             self.scenes[self.painted % self.size] = self.world.scene(self.painted)
             self.painted += 1
-        chosen = [self.scenes[i] for i in rng.choice(self.size, size=count, replace=False)]
+        chosen = [self.scenes[i] for i in rng.choice(self.size, size=count // 2 if pairs else count, replace=False)]
+        if pairs:
+            return [each for scene in chosen for each in (scene, scene.mirror())]
         return [scene.mirror() if rng.random() < 0.5 else scene for scene in chosen]
 
 
@@ -91,3 +93,24 @@ class SentenceStream:
             str(rng.choice(self.definitions)) if i % 3 == 0 else self.sentences[int(rng.integers(len(self.sentences)))]
             for i in range(count)
         ]
+
+
+class CaptionWriter:
+    """Writes captions of scenes: what is in them, and where, in words of the training split."""
+
+    def __init__(self, words: WorldWords):
+        families, levels = families_of(InstructionLevel.SIMPLE, words), (InstructionLevel.SIMPLE,)
+        self.writer = InstructionWriter("train", families, levels, words=words)
+
+    def write(self, scenes: list[Scene], rng: np.random.Generator, count: int = 5) -> tuple[list[str], torch.Tensor]:
+        """Captions of scenes, each followed by its mirror image, and which scenes they fit: [T, I] bool."""
+        texts, fits = [], []
+        for number, scene in enumerate(scenes):
+            for target in [self.writer.write(scene.objects, rng) for _ in range(count)]:
+                if target is None or not target.targets:
+                    continue
+                text = target.phrasings[InstructionLevel.SIMPLE].text
+                texts.append(text)
+                fits.append(torch.arange(len(scenes)) == number)
+                fits[-1][number ^ 1] = target.mirror().phrasings[InstructionLevel.SIMPLE].text == text
+        return texts, torch.stack(fits)

@@ -120,3 +120,27 @@ class QueryHead(nn.Module):
 def corners(boxes: torch.Tensor) -> torch.Tensor:
     """(cx, cy, w, h) to (x0, y0, x1, y1)."""
     return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)
+
+
+class CaptionHead(nn.Module):
+    """Makes the text encoder tell captions of different pictures apart; training only, and the text's alone.
+
+    Stands for the image-text pretraining of real SAM3's text encoder. A caption fits a picture as well as it fits the
+    best cell of its feature map; the loss is the cross-entropy of finding a caption's own picture among those of the
+    batch, each of which is there in its mirror image, too. The features do not learn from it.
+    """
+
+    def __init__(self, text_width: int, cells: int, width: int = 64):
+        super().__init__()
+        self.text = nn.Linear(text_width, width)
+        self.place = nn.Parameter(torch.randn(cells, WIDTH) * 0.02)
+        self.cell = nn.Sequential(nn.Linear(WIDTH, 128), nn.GELU(), nn.Linear(128, width))
+        self.scale = nn.Parameter(torch.tensor(2.3))  # log of 10
+
+    def forward(self, states: torch.Tensor, features: torch.Tensor, fits: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """`states` [T, C] at the ends of captions, `features` [I, C, h, w], `fits` [T, I] bool; loss, share found."""
+        cells = self.cell(features.detach().flatten(2).transpose(1, 2) + self.place)
+        text, cells = F.normalize(self.text(states), dim=-1), F.normalize(cells, dim=-1)
+        logits = self.scale.exp() * torch.einsum("tc,inc->tin", text, cells).amax(2)
+        loss = (logits.logsumexp(1) - logits.masked_fill(~fits, -torch.inf).logsumexp(1)).mean()
+        return loss, fits[range(len(fits)), logits.argmax(1)].float().mean().item()

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from shapes_common import WORLDS
 from shapes_tables import header, nothing_line, score_level, splits, system_line
 from transformers import pipeline
 
 import sam3i  # noqa: F401  registers the pipeline
-from sam3i import InstructionLevel, ShapesInstructionDataset, contact_sheet, draw_comparison
+from sam3i import InstructionLevel, contact_sheet, draw_comparison
 
-MODEL = Path(__file__).parent / "shapes_tiny"
+WORLD, MODEL = "shapes", Path(__file__).parent / "shapes_tiny"
 OUTPUT = Path("quickstart")
 CASES = 30  # per level and kind of target
 PAIRS = 2  # per level, beside each other
@@ -29,10 +30,10 @@ Next:
 def score(pipe) -> None:
     """Print the table; SAM3-I at the usual 0.5, stock SAM3 at the threshold that suits it best."""
     for level in InstructionLevel:
-        _, test = splits(level, CASES, 0)
+        _, test = splits(level, CASES, 0, WORLD)
         print("\n" + header(f"{level.value}: gIoU of {len(test)} held-out cases"))
-        stock = score_level(pipe.model, pipe.processor, level, CASES, asked_at=InstructionLevel.CONCEPT)
-        found = score_level(pipe.model, pipe.processor, level, CASES, threshold=0.5)
+        stock = score_level(pipe.model, pipe.processor, level, CASES, 0, InstructionLevel.CONCEPT, WORLD)
+        found = score_level(pipe.model, pipe.processor, level, CASES, world=WORLD, threshold=0.5)
         print(nothing_line(found), system_line("stock SAM3", stock), system_line("SAM3-I", found), sep="\n")
 
 
@@ -40,7 +41,7 @@ def draw(pipe) -> Path:
     """Write the contact sheet: for each level truth and prediction of some scenes."""
     pictures, captions, seen = [], [], set()
     for level in InstructionLevel:
-        test = ShapesInstructionDataset.evaluation("test", 8, levels=[level])
+        test = WORLDS[WORLD].evaluation("test", 8, levels=[level])
         by_scene = {case.scene_index: case for case in reversed(test.cases) if case.target.kind != "none"}
         for scene in sorted(by_scene.keys() - seen)[:PAIRS]:
             seen.add(scene)

@@ -124,11 +124,11 @@ class Pretraining(nn.Module):
         queries = decoded.intermediate_hidden_states[:, :, : self.model.config.detr_decoder_config.num_queries]
         boxes = torch.logit(decoded.reference_boxes[:, :, : queries.shape[2]], eps=1e-3)
         boxes = (boxes + self.model.detr_decoder.box_head(queries)).sigmoid()
-        dense, right = self.vision_head(vision.fpn_hidden_states[1], scenes)
+        dense, accuracy = self.vision_head(vision.fpn_hidden_states[1], scenes)
         scores = self._logits[:, :, : queries.shape[2], 0].detach().sigmoid()
         query = self.query_head(queries, boxes, scores, [scenes[number] for number, _, _ in rows])
         language = self.next_word_loss(sentences)
-        figures = {name: outputs.loss_dict[name].item() for name in SHOWN} | right
+        figures = {name: outputs.loss_dict[name].item() for name in SHOWN} | accuracy
         for name, value in (("find", outputs.loss), ("dense", dense), ("query", query), ("lm", language)):
             figures[name] = value.item()
         loss = self.find_weight * outputs.loss + 4 * dense + 3 * query + language
@@ -140,8 +140,8 @@ class Pretraining(nn.Module):
     def vision_only(self, scenes, images) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of the first, short part of the training: the vision encoder alone."""
         features = self.model.get_vision_features(images).fpn_hidden_states[1]
-        loss, right = self.vision_head(features, scenes)
-        return loss, {"dense": loss.item(), **right}
+        loss, accuracy = self.vision_head(features, scenes)
+        return loss, {"dense": loss.item(), **accuracy}
 
     def caption_loss(self, captions: list[str], fits: torch.Tensor, features: torch.Tensor):
         """How badly captions find their pictures, and how often they do."""

@@ -28,7 +28,7 @@ class VisionHead(nn.Module):
         self.whole = nn.Linear(WIDTH, len(nouns))
 
     def forward(self, features: torch.Tensor, scenes: list[Scene]) -> tuple[torch.Tensor, dict[str, float]]:
-        """`features` [I, C, h, w]; the loss and how often cell and object are named right."""
+        """`features` [I, C, h, w]; the loss and how often cell and object are named correctly."""
         size = features.shape[-2:]
         cover = [F.adaptive_avg_pool2d(torch.from_numpy(scene.masks).float(), size) for scene in scenes]  # [N, h, w]
         numbers = [object_numbers(scene, self.nouns) for scene in scenes]
@@ -51,11 +51,11 @@ class VisionHead(nn.Module):
             + (box - box_target).abs().sum(1)[inside].mean()
             + 2 * F.cross_entropy(whole, whole_target)
         )
-        right = {
+        accuracy = {
             "cell": (noun.argmax(1) == noun_target).float().mean().item(),
             "whole": (whole.argmax(1) == whole_target).float().mean().item(),
         }
-        return loss, right
+        return loss, accuracy
 
     @staticmethod
     def _boxes(scene: Scene, owner: torch.Tensor) -> torch.Tensor:

@@ -58,9 +58,9 @@ def table(dataset: ShapesInstructionDataset, result: EvaluationResult, level: In
     groups |= {"words never heard": unheard} if unheard.any() else {}
     matches = list(map(match_instances, predictions, references))
     single = np.array([match.instances == 1 for match in matches])
-    right = np.array([match.correct[:1].any() for match in matches])
+    top_1 = np.array([match.correct[:1].any() for match in matches])
     for name, rows in groups.items():
-        top = format(right[rows & single].mean() * 100, ".1f") if (rows & single).any() else "-"
+        top = format(top_1[rows & single].mean() * 100, ".1f") if (rows & single).any() else "-"
         sides = []
         for threshold in (0.5, best):
             figures = protocol.compute(swept[threshold].take(rows))

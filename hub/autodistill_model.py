@@ -63,6 +63,3 @@ class Sam3IBaseModel(DetectionBaseModel):
                 detections.data["class_name"] = np.full(len(detections), self.ontology.classes()[place])
                 found.append(detections)
         return Detections.merge(found)
-
-
-__all__ = ["Sam3IBaseModel"]

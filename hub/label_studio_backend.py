@@ -91,6 +91,3 @@ def make_app() -> Any:
 
     _pipeline(_model_name())
     return init_app(model_class=InstructionBackend)
-
-
-__all__ = ["InstructionBackend", "make_app"]

@@ -24,8 +24,7 @@ _MEMBER_LEVEL = {
     "c_adapter": "complex",
     "complex": "complex",
 }
-_MOST_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors format itself."""
+_MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
 @dataclass
@@ -194,6 +193,3 @@ def _settings(config: dict, adapter_config: dict, processor_config: dict) -> dic
     if "auto_levels" in processor_config:
         settings["auto_levels"] = processor_config["auto_levels"]
     return settings
-
-
-__all__ = ["RepoInfo", "read_safetensors_header", "repo_info"]

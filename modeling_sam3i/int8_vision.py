@@ -63,6 +63,3 @@ def quantize_vision(model: Any) -> None:
                 model.vision_encoder.backbone.set_submodule(name, Int8Linear(module))
     finally:
         torch.backends.quantized.engine = before
-
-
-__all__ = ["Int8Linear", "quantize_vision"]

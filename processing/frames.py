@@ -48,6 +48,3 @@ def read_frames(path: str | Path, every: int = 1) -> Iterator[tuple[int, Image.I
         raise ImageError(f"Cannot read video {str(path)!r}{where}: {error}") from error
     if number < 0:
         raise ImageError(f"Cannot read video {str(path)!r}: it has no frame")
-
-
-__all__ = ["VIDEO_ENDINGS", "is_video", "read_frames"]

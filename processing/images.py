@@ -241,6 +241,3 @@ def _reason(error: Exception, source: Any) -> str:
             return "HEIC needs `pip install pillow-heif` and `pillow_heif.register_heif_opener()`"
         return "it is no image file that Pillow knows, or its start is broken"
     return text
-
-
-__all__ = ["TIMEOUT", "ImageError", "image_size", "read_image"]

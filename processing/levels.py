@@ -309,6 +309,3 @@ def classify_level(text: str) -> InstructionLevel:
 @lru_cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-__all__ = ["classify_level", "warn_of_language"]

@@ -3,5 +3,3 @@
 
 MAX_PIXELS = 178_956_970
 """Pixels of the largest image that is decoded: where Pillow itself suspects a decompression bomb."""
-
-__all__ = ["MAX_PIXELS"]

@@ -20,8 +20,7 @@ from .results import InstructionResult, as_segments
 
 MAX_OVERLAP = 0.8
 """IoU of two masks above which people are shown one instance; two things that overlap less are two things."""
-_CHUNK_VALUES = 2**24
-"""Mask values resized at once (64 MiB in float32), whatever the number and size of the masks."""
+_CHUNK_VALUES = 2**24  # mask values resized at once (64 MiB in float32), whatever the number and size of the masks
 
 
 def check_probability(name: str, value: Any) -> float:

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from .images import ImageError
 
 FORMATS = ("json", "overlay", "png", "yolo", "coco", "label-studio")
-HINT_SCORE = 0.05
-"""Candidates with a lower score are not even hinted at."""
+HINT_SCORE = 0.05  # candidates with a lower score are not even hinted at
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,3 @@ def write_collections(documents: list[tuple[str, dict]], output: Path, formats: 
         texts["label_studio.json"] = json.dumps(tasks, ensure_ascii=False)
         texts["label_studio.xml"] = label_studio_config(list(classes))
     return files + [write_text(output / name, text) for name, text in texts.items()]
-
-
-__all__ = ["remove_files", "write_collections", "write_files", "write_text"]

@@ -136,6 +136,3 @@ def file_stems(images: Sequence[str]) -> list[str]:
         stem if counts[stem.lower()] == 1 else f"{stem}-{hashlib.sha256(image.encode()).hexdigest()[:8]}"
         for stem, image in zip(stems, images, strict=True)
     ]
-
-
-__all__ = ["PredictionTask", "file_stems", "find_images", "read_tasks"]

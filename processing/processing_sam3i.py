@@ -24,8 +24,7 @@ from .row_layout import VISUAL_PROMPT, read_boxes, read_levels, read_texts
 
 logger = logging.get_logger(__name__)
 
-STOCK_INSTRUCTION_LENGTH = 32
-"""Tokens to which stock SAM3 pads every prompt; batches of short instructions keep it."""
+STOCK_INSTRUCTION_LENGTH = 32  # tokens to which stock SAM3 pads every prompt; batches of short instructions keep it
 
 
 def _read_images(images: Any, is_scaled: bool) -> list:
@@ -378,6 +377,3 @@ class Sam3IProcessor(Sam3Processor):
             raise TypeError(f"Expected the outputs of the model, found {type(outputs).__name__}.")
         sizes = row_target_sizes(target_sizes, image_ids, len(outputs.pred_logits))
         return segment_rows(outputs, threshold, mask_threshold, sizes, max_overlap)
-
-
-__all__ = ["Sam3IProcessor"]

@@ -147,6 +147,3 @@ def outlines_of(mask: np.ndarray) -> list[np.ndarray]:
         area = (points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]).sum()
         (outer if area > 0 else inner).append(points)
     return sorted(outer, key=len, reverse=True) + inner
-
-
-__all__ = ["from_json", "label_studio_config", "outlines_of", "results_to_json"]

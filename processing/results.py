@@ -131,6 +131,3 @@ def _formats() -> Any:
         return importlib.import_module(".result_formats", __package__)  # not needed where only masks are wanted
     except ImportError as error:
         raise ImportError("Writing other tools' formats needs the package itself: pip install sam3i") from error
-
-
-__all__ = ["InstanceList", "InstructionResult", "as_segments"]

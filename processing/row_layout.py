@@ -13,11 +13,9 @@ from .levels import classify_level, warn_of_language
 from .results import CORNERS
 
 AUTO = "auto"
-VISUAL_PROMPT = "visual"
-"""The text stock SAM3 pairs with boxes when no text is given."""
+VISUAL_PROMPT = "visual"  # the text stock SAM3 pairs with boxes when no text is given
 
-_BOX_TOLERANCE = 1.0
-"""Pixels by which a box may leave the image: detectors round outwards."""
+_BOX_TOLERANCE = 1.0  # pixels by which a box may leave the image: detectors round outwards
 
 
 def read_texts(text: Any, num_images: int | None, num_boxes: int | None) -> tuple[list[str | None], list[int] | None]:

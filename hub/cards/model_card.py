@@ -278,15 +278,3 @@ def is_placeholder(body: str) -> bool:
         return False
     own = re.compile(r"#+ Framework versions|- PEFT \S+|.*This model card has been automatically generated\.?.*|\s*")
     return all(line in _placeholder_lines() or own.fullmatch(line) for line in body.splitlines())
-
-
-__all__ = [
-    "CARD_NAME",
-    "ModelCardError",
-    "card_files",
-    "is_hub_id",
-    "is_placeholder",
-    "keep_records",
-    "read_metadata",
-    "write_model_card",
-]

@@ -163,6 +163,3 @@ def eval_results(scores: Sequence[Scores]) -> list[EvalResult]:
 
 def _cell(value: float | None, ratio: bool = False) -> str:
     return "–" if value is None else f"{value:.2f}" if ratio else f"{value:.1f}"
-
-
-__all__ = ["SCORES_NAME", "Scores", "ScoresFileError", "eval_results", "read_scores", "score_tables", "write_scores"]

@@ -71,6 +71,3 @@ class CardBody:
             return block if match[1] == _hash(match[2]) else match[0]
 
         return _BLOCK.sub(update, self.text.replace("\r\n", "\n"), count=1) if self.text.strip() else block + "\n"
-
-
-__all__ = ["CardBody", "generated_block", "markdown_text", "plain_text"]

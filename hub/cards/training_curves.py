@@ -60,6 +60,3 @@ def draw_curves(stages: Sequence[dict[str, Any]]) -> bytes | None:
 
 def _series(stage: dict[str, Any], key: str, start: int) -> Points:
     return [(start + entry["step"], entry[key]) for entry in stage["log"] if key in entry and "step" in entry]
-
-
-__all__ = ["CURVES_NAME", "draw_curves"]

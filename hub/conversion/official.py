@@ -300,6 +300,3 @@ def convert_official_checkpoint(
             processor.save_pretrained(repository)
         report.save(repository)
     return report
-
-
-__all__ = ["CheckpointConversionError", "ConversionReport", "convert_official_checkpoint"]

@@ -17,14 +17,12 @@ RELEASED_ADAPTER_HEADS = 4
 """Heads of the released text adapters. No shape tells them; the authors' training configuration (`base.yaml`,
 `adapter_config`) and the default of their model builder (`AdapterConfig`) both say 4, in public copies of the code."""
 
-RELEASED_ADAPTER_SCALE = 1.0
-"""Factor on the DETR adapters, from the same two places."""
+RELEASED_ADAPTER_SCALE = 1.0  # factor on the DETR adapters, from the same two places
 
 DETECTOR_PREFIX = "detector."
 """What the layout of the SAM3 release, detector and tracker in one file, puts before every name of the detector."""
 
-NESTED_STATE = "model"
-"""The entry of a checkpoint that holds the weights."""
+NESTED_STATE = "model"  # the entry of a checkpoint that holds the weights
 
 TRAINER_ENTRIES = frozenset(
     "optimizer epoch loss steps time_elapsed best_meter_values adapter_config model_has_adapter strict_freeze "

@@ -63,6 +63,3 @@ def demo(
     if mcp:
         typer.echo(f"Agents: the tool `segment` at {address.rstrip('/')}/gradio_api/mcp/")
     page.blocks.block_thread()
-
-
-__all__ = ["demo"]

@@ -31,6 +31,3 @@ def demo_examples() -> list[DemoExample]:
     """The examples; the scenes are rendered, not read from files."""
     world = ShapesWorld(0, "test")
     return [DemoExample(Image.fromarray(world.scene(index).image), texts) for index, texts in _SCENES]
-
-
-__all__ = ["DemoExample", "demo_examples"]

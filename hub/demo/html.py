@@ -123,6 +123,3 @@ def box_list(boxes: Sequence[BoxExemplar], corner: tuple[int, int] | None) -> st
     if corner is not None:
         items += f'<span class="faint">first corner at {corner[0]}, {corner[1]}: click the opposite one</span>'
     return f'<div class="chips" role="status">{items or "<span class=faint>no boxes yet</span>"}</div>'
-
-
-__all__ = ["EXPLANATION", "box_list", "comparison", "header", "lost_words", "notice", "summary", "timing"]

@@ -179,6 +179,3 @@ class DemoLayout:
                     elem_id="code",
                     buttons=["copy"],
                 )
-
-
-__all__ = ["LIKE", "UNLIKE", "DemoLayout"]

@@ -15,8 +15,7 @@ from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...processing.pipeline.loading import load_pipeline
 from .segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation
 
-MOST_INSTRUCTIONS = 12
-"""Instructions in one call: a bound on the memory of a shared page."""
+MOST_INSTRUCTIONS = 12  # instructions in one call: a bound on the memory of a shared page
 
 _PICTURES_KEPT = 4
 
@@ -155,6 +154,3 @@ def _level_probabilities(outputs: Any) -> list[list[float]] | None:
     """What the learned router thinks of each instruction, where it was asked."""
     logits = outputs.level_logits  # (rows, levels)
     return None if logits is None else logits.float().softmax(-1).tolist()
-
-
-__all__ = ["MOST_INSTRUCTIONS", "DemoModel", "read_instructions"]

@@ -24,21 +24,17 @@ from .style import CSS, theme
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-MOST_PICTURES = 20
-"""Pictures of one batch: a bound on the time of a shared page."""
+MOST_PICTURES = 20  # pictures of one batch: a bound on the time of a shared page
 
-_PANEL_SIDE = 320
-"""Longest side, in pixels, of pictures that stand beside each other."""
+_PANEL_SIDE = 320  # longest side, in pixels, of pictures that stand beside each other
 
-_FILE_SECONDS = 3600
-"""How long files that were made for a visitor are kept."""
+_FILE_SECONDS = 3600  # how long files that were made for a visitor are kept
 
 _FOLLOW_LINK = "() => document.querySelector('#archive-link').click()"
 
 _hidden = gr.Button(visible=False)
 
-Changes = dict[Any, Any]
-"""New values of components."""
+Changes = dict[Any, Any]  # new values of components
 
 
 def _with_notice(action):
@@ -337,6 +333,3 @@ class DemoPage:
             raise gr.Error(str(error), print_exception=False) from error
         results = results_to_json(segmentation.instances(Shown(threshold, mask_threshold)))
         return json.dumps(results) if self.for_agents else results
-
-
-__all__ = ["DemoPage"]

@@ -18,11 +18,9 @@ from ...processing.post_processing import MAX_OVERLAP
 from ...processing.result_formats import results_to_json
 from ...processing.results import InstructionResult
 
-LOWEST_THRESHOLD = 0.05
-"""Instances with a lower score are not remembered."""
+LOWEST_THRESHOLD = 0.05  # instances with a lower score are not remembered
 
-_DISPLAY_SIDE = 1280
-"""Longest side, in pixels, of the pictures that are shown; files keep the size of the upload."""
+_DISPLAY_SIDE = 1280  # longest side, in pixels, of the pictures that are shown; files keep the size of the upload
 
 Rows = list[list[dict[str, Any]]]
 
@@ -237,6 +235,3 @@ class View:
                 area = float((np.asarray(instance["mask"]) > 127).mean())
                 lines.append(InstanceLine(index, place, instance["score"], (left, top, right, bottom), area))
         return lines
-
-
-__all__ = ["LOWEST_THRESHOLD", "BoxExemplar", "InstanceLine", "Segmentation", "Shown", "View"]

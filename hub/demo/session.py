@@ -11,11 +11,9 @@ from ...processing.images import read_image
 from .model import DemoModel, read_instructions
 from .segmentation import BoxExemplar, Segmentation, Shown, View
 
-MOST_BOXES = 20
-"""Box exemplars of one call."""
+MOST_BOXES = 20  # box exemplars of one call
 
-CANVAS_SIDE = 640
-"""Longest side, in pixels, of the picture on which boxes are drawn."""
+CANVAS_SIDE = 640  # longest side, in pixels, of the picture on which boxes are drawn
 
 
 def read_corners(text: str | None) -> tuple[float, float, float, float]:
@@ -137,6 +135,3 @@ class DemoSession:
             return None
         corners, signs = [box.corners for box in self.boxes], [int(box.positive) for box in self.boxes]
         return draw_boxes(self.image, corners, signs, corner=self.corner, side=CANVAS_SIDE)
-
-
-__all__ = ["CANVAS_SIDE", "MOST_BOXES", "DemoSession", "read_corners"]

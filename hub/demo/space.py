@@ -116,6 +116,3 @@ def _card(model: str, local: bool, gradio_version: str) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n" + _README.format(
         link=link, version=version("sam3i"), gradio=gradio_version
     )
-
-
-__all__ = ["export_demo_space"]

@@ -88,6 +88,3 @@ def theme() -> Any:
         body_background_fill_dark="*neutral_950",
         block_shadow="0 1px 2px rgb(15 23 42 / 0.06)",
     )
-
-
-__all__ = ["CSS", "theme"]

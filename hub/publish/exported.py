@@ -276,6 +276,3 @@ class ExportedSegmenter(Segmenter):
             target_sizes=[(image.height, image.width)],
         )
         return [SegmentationResult(row["masks"], row["scores"], row["boxes"], row["level"]) for row in results]
-
-
-__all__ = ["ExportReport", "ExportedModel", "ExportedSegmenter", "export_graphs", "export_onnx"]

@@ -233,6 +233,3 @@ def require_packages(names: Sequence[str]) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ImportError(f'Exported graphs need {", ".join(missing)}: pip install "sam3i[export]"')
-
-
-__all__ = ["DecoderGraph", "GraphFormat", "TextGraph", "VisionGraph", "require_packages", "write_graphs"]

@@ -202,6 +202,3 @@ def _explain_refusal(error: HfHubHTTPError, api: HfApi, repo_id: str) -> str:
     if status >= 500:
         return f"The Hub is out of order {said}: try again later."
     return f"The Hub refused the push to {repo_id} {said}."
-
-
-__all__ = ["PushError", "push_folder"]

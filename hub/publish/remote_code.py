@@ -164,6 +164,3 @@ def export_repository(source: str | Path, output_dir: str | Path) -> Path:
         )
     logger.info("Exported %s with code to %s", source, output_dir)
     return output_dir
-
-
-__all__ = ["add_remote_code", "export_repository", "remote_code_files", "serving_files"]

@@ -172,6 +172,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _edit_json(path: Path, changes: dict[str, Any], without: tuple[str, ...] = ()) -> None:
     values = {name: value for name, value in ((_read_json(path) or {}) | changes).items() if name not in without}
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-__all__ = ["RepositoryForm", "find_form", "foreign_content", "stage_repository"]

@@ -31,8 +31,7 @@ from .base import CONTAINER, LevelModules, adapter_of
 from .low_rank import BLOCK_CLASSES
 from .routing import LevelRouting
 
-KEPT_POSITIONS = 20
-"""How many positions a table for long instructions has from stock's as they are."""
+KEPT_POSITIONS = 20  # how many positions a table for long instructions has from stock's as they are
 
 
 class AdapterSite(nn.Module):

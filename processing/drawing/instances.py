@@ -296,6 +296,3 @@ def _place_tag(
     _, _, (x, y) = min(places, key=lambda place: place[:2])
     taken.append((x, y, x + width, y + height))
     return x, y
-
-
-__all__ = ["SMALLEST_SIDE", "draw_boxes", "draw_instances", "draw_masks"]

@@ -114,6 +114,3 @@ def contact_sheet(
                 draw.text(place, text, font=font, fill=TEXT if is_first else FAINT, anchor="lm")
         y += height + text_height + gap
     return sheet
-
-
-__all__ = ["contact_sheet", "draw_comparison"]

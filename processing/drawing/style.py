@@ -30,8 +30,7 @@ BACKGROUND: Color = (22, 24, 29)
 TEXT: Color = (238, 240, 244)
 FAINT: Color = (165, 171, 182)
 
-SMALLEST_FONT = 14
-"""Pixels; pictures are made at the size they are shown at, so this is what a reader sees."""
+SMALLEST_FONT = 14  # pixels; pictures are made at the size they are shown at, so this is what a reader sees
 _MOST_LINES = 4
 
 

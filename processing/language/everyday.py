@@ -76,6 +76,3 @@ def everyday_lexicon(present: frozenset[str], own: tuple[tuple[str, tuple[str, .
             if noun not in descriptors and (noun in others or name not in taken):
                 descriptors[noun], kinds[noun] = EVERYDAY.descriptors[name], EVERYDAY.kinds[name]
     return replace(EVERYDAY, descriptors=descriptors, kinds=kinds)
-
-
-__all__ = ["EVERYDAY", "everyday_lexicon"]

@@ -223,6 +223,3 @@ def _modifier(kind: str, item: Filter | Selector, choose: Choose, lexicon: Lexic
         x=choose(DIRECTION_WORDS.get(item.value or "", ("",))),
         d2=choose(lexicon.descriptors[item.reference]) if item.reference else "",
     )
-
-
-__all__ = ["Phrasing", "can_say", "say"]

@@ -136,5 +136,3 @@ PICTOGRAM_WORDS = WorldWords(
     kinds=KINDS,
     unheard=_lexicon(slice(-1, None)),
 )
-
-__all__ = ["KINDS", "NOUNS", "PICTOGRAM_WORDS"]

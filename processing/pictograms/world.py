@@ -32,6 +32,3 @@ class PictogramsInstructionDataset(ShapesInstructionDataset):
     """
 
     world_type: ClassVar[type[ShapesWorld]] = PictogramsWorld
-
-
-__all__ = ["PictogramsInstructionDataset", "PictogramsWorld"]

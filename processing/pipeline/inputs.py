@@ -43,6 +43,3 @@ class Results:
     def __iter__(self) -> Iterator:
         for batch in self.batches:
             yield from batch
-
-
-__all__ = ["Batches", "Results", "SizedBatches"]

@@ -60,6 +60,3 @@ def load_pipeline(name: str | Path, device: str | None = None, fast: bool = Fals
     model = Sam3IForInstructionSegmentation.from_pretrained(name, dtype=dtype).eval()
     processor = Sam3IProcessor.from_pretrained(name)
     return InstructionSegmentationPipeline(model=model, processor=processor, device=device, fast=fast)
-
-
-__all__ = ["check_model_name", "load_pipeline", "precision_on"]

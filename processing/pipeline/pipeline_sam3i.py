@@ -330,6 +330,3 @@ class InstructionSegmentationPipeline(Pipeline):
             )
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
-
-
-__all__ = ["InstructionSegmentationPipeline"]

@@ -20,6 +20,3 @@ def register_pipeline() -> None:
         "pt": (Sam3IForInstructionSegmentation,),
         "type": "multimodal",
     }
-
-
-__all__ = ["TASK", "register_pipeline"]

@@ -110,6 +110,3 @@ def _lasting_target(
         if all(denotation(target.meaning, state) == frozenset(target.targets) for state in states[1:]):
             return target
     return None
-
-
-__all__ = ["ShapesClip", "moving_clips"]

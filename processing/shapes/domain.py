@@ -172,5 +172,3 @@ OUTDOORS = ShapesDomain(
 Their names are words that its text encoder has read in descriptions ("could be stacked like a box") but never as the
 name of a shape or of a color. Words that its tokenizer lacks would fall to letters, which it never learned to read.
 """
-
-__all__ = ["OUTDOORS", "ShapesDomain"]

@@ -31,7 +31,6 @@ class Sam3IBaseModel(DetectionBaseModel):
 
     Args:
         ontology: Instructions, and the class that each of them finds.
-        model: SAM3-I or stock SAM3, a folder or a Hub name.
         level, threshold, max_overlap: Of the pipeline; by default the level is chosen by the instruction.
     """
 

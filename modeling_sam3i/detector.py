@@ -120,10 +120,7 @@ class Sam3IDetector(Sam3Model):
         """Fix the level of all instructions to a Python value; with `None`, calls choose it again.
 
         With a fixed level the forward pass reads no value from a tensor, so that it exports and compiles as stock's
-        does. A call that names `instruction_levels` as well is refused.
-
-        Raises:
-            ValueError: for an unknown level.
+        does. A call that names `instruction_levels` as well is refused. Raises ValueError for an unknown level.
         """
         self.static_level = None if level is None else InstructionLevel.from_any(level)
 

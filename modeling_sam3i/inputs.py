@@ -57,10 +57,6 @@ class ModelInputs:
     def check(self, config: Sam3IConfig, options: dict[str, Any]) -> int:
         """Check that they are complete and fit each other.
 
-        Args:
-            config: Of the model.
-            options (`dict`): The arguments that the model passes on to its layers.
-
         Returns:
             `int`: The number of instruction rows.
 
@@ -130,11 +126,7 @@ def _is_readable(tensor: torch.Tensor) -> bool:
 
 
 def check_token_ids(input_ids: torch.Tensor) -> None:
-    """Check the form of token ids, `(rows, tokens)` in integers.
-
-    Raises:
-        ValueError: for another form.
-    """
+    """Check the form of token ids, `(rows, tokens)` in integers. Raises ValueError for another form."""
     if input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
         raise ValueError(
             "Expected `input_ids` of shape (rows, tokens) in integers, found shape "
@@ -290,8 +282,6 @@ def text_encoder_inputs(
     """What the text encoder is given beside the tokens: masks and, for long instructions, positions.
 
     Args:
-        text_encoder: Of the model.
-        settings: The model's or the adapter's configuration.
         input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
         attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
 

@@ -23,11 +23,7 @@ class InstructionLevel(str, Enum):
 
     @classmethod
     def from_any(cls, value: "str | int | InstructionLevel") -> "InstructionLevel":
-        """Read a level from its name, its index or a level.
-
-        Raises:
-            ValueError: when `value` is none of them.
-        """
+        """Read a level from its name, its index or a level. Raises ValueError when `value` is none of them."""
         if isinstance(value, str):
             try:
                 return cls(str(getattr(value, "value", value)).strip().lower())

@@ -12,9 +12,6 @@ class Int8Linear(nn.Module):
     """A linear layer in 8 bits: weights rounded once for each output, activations in every call.
 
     Activations take 7 of the 8 bits, as processors without VNNI overflow otherwise; results are so the same on all.
-
-    Args:
-        linear: The layer in float32, on the CPU.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -39,13 +36,8 @@ def quantize_vision(model: Any) -> None:
     """Run the linear layers of a model's image encoder in 8 bits and everything else in float32, in place.
 
     Adapters, text encoder and decoder keep their precision, so that only the image features differ: at the concept
-    level, too. The model is for inference then, and no longer for saving.
-
-    Args:
-        model: A [`Sam3IForInstructionSegmentation`] on the CPU.
-
-    Raises:
-        ValueError: for a model elsewhere, or a PyTorch without 8-bit products for this processor.
+    level, too. The model is for inference then, and no longer for saving. Raises ValueError for a model elsewhere, or
+    a PyTorch without 8-bit products for this processor.
     """
     if model.device.type != "cpu":
         raise ValueError(

@@ -24,7 +24,6 @@ def rows_at_once(model: Sam3IDetector, fpn_states: list[torch.Tensor]) -> int:
     """How many rows to run at once, from the memory that one takes.
 
     Args:
-        model: Whose widths are read.
         fpn_states (`list[torch.Tensor]`): FPN maps `(images, width, h_i, w_i)`, finest first.
     """
     config, finest, coarsest = model.config, fpn_states[0], fpn_states[-1]
@@ -69,10 +68,6 @@ class SharedImages:
 
     The host waits for an accelerator twice for each few rows that run at once: for the mask of their prompts, and
     where only some queries are wanted, for which.
-
-    Args:
-        model: The model.
-        inputs ([`EncodedInstructions`]): All rows of a call and the features of their images.
     """
 
     def __init__(self, model: Sam3IDetector, inputs: EncodedInstructions):

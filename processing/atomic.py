@@ -24,10 +24,8 @@ class FolderInUseError(OSError):
 def write_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path`, with the same ending, that is renamed to it at the end; after an error it is removed.
 
-    The caller makes a file or a folder there. A file replaces one of the same name, a folder only an empty one.
-
-    Raises:
-        OSError: the folder cannot be written to, the disk is full, or a folder of that name already holds files.
+    The caller makes a file or a folder there. A file replaces one of the same name, a folder only an empty one. Raises
+    OSError: the folder cannot be written to, the disk is full, or a folder of that name already holds files.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,7 @@ def fingerprint_files(paths: Iterable[str | os.PathLike[str]]) -> str:
     """Fingerprint of files in the order given; a folder counts with the names and contents of all files below it.
 
     Where a file lies and when it was written does not matter; a file is read again only when its size or time changed.
-
-    Raises:
-        OSError: a path is missing or cannot be read.
+    Raises OSError: a path is missing or cannot be read.
     """
     digest = hashlib.sha256()
     for path in map(Path, paths):

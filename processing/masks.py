@@ -219,10 +219,8 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Compresse
     """Any COCO segmentation as one compressed RLE; None where there is no segmentation (`None`, `[]`).
 
     Accepts a list of polygons [x0, y0, x1, y1, ...] in pixels (merged; empty ones among others count for nothing, as
-    in pycocotools), an uncompressed RLE (`counts` list) and a compressed RLE (`counts` str or bytes).
-
-    Raises:
-        ValueError: any other content, geometry far outside the image, or an RLE that does not fit it.
+    in pycocotools), an uncompressed RLE (`counts` list) and a compressed RLE (`counts` str or bytes). Raises
+    ValueError: any other content, geometry far outside the image, or an RLE that does not fit it.
     """
     if segmentation is None or (isinstance(segmentation, list) and not segmentation):
         return None

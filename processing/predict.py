@@ -88,9 +88,7 @@ def predict_images(
 
     Args:
         model: A folder or Hub name, or an [`InstructionSegmentationPipeline`] that is loaded already.
-        tasks: The images and instructions.
         output (*optional*): Folder, made if need be; one run writes there at a time.
-        settings ([`PredictionSettings`], *optional*): Thresholds and boxes.
         formats (*optional*): Any of "json" (always written), "overlay", "png" (a mask a file), "yolo", "coco" and
             "label-studio".
         device (`str`, *optional*): Where a model named by `model` runs; the first accelerator if not given.

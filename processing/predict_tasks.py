@@ -27,7 +27,6 @@ def find_images(sources: Iterable[str | Path], output: str | Path | None = None)
     """The images and videos behind paths, folders, globs and addresses, in order; what else they hold, by ending.
 
     Args:
-        sources: What was asked for.
         output (*optional*): Where results are written; pictures that a folder or glob holds there are no sources.
 
     Raises:
@@ -69,8 +68,6 @@ def read_tasks(
     """What to find in which image.
 
     Args:
-        images: Paths or addresses.
-        texts: Instructions for every image.
         level (`str`, *optional*): Of all instructions that name none.
         instructions (*optional*): A file with further instructions: one a line (`.txt`), for every image; or one
             object a line (`.jsonl`) with "text" (one or a list), and, if need be, "level" and "image" (a file name or

@@ -72,8 +72,6 @@ class VisionFeatureCache:
         """Encode the images of a dataset that are not there yet; the processes of a run share the work.
 
         Args:
-            dataset: `datasets.Dataset` of instruction rows.
-            batch_size (`int`): Images encoded together.
             prefix: Of the keys of these images, where other data may name its images alike.
 
         Returns:

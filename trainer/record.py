@@ -147,10 +147,8 @@ def record_stage(trainer: Sam3ITrainer) -> None:
 def read_record(folder: str | Path) -> dict[str, Any] | None:
     """The record of a training folder ("base", "stages"); None when nothing was trained here.
 
-    Of an older training without one it is made from the checkpoints' `trainer_state.json`.
-
-    Raises:
-        TrainingRecordError: when the file is no record.
+    Of an older training without one it is made from the checkpoints' `trainer_state.json`. Raises TrainingRecordError
+    when the file is no record.
     """
     path = Path(folder) / RECORD_NAME
     if not path.is_file():

@@ -45,19 +45,12 @@ def keyed_random(*key: Any) -> random.Random:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image comes to lie on the model's canvas; the same object moves pixels, masks and boxes.
+    """Where an image comes to lie on the model's canvas; the same object moves pixels, masks and boxes."""
 
-    Attributes:
-        canvas: (height, width) of the canvas in pixels.
-        size: (height, width) to which the image is resized.
-        offset: (top, left) of the image on the canvas.
-        flip: whether the image is mirrored left to right.
-    """
-
-    canvas: tuple[int, int]
-    size: tuple[int, int]
-    offset: tuple[int, int] = (0, 0)
-    flip: bool = False
+    canvas: tuple[int, int]  # (height, width) of the canvas in pixels
+    size: tuple[int, int]  # (height, width) to which the image is resized
+    offset: tuple[int, int] = (0, 0)  # (top, left) of the image on the canvas
+    flip: bool = False  # whether the image is mirrored left to right
 
     def place_image(self, image: Image.Image) -> Image.Image:
         """The image on the canvas, RGB; what it does not cover is black."""
@@ -135,7 +128,6 @@ class InstructionTransform:
 
     Args:
         min_scale: smallest side of the resized image, as a part of the canvas; 1.0 switches the jitter off.
-        flip_probability: how often an image is mirrored when its instructions allow it.
 
     Raises:
         ValueError: a scale outside (0, 1] or a probability outside [0, 1].

@@ -65,14 +65,10 @@ def card_files(
     """The card of a saved model or a training folder, and the picture in it, as files.
 
     Args:
-        folder: With configuration and weights, and `training.json` and `evaluation.json` if there are any.
-        repo_id (`str`, *optional*): Where the repository is going to be.
         base_model (`str`, *optional*): Repository of the SAM3 that the model was made from; where the adapters or the
             training say, if not given.
-        license (`str`, *optional*): Identifier on the Hub, such as "apache-2.0", of what is in the folder.
         model_name (`str`, *optional*): Title; the name of the repository, or what the card or the folder is called, if
             not given.
-        existing (`str`, *optional*): Card to bring up to date; that of the folder if not given.
 
     Returns:
         `dict[str, bytes]`: Contents by file name.
@@ -117,7 +113,6 @@ def keep_records(folder: str | Path, results: Sequence[str | Path] = (), trainin
 
     Args:
         results: Output of `sam3i evaluate --json`; newer scores replace those of the same system and data.
-        training: Output folder of a training.
 
     Raises:
         ScoresFileError: when a result cannot be read.
@@ -143,11 +138,7 @@ def _form(folder: Path, info: RepoInfo) -> str:
 
 
 def read_metadata(card: str | None) -> ModelCardData:
-    """The metadata of a card; empty ones for none.
-
-    Raises:
-        ModelCardError: when they are no YAML.
-    """
+    """The metadata of a card; empty ones for none. Raises ModelCardError when they are no YAML."""
     try:
         return cast(ModelCardData, ModelCard(card or "---\n{}\n---\n").data)
     except Exception as error:  # the YAML parser and the client raise types of their own

@@ -16,11 +16,7 @@ Points = list[tuple[float, float]]
 
 
 def draw_curves(stages: Sequence[dict[str, Any]]) -> bytes | None:
-    """The picture of a training record's stages, as PNG; None when nothing was logged.
-
-    Args:
-        stages: Entries with "stage", "steps" and "log" (see `trainer.record`).
-    """
+    """The picture of a training record's stages, as PNG; None when nothing was logged."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

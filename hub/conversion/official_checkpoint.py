@@ -19,7 +19,6 @@ class CheckpointConversionError(ValueError):
     """A checkpoint that cannot be converted completely; nothing was written.
 
     Args:
-        message (`str`): What is wrong and what to do.
         problems (`dict[str, list[str]]`, *optional*): Kind of problem to the names concerned.
     """
 

@@ -17,11 +17,7 @@ CANVAS_SIDE = 640  # longest side, in pixels, of the picture on which boxes are 
 
 
 def read_corners(text: str | None) -> tuple[float, float, float, float]:
-    """The corners of a box that was typed.
-
-    Raises:
-        ValueError: when they are not four finite numbers.
-    """
+    """The corners of a box that was typed. Raises ValueError when they are not four finite numbers."""
     words = (text or "").replace(",", " ").split()
     try:
         numbers = tuple(float(word) for word in words)
@@ -71,11 +67,7 @@ class DemoSession:
         return self.answer
 
     def compare(self, model: DemoModel, text: str | None) -> list[Segmentation]:
-        """Follow the instructions at the three levels.
-
-        Raises:
-            ValueError: as for [`segment`].
-        """
+        """Follow the instructions at the three levels. Raises ValueError as for [`segment`]."""
         self.comparison = model.compare(self._require_image(), read_instructions(text), self.boxes)
         return self.comparison
 

@@ -225,11 +225,7 @@ class _GraphWriter:
 
 
 def require_packages(names: Sequence[str]) -> None:
-    """Say which packages are missing.
-
-    Raises:
-        ImportError: when one of them is.
-    """
+    """Say which packages are missing. Raises ImportError when one of them is."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ImportError(f'Exported graphs need {", ".join(missing)}: pip install "sam3i[export]"')

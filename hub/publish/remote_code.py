@@ -79,9 +79,6 @@ def _flatten(module: tuple[str, ...], text: str) -> tuple[str, list[tuple[str, .
 def remote_code_files() -> dict[str, str]:
     """The code of the model, processor and pipeline as flat files that import each other by `from .name import`.
 
-    Returns:
-        `dict[str, str]`: file name to text.
-
     Raises:
         ValueError: when a module imports something of this package that lies outside the exported rooms, or when two
             modules would get one name.
@@ -115,13 +112,8 @@ def add_remote_code(folder: str | Path) -> list[str]:
     """Add the code to a repository saved by `save_pretrained`, and say in its configurations where it is.
 
     Afterwards `pipeline("instruction-segmentation", model=folder, trust_remote_code=True)` and the auto classes work
-    where this package is not installed, and the repository can be deployed as an Inference Endpoint.
-
-    Returns:
-        `list[str]`: Names of the code files.
-
-    Raises:
-        FileNotFoundError: when the folder holds no `config.json`.
+    where this package is not installed, and the repository can be deployed as an Inference Endpoint. Raises
+    FileNotFoundError when the folder holds no `config.json`.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -140,10 +132,8 @@ def add_remote_code(folder: str | Path) -> list[str]:
 def export_repository(source: str | Path, output_dir: str | Path) -> Path:
     """Write a full repository with code from any repository that SAM3-I loads (full, adapter-only or stock SAM3).
 
-    A README says how to load it; that of a folder given as `source` keeps its text, as a push does.
-
-    Raises:
-        FileExistsError: when `output_dir` holds files already.
+    A README says how to load it; that of a folder given as `source` keeps its text, as a push does. Raises
+    FileExistsError when `output_dir` holds files already.
     """
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ...processing.processing_sam3i import Sam3IProcessor

@@ -40,11 +40,7 @@ def foreign_content(config: dict[str, Any] | None, adapter_config: dict[str, Any
 
 
 def find_form(folder: Path) -> RepositoryForm:
-    """What a folder holds.
-
-    Raises:
-        ValueError: when it is not exactly one model that can be pushed.
-    """
+    """What a folder holds. Raises ValueError when it is not exactly one model that can be pushed."""
     config, adapter_config = _read_json(folder / CONFIG_NAME), _read_json(folder / ADAPTER_CONFIG_NAME)
     if config is None and adapter_config is None:
         hint = " The training has not come to its end." if any(folder.glob("stage-*")) else ""
@@ -68,10 +64,7 @@ def stage_repository(folder: Path, form: RepositoryForm, base_model: str | None,
     """Put the files of a repository into a new folder; the folder they come from is not changed.
 
     Args:
-        folder: A saved model or the result of a training.
-        form: What the repository is to hold.
         base_model (`str`, *optional*): Repository of SAM3 that adapters are to name.
-        target: The new folder.
 
     Raises:
         ValueError: when the folder cannot give that.

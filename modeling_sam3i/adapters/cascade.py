@@ -45,10 +45,6 @@ class TextAdapter(nn.Module):
 
     `u = h + Attention(LN(h))`, `A(h) = u + Up(GELU(Down(LN(u))))`. The attention sees all positions, later ones
     included. Source: SAM3-I (arXiv 2512.04585), text encoder adapter.
-
-    Args:
-        hidden_size (`int`): Width of the text encoder.
-        settings: Bottleneck width, heads and dropout.
     """
 
     def __init__(self, hidden_size: int, settings: AdapterSettings):
@@ -239,8 +235,6 @@ def build_adapter(site: nn.Module, settings: AdapterSettings, text_width: int) -
     """The level modules for one stock module of SAM3.
 
     Args:
-        site: The stock module.
-        settings: Of the adapters.
         text_width (`int`): Width of SAM3's token embeddings.
 
     Raises:

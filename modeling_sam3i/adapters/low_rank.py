@@ -35,7 +35,6 @@ class LowRankUpdate(nn.Module):
 
     Args:
         linear (`nn.Linear`): The projection that is updated; only its widths are read.
-        rank (`int`): Rank of the update.
     """
 
     def __init__(self, linear: Any, rank: int):
@@ -65,10 +64,6 @@ class LowRankLevels(LevelModules):
 
     The complex level is a cascade as in the paper: a copy of the simple update and an update of its own, kept as one
     update of twice the rank.
-
-    Args:
-        site (`nn.Module`): The layer whose projections are updated.
-        settings: Rank and scale.
     """
 
     updates_projections = True
@@ -103,9 +98,7 @@ class LowRankLevels(LevelModules):
 
         Args:
             part (`str`): The attention or MLP block of the site that owns the projection.
-            routing: Rows of each level.
             name (`str`): Name of the projection in its block.
-            linear (`nn.Module`): The frozen projection.
             states (`torch.Tensor` of shape `(rows, tokens, in_features)`): Its input.
 
         Returns:

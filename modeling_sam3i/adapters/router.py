@@ -17,10 +17,6 @@ class LevelRouter(LevelModules):
     """Scores of the three levels for an instruction, from its tokens.
 
     `logits = W [mean; max] of GELU(Down(LN(h)))` over the tokens that are not padding.
-
-    Args:
-        width (`int`): Width of the text encoder.
-        inner (`int`): Width of the head.
     """
 
     def __init__(self, width: int, inner: int):

@@ -28,11 +28,6 @@ class PairwiseSelector(nn.Module):
     Notation of the comments: `b` box, `s` clipped logit (both without gradient), `c` and `c2` two readings of the
     instruction, `g` a query, `g'` a query gated by `c`, `p` a pair of queries, `rho` the reference object ("left of
     the dog": the dog).
-
-    Args:
-        width (`int`): Width of queries.
-        text_width (`int`): Width of token embeddings.
-        settings: Width `selector_dim`, `selector_heads`, and how many queries are compared, `selector_queries`.
     """
 
     def __init__(self, width: int, text_width: int, settings: AdapterSettings):
@@ -203,13 +198,7 @@ class PairwiseSelector(nn.Module):
 
 
 class InstanceSelector(LevelModules):
-    """The pairwise selectors of the simple and the complex level, on the classification scores of SAM3.
-
-    Args:
-        width (`int`): Width of queries.
-        text_width (`int`): Width of token embeddings.
-        settings: Widths and number of compared queries.
-    """
+    """The pairwise selectors of the simple and the complex level, on the classification scores of SAM3."""
 
     def __init__(self, width: int, text_width: int, settings: AdapterSettings):
         super().__init__()

@@ -324,7 +324,6 @@ class Sam3ITextEmbeddings(CLIPTextEmbeddings):
 
         Args:
             lengths (`torch.LongTensor` of shape `(rows,)`): Tokens that are not padding.
-            tokens (`int`): Width of the batch.
 
         Returns:
             `torch.LongTensor` of shape `(rows, tokens)`.

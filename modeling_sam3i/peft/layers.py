@@ -31,9 +31,6 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
     """The instruction adapters of one layer, by name; at most one is active.
 
     It is a child of the layer and not a wrapper around it, so that LoRA still reaches the layer's own projections.
-
-    Args:
-        site (`nn.Module`): The layer that the adapters belong to.
     """
 
     adapter_layer_names = ("sam3i_adapter",)
@@ -89,11 +86,7 @@ class InstructionAdapterLayer(nn.Module, BaseTunerLayer):
             adapter.to(device=device or stock, dtype=precision_of(site, torch.float32))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Not possible.
-
-        Raises:
-            AdapterNotMergeableError: always.
-        """
+        """Not possible. Raises AdapterNotMergeableError always."""
         raise AdapterNotMergeableError
 
 

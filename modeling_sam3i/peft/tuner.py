@@ -74,11 +74,6 @@ class InstructionAdapterModel(BaseTuner):
     """
     The tuner that puts instruction adapters on a stock `Sam3Model`, in place.
 
-    Args:
-        model ([`Sam3Model`]): A stock SAM3, or the `detector_model` of a `Sam3VideoModel`.
-        config ([`InstructionAdapterConfig`]): Settings of the adapters.
-        adapter_name (`str`): Name of the first adapter.
-
     Raises:
         TypeError: when `model` is something else.
     """
@@ -154,11 +149,7 @@ class InstructionAdapterModel(BaseTuner):
         return self.model
 
     def add_weighted_adapter(self, *args, **kwargs) -> None:
-        """Not possible.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Not possible. Raises NotImplementedError always."""
         raise NotImplementedError(
             "Instruction adapters are not linear in their weights, so a weighted sum of two follows neither: train "
             "one on both kinds of data, or switch between them with `set_adapter`."

@@ -104,12 +104,6 @@ def one_line(text: str, most: int = 500) -> str:
 class ChatModel(ABC):
     """A multimodal chat model.
 
-    Args:
-        name: what the model is called in requests and reports.
-        max_tokens: longest answer in tokens.
-        temperature: 0 for the most probable answer.
-        seed: forwarded where the model supports it.
-
     Attributes:
         usage: everything used so far, over all threads.
     """
@@ -146,7 +140,6 @@ class ChatModel(ABC):
         """Answers a conversation; safe to call from several threads where the model allows it.
 
         Args:
-            messages: the conversation, as built by [`chat_message`].
             json_schema: the form of the answer. A model that decodes freely may still answer in another: reading the
             answer (see [`extract_json`]), and asking again with the reason, is the caller's part.
 
@@ -167,12 +160,7 @@ class ChatModel(ABC):
 
 
 class LocalChatModel(ChatModel):
-    """A transformers image-text-to-text model on this machine; one answer at a time.
-
-    Args:
-        model: an `AutoModelForImageTextToText` model.
-        processor: its processor, with a chat template.
-    """
+    """A transformers image-text-to-text model on this machine; one answer at a time."""
 
     def __init__(self, model, processor, *, name: str | None = None, **generation):
         super().__init__(name or getattr(model, "name_or_path", "") or type(model).__name__, **generation)

@@ -111,10 +111,7 @@ class PaidCalls:
     """The calls of one session; a context manager, safe for threads.
 
     Args:
-        store: the run's.
         models: per role; a `ChatModel` is called in this process, an endpoint from one of its own.
-        budget: caps over all sessions of the run.
-        concurrency: calls at a time.
     """
 
     def __init__(
@@ -176,9 +173,7 @@ class PaidCalls:
         """The answer to a request, as text; from the store where it has been paid for.
 
         Args:
-            role: whose model is asked.
             key: names the call within the run; the same key means the same request.
-            messages: the conversation.
             json_schema: the form of the answer; an answer in another form is an answer, and its reader's concern.
 
         Raises:

@@ -46,19 +46,12 @@ Grounder = Callable[["Image", list[str], list[str]], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check found.
+    """What one check found."""
 
-    Attributes:
-        check: its name.
-        verdict: "pass", "fail" or "unsure".
-        reason: one sentence that a writer can act on; empty for a pass.
-        evidence: what the verdict rests on, as plain values.
-    """
-
-    check: str
-    verdict: str
-    reason: str = ""
-    evidence: dict[str, Any] = field(default_factory=dict)
+    check: str  # its name
+    verdict: str  # "pass", "fail" or "unsure"
+    reason: str = ""  # one sentence that a writer can act on; empty for a pass
+    evidence: dict[str, Any] = field(default_factory=dict)  # what the verdict rests on, as plain values
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

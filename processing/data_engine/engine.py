@@ -102,16 +102,10 @@ class DataEngine:
     """Builds instruction data.
 
     Args:
-        source: the pictures.
-        run: the folder, made with the configuration.
         writer: a chat model or an endpoint; None writes by template.
-        checker: a second one.
         grounder: finds the masks of an instruction; see `checks.Grounder`.
         count_tokens: tokens of a text, ends included; an estimate if not given.
         prompts: see `engine_prompts`; the package's own if not given.
-        synonyms: further words for nouns.
-        budget: caps over all sessions.
-        concurrency: pictures at a time.
     """
 
     def __init__(
@@ -161,10 +155,6 @@ class DataEngine:
         A picture that fails for want of an endpoint, or because a cap is reached, is left for the next session; what
         has been paid for is in the store and is not paid again. A picture that cannot be read, or has no usable
         instance, is counted in `run.store.left_out()` and tried again in the next session.
-
-        Args:
-            max_pictures: stop after so many.
-            progress: show a bar with yield and cost.
 
         Raises:
             FolderInUseError: another process is at work in the folder.

@@ -50,8 +50,6 @@ def run_shards(name: str, tasks: int, arguments: dict[str, Any], options: Sequen
     """Build all shards and merge them into the run; None where the executor only hands them in (Slurm).
 
     Args:
-        name: one of `EXECUTORS`.
-        tasks: shards.
         arguments: of `sam3i data build`, as plain values; caps and rates are for all tasks together.
         options: KEY=VALUE, of datatrove's executor (`workers`, `time`, `partition`, ...).
 

@@ -81,8 +81,6 @@ def export_run(run: RunDirectory, folder: str | Path, format: str = "jsonl", nam
     """Write the accepted instructions and a dataset card (README.md) into a folder; returns the data file.
 
     Args:
-        run: the run.
-        folder: where to.
         format: "jsonl", "official" or "parquet" (the pictures inside).
         name: of the data set, for the card; the folder's name if not given.
 
@@ -116,9 +114,7 @@ def push_export(path: Path, repo_id: str, private: bool = False) -> str:
     in parquet only.
 
     Args:
-        path: the data file, as [`export_run`] returns it.
         repo_id: "owner/name"; made where it does not exist.
-        private: whether a new repository is private.
 
     Raises:
         ExportError: rows whose pictures would not be uploaded, or a Hub that refuses.

@@ -97,7 +97,6 @@ class RunDirectory:
     """The folder of a run; made where there is none.
 
     Args:
-        path: the folder.
         config: what the run is to be; None opens an existing one.
 
     Raises:

@@ -97,9 +97,7 @@ class RecordReader:
     """Reads the fields of one record and collects every fault on the way instead of stopping at the first.
 
     Args:
-        file: the file, as the user knows it.
         record: where in the file, e.g. "images[3] (id 17)" or "line 4".
-        data: the parsed record.
     """
 
     def __init__(self, file: str, record: str, data: Any):

@@ -66,9 +66,7 @@ def iterate_elements(path: str | Path, progress: bool = False, keys: set[str] | 
 
     Values of top-level keys that are no arrays come as one element with position -1. `Element.value` is decoded as
     UTF-8 only where it is plain ASCII; use `read_elements` for text. Every key is added to `keys` ("" for an array).
-
-    Raises:
-        JsonSyntaxError: with the byte and line of the fault; the elements before it have been handed out.
+    Raises JsonSyntaxError with the byte and line of the fault; the elements before it have been handed out.
     """
     with _Scanner(Path(path), progress) as scanner:
         first = scanner.peek()

@@ -93,8 +93,6 @@ class NounForms:
         """The form by which a text names a category, or None.
 
         Args:
-            noun: the category.
-            text: the instruction.
             and_head: whether the last word of a longer noun alone ("glass" of "wine glass") names it, too.
         """
         words = words_of(text)

@@ -78,11 +78,7 @@ def say(
     """Put a meaning into words.
 
     Args:
-        meaning: what to say.
-        number: "singular" or "plural".
-        level: concept, simple or complex.
         choose: draws among phrasings and synonyms.
-        lexicon: the words.
         held_out: True: a template or a carrier sentence (or both) that training never uses, the last of its list;
             False: any but these; None: any.
 

@@ -71,13 +71,7 @@ class Reading:
 
 
 def read_simple(text: str, nouns: Iterable[str], forms: NounForms) -> Reading | None:
-    """The meaning of a simple instruction or concept, or None where it is not understood.
-
-    Args:
-        text: the instruction.
-        nouns: the categories that may be named.
-        forms: synonyms.
-    """
+    """The meaning of a simple instruction or concept, or None where it is not understood."""
     normal = " ".join(text.lower().replace("’", "'").split()).strip(" .!?")
     normal = COMMAND.sub("", normal).strip(" ,.").removesuffix(" please")
     marked = _mark_nouns(normal, sorted(nouns), forms)

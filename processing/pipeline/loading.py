@@ -34,9 +34,7 @@ def load_pipeline(name: str | Path, device: str | None = None, fast: bool = Fals
     """Load a model with its processor, in the precision of [`precision_on`].
 
     Args:
-        name (`str` or `Path`): SAM3-I or stock SAM3, a folder or a Hub name.
         device (`str`, *optional*): Where it runs; the first accelerator if not given.
-        fast (`bool`, *optional*): As of [`InstructionSegmentationPipeline`].
 
     Raises:
         OSError, TypeError, ValueError: when there is no such model, or it is of another family; the message says.

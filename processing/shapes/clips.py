@@ -49,12 +49,8 @@ def moving_clips(
     """The first clips of a split, a pure function of the arguments.
 
     Args:
-        count: how many.
-        num_frames: frames of each.
         speed: greatest speed along each axis, pixels per frame; objects bounce off the borders and may pass before
             each other.
-        split, seed: the world whose scenes begin to move.
-        level: of the instructions, simple or complex.
     """
     level = InstructionLevel.from_any(level)
     world, index = ShapesWorld(seed, split), 0

@@ -41,8 +41,6 @@ class ShapesDomain:
     Args:
         name: of the data set; scenes are a pure function of it, the split, the seed and an index.
         shapes: unit outlines by noun, see `shapes_rendering.outlines`.
-        plurals: the plural of every noun.
-        colors: RGB by name.
     """
 
     name: str
@@ -81,8 +79,6 @@ class ShapesDomain:
 
         Args:
             split: "train", "validation" or "test"; sentences of the last two are partly of held-out templates.
-            num_scenes: how many scenes to write about.
-            seed: the world.
             targets_per_scene: at most so many simple instructions, and half as many concepts, per scene.
             levels: "concept" and "simple": a row has an instruction at one of them.
 

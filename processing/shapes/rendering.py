@@ -108,10 +108,8 @@ def render(
     """Paint objects back to front on a textured background.
 
     Args:
-        objects: what to paint.
         rng: texture, tints and noise.
         shapes: unit outlines by noun, as [`outlines`] gives them; those of this world if not given.
-        colors: RGB by name.
 
     Returns:
         uint8 [H, W, 3] and the visible masks, bool [N, H, W]: pixels that the object covers by half or more and that

@@ -127,10 +127,7 @@ class InstructionWriter:
 
     Args:
         split: "train" says neither held-out pairs nor held-out phrasings.
-        families: what may be asked.
-        levels: the levels to put each meaning into words for (those that can say it).
         emphasis: families that are asked more or less often than others; see [`cell_weights`].
-        words: those of the world.
     """
 
     split: str
@@ -149,13 +146,7 @@ class InstructionWriter:
     def write(
         self, objects: Sequence[ShapeObject], rng: np.random.Generator, kinds: Sequence[str] | None = None
     ) -> WrittenTarget | None:
-        """One target of this scene from the cells that need it most, or None if the scene has none to give.
-
-        Args:
-            objects: the scene.
-            rng: all randomness.
-            kinds: the target kinds wanted; all if not given.
-        """
+        """One target of this scene from the cells that need it most, or None if the scene has none to give."""
         cells = [cell for cell in self.weights if self._is_open(cell) and (kinds is None or cell.kind in kinds)]
         noise = rng.random(len(cells))
         order = sorted(range(len(cells)), key=lambda i: (self._progress(cells[i]), noise[i]))

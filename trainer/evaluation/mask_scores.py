@@ -271,10 +271,8 @@ def score_masks(
     """Scores S predictions against S references (the layout of `InstructionSegmentationMetric`'s features).
 
     All instances of a prediction are merged by OR, and so are those of a target. Pixels of `ignore_masks` count on
-    neither side. `check` may only be off where the samples were checked before (`check_sample`).
-
-    Raises:
-        ValueError: a sample that cannot be scored.
+    neither side. `check` may only be off where the samples were checked before (`check_sample`). Raises ValueError: a
+    sample that cannot be scored.
     """
     return sweep_masks(predictions, references, (None,), check=check)[0]
 

@@ -85,10 +85,8 @@ def score_run(
 ) -> EvaluationResult:
     """Scores a merged predictions file again, under any protocol that asks the same instructions.
 
-    The threshold is that of the run if not given.
-
-    Raises:
-        ValueError: when the run kept only instances above a higher threshold.
+    The threshold is that of the run if not given. Raises ValueError when the run kept only instances above a higher
+    threshold.
     """
     settings = read_settings(predictions) or {}
     protocol = get_protocol(protocol or "default")

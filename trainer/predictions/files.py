@@ -245,10 +245,8 @@ def pair_files(
 
     Instances ("instance" protocols) pair by annotation_id. Otherwise the target of an image record is all its
     annotations, and the answer is each prediction record by itself where the protocol averages within image records,
-    or all of them together. Records of unknown annotations or images are left out with a warning, and counted.
-
-    Raises:
-        PredictionFileError: a mask of another size than its image, an annotation_id of another image.
+    or all of them together. Records of unknown annotations or images are left out with a warning, and counted. Raises
+    PredictionFileError: a mask of another size than its image, an annotation_id of another image.
     """
     _check_against(predictions, annotations, file)
     pairs = []

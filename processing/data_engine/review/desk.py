@@ -23,21 +23,13 @@ class DecisionError(ValueError):
 
 @dataclass(frozen=True)
 class Decision:
-    """One person's decision on one pair.
+    """One person's decision on one pair."""
 
-    Attributes:
-        pair_id: the pair.
-        decision: "accept", "edit" (accept with `text` instead), "reject" or "skip" (no verdict).
-        author: who.
-        time: when, seconds since 1970.
-        text: the new text of an edit.
-    """
-
-    pair_id: str
-    decision: str
-    author: str
-    time: float
-    text: str | None = None
+    pair_id: str  # the pair
+    decision: str  # "accept", "edit" (accept with `text` instead), "reject" or "skip" (no verdict)
+    author: str  # who
+    time: float  # when, seconds since 1970
+    text: str | None = None  # the new text of an edit
 
     def __post_init__(self):
         if self.decision not in DECISIONS:
@@ -53,9 +45,6 @@ def agreement_of(decisions: Iterable[Iterable[Decision]]) -> dict[str, Any]:
 
     `pairs` counts instructions with two or more decisions, `observed` is the share of agreeing couples of decisions,
     `kappa` Cohen's kappa with pooled marginals (Scott's pi); None where there is nothing to compare.
-
-    Args:
-        decisions: per pair, the latest decision of every author.
     """
     votes = [[item.decision != REJECT for item in said if item.decision != SKIP] for said in decisions]
     shared = [item for item in votes if len(item) > 1]
@@ -71,21 +60,13 @@ def agreement_of(decisions: Iterable[Iterable[Decision]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class QueuedPair:
-    """A pair that waits for a person.
+    """A pair that waits for a person."""
 
-    Attributes:
-        pair: its record, checks included.
-        target: the record of its target, without the pairs.
-        picture: the record of its picture, without the targets.
-        value: expected value of looking at it, the higher the sooner.
-        decisions: what people said so far, the latest of each author.
-    """
-
-    pair: dict[str, Any]
-    target: dict[str, Any]
-    picture: dict[str, Any]
-    value: float
-    decisions: tuple[Decision, ...]
+    pair: dict[str, Any]  # its record, checks included
+    target: dict[str, Any]  # the record of its target, without the pairs
+    picture: dict[str, Any]  # the record of its picture, without the targets
+    value: float  # expected value of looking at it, the higher the sooner
+    decisions: tuple[Decision, ...]  # what people said so far, the latest of each author
 
 
 class ReviewDesk:
@@ -95,7 +76,6 @@ class ReviewDesk:
     Threads may share a desk, and several processes may have desks on one run: nobody's decision is lost.
 
     Args:
-        run: the run; it may be at work, see [`refresh`].
         second_looks: share of the pairs that a second author is asked about too, so that agreement can be measured.
     """
 

@@ -25,13 +25,7 @@ from .desk import QueuedPair, ReviewDesk
 
 
 class EditChecks:
-    """Checks edits of a run's instructions.
-
-    Args:
-        desk: the run's pairs and decisions.
-        count_tokens: tokens of a text, ends included; an estimate if not given.
-        forms: synonyms.
-    """
+    """Checks edits of a run's instructions."""
 
     def __init__(self, desk: ReviewDesk, count_tokens: TokenCounter = estimate_tokens, forms: NounForms | None = None):
         self.desk = desk

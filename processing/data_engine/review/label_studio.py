@@ -42,8 +42,6 @@ def export_tasks(desk: ReviewDesk, path: str | Path, image_url: str | None = Non
     """Write the queue as tasks and the labeling configuration beside it (`.xml`); returns the number of tasks.
 
     Args:
-        desk: the run's decisions.
-        path: the JSON file.
         image_url: where Label Studio finds the pictures, with "{file}" for a picture's path; the pictures themselves
             are put into the tasks if not given.
     """

@@ -39,7 +39,6 @@ class ReviewPage:
     """The Gradio page on a run's review queue; any number of reviewers may have it open.
 
     Args:
-        desk: pairs and decisions.
         reviewer: name of the only reviewer; the page asks if not given.
         checks: what an edit goes through; the engine's checks without a model if not given.
     """
@@ -57,16 +56,7 @@ class ReviewPage:
             self._connect()
 
     def launch(self, host: str = "127.0.0.1", port: int | None = None, **options) -> tuple[Any, str, str]:
-        """Serve the page; returns what `gradio.Blocks.launch` does.
-
-        Args:
-            host: address to listen on.
-            port: the first free one from 7860 on, if not given.
-            options: of `gradio.Blocks.launch`.
-
-        Raises:
-            OSError: the port is taken.
-        """
+        """Serve the page; returns what `gradio.Blocks.launch` does. Raises OSError: the port is taken."""
         settings: dict[str, Any] = {
             "share": False,
             "show_error": True,

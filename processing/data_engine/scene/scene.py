@@ -20,21 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SceneInstance:
-    """One instance of a picture.
+    """One instance of a picture."""
 
-    Attributes:
-        annotation_id: its id in the source, unique within the picture.
-        noun: the category as a singular noun phrase, lower case.
-        mask: compressed RLE at the size of the picture.
-        granularity: "object" or "part".
-        whole: annotation id of the object that a part belongs to, where it is known.
-    """
-
-    annotation_id: int
-    noun: str
-    mask: Any = field(repr=False)
-    granularity: str = "object"
-    whole: int | None = None
+    annotation_id: int  # its id in the source, unique within the picture
+    noun: str  # the category as a singular noun phrase, lower case
+    mask: Any = field(repr=False)  # compressed RLE at the size of the picture
+    granularity: str = "object"  # "object" or "part"
+    whole: int | None = None  # annotation id of the object that a part belongs to, where it is known
 
     @cached_property
     def box(self) -> list[float]:

@@ -23,13 +23,7 @@ SAME_INSTANCE = 0.7  # IoU from which two proposals show one thing; the better s
 
 
 class PipelineGrounder:
-    """Finds the masks of instructions with an instruction-segmentation pipeline, one picture at a time.
-
-    Args:
-        pipeline: the pipeline.
-        name: for the run's configuration.
-        threshold: instances need a higher score.
-    """
+    """Finds the masks of instructions with an instruction-segmentation pipeline, one picture at a time."""
 
     def __init__(self, pipeline: Any, name: str, threshold: float = 0.5):
         self.pipeline = pipeline
@@ -51,12 +45,8 @@ class ProposalSource:
     counts on neither.
 
     Args:
-        folder: pictures, sub-folders included.
-        concepts: nouns to look for.
-        pipeline: an instruction-segmentation pipeline.
         threshold: proposals need a higher score.
         doubt_threshold: below it a proposal counts as nothing.
-        dataset, split: for the rows.
     """
 
     def __init__(

@@ -37,17 +37,8 @@ MIN_AREA = 16  # pixels: smaller masks are neither targets nor siblings
 class CocoSource:
     """Scenes of a COCO, LVIS or PACO instances file.
 
-    A record that cannot be used is counted in `left_out` (the file's or its scene's), and the rest goes on.
-
-    Args:
-        path: the JSON file.
-        image_root: folder(s) of the images; see `image_roots.ImageRoots`.
-        dataset: name for the rows; the file's stem if not given.
-        split: split for the rows.
-        crowd: of annotations with `iscrowd`: see `image_roots.ReadOptions`.
-
-    Raises:
-        ValueError: a file without a named category or without an image.
+    A record that cannot be used is counted in `left_out` (the file's or its scene's), and the rest goes on. Raises
+    ValueError: a file without a named category or without an image.
     """
 
     def __init__(
@@ -172,7 +163,6 @@ class RowSource:
 
     Args:
         rows: rows, whose `image` is a path, a PIL image or `{"path", "bytes"}`, and faults, which are counted.
-        account: of the reader, filled when all rows are read.
     """
 
     def __init__(self, rows: Iterable[InstructionRow | RecordFault], account: RowAccount | None = None):
@@ -258,7 +248,6 @@ class ShapesSource:
 
     Args:
         num_scenes: how many; their indices start at `start`.
-        split, seed: the world.
     """
 
     def __init__(self, num_scenes: int, split: str = "train", seed: int = 0, start: int = 0):

@@ -32,7 +32,6 @@ class ChatWriter:
     """Writes the instructions of a target.
 
     Args:
-        prompts: see [`engine_prompts`].
         greedy: its model gives the same answer to the same request.
     """
 
@@ -47,14 +46,7 @@ class ChatWriter:
         wanted: Mapping[InstructionLevel, int],
         rejected: Sequence[tuple[str, str]],
     ) -> tuple[list[Message], dict[str, Any]]:
-        """(messages, JSON schema) that ask for texts.
-
-        Args:
-            scene: the picture.
-            plan: the target.
-            wanted: how many texts of each level.
-            rejected: texts of earlier attempts with the reasons.
-        """
+        """(messages, JSON schema) that ask for texts."""
         feedback = ""
         if rejected:
             lines = "\n".join(f"- {text!r}: {reason}" for text, reason in rejected)

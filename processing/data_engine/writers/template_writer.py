@@ -38,23 +38,14 @@ _OPEN_KINDS = ("any_color", "not_noun", "noun_shared", "noun_alone", "color_shar
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """What is to be written about: a target of a scene.
+    """What is to be written about: a target of a scene."""
 
-    Attributes:
-        targets: annotation ids, ascending; empty for a question without an answer.
-        kind: target kind.
-        noun: the category; None where anything may answer.
-        granularity: "object" or "part".
-        meaning: the question behind it; None where a chat model finds one.
-        number: grammatical number of the sentence.
-    """
-
-    targets: tuple[int, ...]
-    kind: str
-    noun: str | None
-    granularity: str = "object"
-    meaning: Meaning | None = None
-    number: str = SINGULAR
+    targets: tuple[int, ...]  # annotation ids, ascending; empty for a question without an answer
+    kind: str  # target kind
+    noun: str | None  # the category; None where anything may answer
+    granularity: str = "object"  # "object" or "part"
+    meaning: Meaning | None = None  # the question behind it; None where a chat model finds one
+    number: str = SINGULAR  # grammatical number of the sentence
 
 
 class TemplateWriter:
@@ -62,7 +53,6 @@ class TemplateWriter:
 
     Args:
         nouns: every category of the source, for questions about what is absent.
-        levels: levels to write.
     """
 
     name = "templates"
@@ -78,11 +68,6 @@ class TemplateWriter:
         A kind is drawn first, then a family, then its details: what is common in pictures does not crowd out what is
         rare. Questions without an answer take the place of ones that have one, with the same family and number, so
         that no form of words tells whether there is a target.
-
-        Args:
-            facts: the scene.
-            kinds: the target kinds wanted, equally often.
-            rng: all randomness.
         """
         kind = rng.choice([name for name in kinds if name != NONE] or [ONE, SOME, ALL])
         none_share = (NONE in kinds) / len(kinds)

@@ -34,10 +34,8 @@ class _PlainUnpickler(pickle.Unpickler):
 def load_plain_pickle(path: str | Path) -> Any:
     """Read a pickle that holds plain data (as `refs(unc).p` and `Ref-ZOM(final).p` do), Python 2 pickles included.
 
-    Byte strings of Python 2 are read as UTF-8, or as latin-1 where they are no UTF-8.
-
-    Raises:
-        DatasetFormatError: the pickle names anything but plain containers, or is broken.
+    Byte strings of Python 2 are read as UTF-8, or as latin-1 where they are no UTF-8. Raises DatasetFormatError: the
+    pickle names anything but plain containers, or is broken.
     """
     data = Path(path).read_bytes()
     for encoding in ("utf-8", "latin-1"):

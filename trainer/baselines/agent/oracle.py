@@ -53,7 +53,6 @@ class OracleAgent(AgentSegmenter):
 
     Args:
         truths: by (`image_key(image)`, instruction).
-        options: those of [`AgentSegmenter`].
     """
 
     def __init__(self, detector: PhraseDetector, truths: Mapping[tuple[str, str], OracleTruth], **options: Any):

@@ -11,9 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
-from .hub.conversion.cli import convert
-from .hub.demo.cli import demo
-from .hub.publish.cli import card, export, push
+from .hub.cli import card, convert, demo, export, push
 from .processing.cli import data_app
 from .processing.data_engine.cli import add_engine_commands
 from .processing.predict import predict

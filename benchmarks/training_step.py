@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from timing import alternate, in_fresh_process, peak_mib, ratio, table
 
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage, parameter_groups
-from sam3i.trainer.stage_module import StageModule
+from sam3i.trainer.stage.module import StageModule
 
 CASES = {
     "weights": "the model, loaded",

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outputs that appear whole or not at all, never replace their own source, and have one writer per folder."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

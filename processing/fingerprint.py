@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Identity by content: SHA-256 (hex) of files, of plain values and of tensors, the same on every machine."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

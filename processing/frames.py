@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frames of a video file, one by one, as upright images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from .images import ImageError
-from .limits import MAX_PIXELS
+from .images import MAX_PIXELS, ImageError
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 

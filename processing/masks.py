@@ -6,8 +6,6 @@ The byte format of `counts` is that of pycocotools (`common/maskApi.c`): five bi
 and from the third value on the difference to the value two places before.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `sam3i predict` is asked: the images behind its sources, and the instructions for each."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json

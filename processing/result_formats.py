@@ -5,8 +5,6 @@ An instance is a dict with "score", "label" (the instruction), "level", "box" (x
 bool array [height, width].
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr

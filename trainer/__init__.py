@@ -6,6 +6,6 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "curriculum": ["TrainingStage", "freeze_for_stage", "is_trained"],
-        "stage_module": ["encode_vision", "imitation_loss"],
+        "stage.module": ["encode_vision", "imitation_loss"],
     },
 )

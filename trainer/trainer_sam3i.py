@@ -37,9 +37,9 @@ from .heads.router import train_router
 from .heads.selector import begin_stage, end_joint_stage, most_head_steps
 from .plan import TrainingPlan, check_rows, make_plan
 from .record import record_stage, shared_identity, stage_identity
-from .stage_callbacks import RunProgress, StageCallback
-from .stage_module import StageModule, copy_adapters, prepare_precision, read_model
-from .stage_trainer import StageTrainer, refuse_ignored_keys
+from .stage.callbacks import RunProgress, StageCallback
+from .stage.module import StageModule, copy_adapters, prepare_precision, read_model
+from .stage.trainer import StageTrainer, refuse_ignored_keys
 from .transforms import InstructionTransform
 
 logger = logging.get_logger(__name__)

@@ -7,8 +7,6 @@ unless asked for, and never happen when an instruction names a side. All draws c
 in; nothing touches a global random state.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random

@@ -3,10 +3,9 @@
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from . import html
-from .examples import DemoExample
 from .model import DemoModel
 from .segmentation import LOWEST_THRESHOLD
-from .session import DemoSession
+from .session import DemoExample, DemoSession
 
 try:
     import gradio as gr

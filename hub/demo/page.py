@@ -15,12 +15,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ...processing.result_formats import results_to_json
 from . import html
-from .examples import demo_examples
+from .html import CSS, theme
 from .layout import LIKE, DemoLayout, gr
 from .model import DemoModel, read_instructions
 from .segmentation import Shown
-from .session import DemoSession, read_corners
-from .style import CSS, theme
+from .session import DemoSession, demo_examples, read_corners
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts as versioned files: readable, replaceable one by one by files of the same name in another folder."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ alone and a segmenter that follows come after them. Every check returns its evid
 back to its writer with the reason; "unsure" means that the check cannot tell, and leaves it to the next ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from random import Random

@@ -269,8 +269,7 @@ def review(
 
     They see what the checks disagree on; several may work on it at a time.
     """
-    from .review.desk import ReviewDesk
-    from .review.edits import EditChecks
+    from .review.desk import EditChecks, ReviewDesk
     from .review.page import ReviewPage
     from .run import RunDirectory
 

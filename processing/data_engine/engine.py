@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data engine: pictures of a source through writer and checks into a run folder, several at a time."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import time

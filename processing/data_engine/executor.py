@@ -6,8 +6,6 @@ a task that is killed is one failed task and no more. Logs, completion markers a
 `RUN/executor`; running the same command again runs what is not complete.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settled pairs of a run as rows of our schema: JSON Lines, the authors' JSON, or parquet with a dataset card."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

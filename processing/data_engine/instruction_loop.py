@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop over one picture: targets are planned, instructions written, checked, decided on, written again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random

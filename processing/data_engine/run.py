@@ -6,8 +6,6 @@ run.sqlite      finished pictures, what was left out, paid calls, decisions; see
 images/         images that are no files elsewhere
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

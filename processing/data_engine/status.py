@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run has come to: counts per level, kind and granularity, what each check found, cost, reviewers."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

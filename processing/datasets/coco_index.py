@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO-style files by id without holding them: where each image and annotation lies, read when asked for."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Iterator
 from itertools import islice

@@ -5,8 +5,6 @@ An image is opened only inside the folders the user gave, or inside the folder o
 lead out of them, and absolute paths or addresses whose end is found in none of them, are refused.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

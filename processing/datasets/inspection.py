@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is in a data set: counts per level, kind and size of target, and a contact sheet to look at."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

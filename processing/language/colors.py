@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The name of a mask's color, or none where people might disagree."""
 
-from __future__ import annotations
-
 import numpy as np
 
 # Hue ranges in degrees; the gaps between them are nobody's.

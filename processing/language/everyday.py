@@ -8,8 +8,6 @@ say function, habit, color, size, place and relation; they cannot say what is go
 whom, or what a person would infer from looking: that takes a chat model as the writer.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import lru_cache

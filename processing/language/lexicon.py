@@ -11,8 +11,6 @@ though all of its words occur elsewhere. The data engine does not use it either 
 trained on what the engine writes meets it as new.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nouns in sentences: plurals, synonyms, and whether a text names a category."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping

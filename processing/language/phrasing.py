@@ -5,8 +5,6 @@ A concept names the noun. A simple instruction names it too and adds a color, si
 says neither the noun nor the name of a color, only what the thing is for or like.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ The grammar is small and says "not understood" (None) rather than guess; a text 
 the checker model.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -7,8 +7,6 @@ clauses of kinds and uses say is true of all nouns of the kind and of no other n
 could be eaten" has an answer.
 """
 
-from __future__ import annotations
-
 from ..language import lexicon as shared
 from ..language.lexicon import Table
 from ..shapes.lexicon import WorldWords

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline "instruction-segmentation": images and instructions in, masks out."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,6 @@ from ..post_processing import MAX_OVERLAP, check_probability
 from ..processing_sam3i import Sam3IProcessor
 from ..results import InstanceList, InstructionResult
 from ..row_layout import VISUAL_PROMPT, to_lists
-from .inputs import Batches, Results, SizedBatches
 
 _ITEM_KEYS = ("text", "level", "boxes", "box_labels")
 _NOT_GIVEN = object()
@@ -330,3 +330,42 @@ class InstructionSegmentationPipeline(Pipeline):
             )
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+class Batches:
+    """The inputs in lists of `batch_size`, with a length and items where the inputs have them."""
+
+    def __init__(self, inputs: Any, batch_size: int):
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"Expected `batch_size` of at least 1, found {batch_size!r}.")
+        self.inputs = inputs
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list]:
+        items = iter(self.inputs)
+        while batch := list(islice(items, self.batch_size)):
+            yield batch
+
+
+class SizedBatches(Batches):
+    def __len__(self) -> int:
+        return -(-len(self.inputs) // self.batch_size)
+
+    def __getitem__(self, index: int) -> list:
+        stop = min((index + 1) * self.batch_size, len(self.inputs))
+        return [self.inputs[item] for item in range(index * self.batch_size, stop)]
+
+
+class Results:
+    """Results one by one from an iterator over batches of them."""
+
+    def __init__(self, batches: Iterable[list], inputs: Any):
+        self.batches = batches
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __iter__(self) -> Iterator:
+        for batch in self.batches:
+            yield from batch

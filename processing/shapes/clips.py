@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Short clips of the shapes world: scenes whose objects move, with each one's mask in every frame."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

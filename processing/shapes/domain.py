@@ -4,8 +4,6 @@
 A domain stands for the pictures of somebody who fine-tunes: the model has seen neither its shapes nor its words.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections import Counter

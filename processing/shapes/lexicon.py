@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words of the shapes world: its nouns and what they are for; all else is the language layer's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

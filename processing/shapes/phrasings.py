@@ -5,8 +5,6 @@ A text encoder that has heard each question in two constructions falls by ten po
 here is made of words that the world has anyway, and none is a held-out one: those stay the last of their lists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ Truth comes first: a question is drawn, [`denotation`] computes its targets from
 put into words.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer, PreTrainedModel, Sam3Config, Sam3ImagePr
 from typer import Typer
 from typer.testing import CliRunner
 
-from sam3i.hub.conversion.cli import convert
+from sam3i.hub.cli import convert
 from sam3i.hub.conversion.official import CheckpointConversionError, convert_official_checkpoint
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation

@@ -22,10 +22,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sam3i.hub.demo import html as demo_html
-from sam3i.hub.demo.examples import demo_examples
 from sam3i.hub.demo.model import MOST_INSTRUCTIONS, DemoModel, read_instructions
 from sam3i.hub.demo.segmentation import LOWEST_THRESHOLD, BoxExemplar, Segmentation, Shown
-from sam3i.hub.demo.session import CANVAS_SIDE, MOST_BOXES, DemoSession, read_corners
+from sam3i.hub.demo.session import CANVAS_SIDE, MOST_BOXES, DemoSession, demo_examples, read_corners
 from sam3i.processing.drawing.style import POSITIVE
 from sam3i.processing.masks import decode_mask
 

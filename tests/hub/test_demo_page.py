@@ -81,7 +81,7 @@ def _leaves(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
-    from sam3i.hub.demo.examples import demo_examples
+    from sam3i.hub.demo.session import demo_examples
 
     path = tmp_path_factory.mktemp("pictures") / "scene.png"
     demo_examples()[0].image.save(path)
@@ -286,7 +286,7 @@ def test_compare_and_boxes(served, visit):
     page.get_by_role("tab", name="Python").click()
     expect_text(page, "#code", "boxes=[[28, 28, 56, 56], [60, 60, 90, 100]]")
     page.get_by_role("tab", name="Result").click()
-    from sam3i.hub.demo.examples import demo_examples
+    from sam3i.hub.demo.session import demo_examples
 
     boxes = {"boxes": [[28, 28, 56, 56], [60, 60, 90, 100]], "box_labels": [1, 0]}
     rows = model.pipe(demo_examples()[2].image, text=["square"], threshold=0.3, **boxes)

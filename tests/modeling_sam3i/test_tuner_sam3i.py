@@ -19,9 +19,13 @@ from transformers import AutoModel, Sam3Model, Sam3VideoModel
 from sam3i.modeling_sam3i.adapter_io import AdapterMismatchError, save_adapter, to_file_name
 from sam3i.modeling_sam3i.configuration_sam3i import AdapterSettings, Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from sam3i.modeling_sam3i.peft.layers import AdapterNotMergeableError, InstructionAdapterLayer
 from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
-from sam3i.modeling_sam3i.peft.tuner import InstructionAdapterConfig, Sam3IPeftType
+from sam3i.modeling_sam3i.peft.tuner import (
+    AdapterNotMergeableError,
+    InstructionAdapterConfig,
+    InstructionAdapterLayer,
+    Sam3IPeftType,
+)
 
 OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 MIXED = torch.tensor([0, 1, 2])

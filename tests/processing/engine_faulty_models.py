@@ -21,9 +21,9 @@ from scripted_chat import Answer, ScriptedChatServer, images_of, texts_of
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.chat.endpoint import encode_image
-from sam3i.processing.data_engine.scene import set_of_marks
 from sam3i.processing.data_engine.scene.facts import Facts
 from sam3i.processing.data_engine.scene.sources import ShapesSource
+from sam3i.processing.data_engine.writers.chat_writer import enlarge
 from sam3i.processing.data_engine.writers.template_writer import TemplateWriter, lexicon_of
 from sam3i.processing.drawing.style import PictureScale, draw_tag
 from sam3i.processing.language.meaning import denote
@@ -54,7 +54,7 @@ class FaultyModels:
         self.drawer = TemplateWriter(self.source.nouns, (SIMPLE, COMPLEX))
         self.scenes = {}
         for scene in self.source.scenes():
-            url = encode_image(set_of_marks.enlarge(scene.open_image()))
+            url = encode_image(enlarge(scene.open_image()))
             self.scenes[hashlib.md5(url.encode()).hexdigest()] = (scene, Facts(scene))
         self.server = ScriptedChatServer(self, keep_requests=False)
 

@@ -17,8 +17,7 @@ from sam3i.processing.chat.prompts import PromptError
 from sam3i.processing.data_engine.calls import EndpointSpec
 from sam3i.processing.data_engine.engine import DataEngine
 from sam3i.processing.data_engine.export import ExportError, accepted_rows, export_run
-from sam3i.processing.data_engine.review.desk import DecisionError, ReviewDesk
-from sam3i.processing.data_engine.review.edits import EditChecks, breaks_a_rule
+from sam3i.processing.data_engine.review.desk import DecisionError, EditChecks, ReviewDesk, breaks_a_rule
 from sam3i.processing.data_engine.review.label_studio import LabelStudioError, export_tasks, import_decisions
 from sam3i.processing.data_engine.review.view import as_text
 from sam3i.processing.data_engine.run import EngineConfig, RunDirectory

@@ -13,7 +13,7 @@ from sam3i.processing.language.meaning import Filter, Meaning
 from sam3i.processing.language.phrasing import say
 from sam3i.processing.pictograms import KINDS, NOUNS, PICTOGRAM_WORDS, PictogramsInstructionDataset, PictogramsWorld
 from sam3i.processing.pictograms.lexicon import DESCRIPTORS, KIND_CLAUSES
-from sam3i.processing.pictograms.rendering import PICTURES, pictogram
+from sam3i.processing.pictograms.world import PICTURES, pictogram
 from sam3i.processing.shapes import MAX_TOKENS, ShapeObject, ShapesWorld, vocabulary
 from sam3i.processing.shapes.dataset import world_rows
 from sam3i.processing.shapes.questions import FAMILIES, denotation, one_of

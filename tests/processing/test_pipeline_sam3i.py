@@ -20,10 +20,10 @@ from sam3i.modeling_sam3i.adapter_io import BaseModelNotFoundError, save_adapter
 from sam3i.modeling_sam3i.int8_vision import Int8Linear
 from sam3i.processing.pipeline.loading import load_pipeline
 from sam3i.processing.pipeline.pipeline_sam3i import InstructionSegmentationPipeline
-from sam3i.processing.pipeline.registration import TASK, register_pipeline
 from sam3i.processing.predict import PredictionSettings, predict_images
 from sam3i.processing.predict_tasks import read_tasks
 from sam3i.processing.processing_sam3i import Sam3IProcessor
+from sam3i.registration import TASK, register_pipeline
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -15,10 +15,10 @@ from sam3i.cli import app
 from sam3i.processing import predict as module
 from sam3i.processing.frames import read_frames
 from sam3i.processing.images import ImageError
-from sam3i.processing.pipeline.registration import TASK
 from sam3i.processing.predict import PredictionSettings, predict_images
 from sam3i.processing.predict_tasks import PredictionTask, find_images, read_tasks
 from sam3i.processing.processing_sam3i import Sam3IProcessor
+from sam3i.registration import TASK
 
 ALL = PredictionSettings(threshold=0.0, max_overlap=None)  # random weights: keep every query
 

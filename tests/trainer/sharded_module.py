@@ -14,7 +14,7 @@ from training_fixtures import tiny_dataset, tiny_model, tiny_processor, tiny_tra
 from sam3i import Sam3ITrainer
 from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage
-from sam3i.trainer.stage_module import StageModule
+from sam3i.trainer.stage.module import StageModule
 
 CONFIG = Path(__file__).resolve().parents[2] / "examples" / "accelerate" / "fsdp.yaml"
 

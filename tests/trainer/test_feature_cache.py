@@ -11,7 +11,7 @@ from training_fixtures import tiny_dataset, tiny_model, tiny_processor, tiny_row
 from sam3i.processing.fingerprint import fingerprint_image
 from sam3i.trainer.collator import image_key
 from sam3i.trainer.feature_cache import FeatureCacheFullError, VisionFeatureCache, vision_fingerprint
-from sam3i.trainer.stage_module import encode_vision
+from sam3i.trainer.stage.module import encode_vision
 
 IMAGES = 6
 

@@ -143,7 +143,7 @@ def test_a_run_has_one_progress_bar(tmp_path, monkeypatch):
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    monkeypatch.setattr("sam3i.trainer.stage_callbacks.tqdm", Bar)
+    monkeypatch.setattr("sam3i.trainer.stage.callbacks.tqdm", Bar)
     settings = {"stages": ("simple", "complex"), "max_steps": (2, 3, 1), "disable_tqdm": False}
     settings |= {"save_strategy": "steps", "save_steps": 1}
     tiny_trainer(tmp_path, **settings).train()

@@ -141,7 +141,7 @@ def test_sigterm_ends_the_run_after_its_step_and_it_goes_on_exactly(tmp_path):
 
 def test_patience_is_a_completion_and_recorded_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "sam3i.trainer.stage_trainer.evaluate_levels", lambda *args, **kwargs: {"stage_best_gIoU": 1.0}
+        "sam3i.trainer.stage.trainer.evaluate_levels", lambda *args, **kwargs: {"stage_best_gIoU": 1.0}
     )
     settings = {**SAVING, "max_steps": 8, "eval_strategy": "steps", "eval_steps": 1, "early_stopping_patience": 2}
     trainer = tiny_trainer(tmp_path, None, tiny_dataset(4, "validation"), stages="simple", calibrate=False, **settings)
@@ -238,7 +238,7 @@ def test_a_flipped_bit_is_found_and_the_fall_back_is_said(tmp_path, caplog):
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
-    from sam3i.trainer import stage_trainer
+    from sam3i.trainer.stage import trainer as stage_trainer
 
     seal = stage_trainer.seal_checkpoint
 

@@ -22,7 +22,7 @@ from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
 from sam3i.trainer.checkpoints import CheckpointNotFoundError, OtherTrainingError, find_checkpoint, read_checkpoint
 from sam3i.trainer.collator import InstructionCollator
 from sam3i.trainer.curriculum import TrainingStage, freeze_for_stage, is_trained
-from sam3i.trainer.stage_module import StageModule, pool_tokens
+from sam3i.trainer.stage.module import StageModule, pool_tokens
 from sam3i.trainer.transforms import InstructionTransform
 
 SIMPLE, COMPLEX, JOINT = TrainingStage
@@ -272,7 +272,7 @@ def test_evaluation_covers_levels_and_kinds_and_checks_the_concept_path(tmp_path
 def test_the_best_weights_of_each_stage_are_kept_and_patience_ends_it(tmp_path, monkeypatch):
     figures = iter([5.0, 9.0, 7.0, 8.0] + [1.0, 0.5, 0.2])
     monkeypatch.setattr(
-        "sam3i.trainer.stage_trainer.evaluate_levels", lambda *args, **kwargs: {"stage_best_gIoU": next(figures)}
+        "sam3i.trainer.stage.trainer.evaluate_levels", lambda *args, **kwargs: {"stage_best_gIoU": next(figures)}
     )
     model = tiny_model()
     trainer = tiny_trainer(
@@ -310,7 +310,7 @@ def test_patience_is_remembered_by_checkpoints(tmp_path, monkeypatch):
     def run(callbacks, resume):
         trainer = tiny_trainer(tmp_path, None, tiny_dataset(4, "validation"), callbacks, **settings)
         monkeypatch.setattr(
-            "sam3i.trainer.stage_trainer.evaluate_levels",
+            "sam3i.trainer.stage.trainer.evaluate_levels",
             lambda *args, **kwargs: {"stage_best_gIoU": figures[trainer.state.global_step]},
         )
         return trainer.train(resume_from_checkpoint=resume)

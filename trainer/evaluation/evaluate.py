@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of models and baselines on rows: one vision pass per image, resumable, sharded over processes."""
 
-from __future__ import annotations
-
 import hashlib
 import tempfile
 from collections import Counter

@@ -6,8 +6,6 @@ intersections over the sum of their unions, P@t the share of samples with IoU >=
 what was found twice, so every protocol also has figures of single instances (`INSTANCE_STATEMENT`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

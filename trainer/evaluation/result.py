@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a system scored, made from the predictions it left: figures, the best thresholds, calibration, cost."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -26,7 +26,7 @@ from ...compat import box_cxcywh_to_xyxy
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...modeling_sam3i.losses.matcher import box_overlap
 from ..processes import process_state
-from ..stage_module import encode_vision
+from ..stage.module import encode_vision
 
 if TYPE_CHECKING:
     from ..trainer_sam3i import Sam3ITrainer

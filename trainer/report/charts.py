@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The charts of a report: IoU histogram, precision over recall, gIoU over thresholds, bars per group."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any

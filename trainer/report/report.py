@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of an evaluation: one self-contained HTML page, and its pictures as PNGs beside it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence

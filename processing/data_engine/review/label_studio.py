@@ -5,8 +5,6 @@ Source of the layout: Label Studio's documentation, "Import data" (tasks with `d
 (`annotations` with `result`, `completed_by`, `updated_at`); rectangles are in percent of the picture.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Iterable

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `sam3i data review`: people look at what the checks disagree on; importing this needs gradio."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 
-from .desk import ACCEPT, EDIT, REJECT, SKIP, ReviewDesk
-from .edits import EditChecks, breaks_a_rule
+from .desk import ACCEPT, EDIT, REJECT, SKIP, EditChecks, ReviewDesk, breaks_a_rule
 from .view import (
     edit_report,
     evidence,

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the review page shows of a pair: pieces of `page.html`, in which text from outside is nothing but text."""
 
-from __future__ import annotations
-
 import base64
 import io
 import unicodedata

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be measured of a scene from its pixels and masks, and how sure a comparison has to be."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property

@@ -5,8 +5,6 @@ Fields beyond COCO: LVIS' `neg_category_ids` and `not_exhaustive_category_ids` o
 ("bottle:cap") with `obj_ann_id` of an annotation.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

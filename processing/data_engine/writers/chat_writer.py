@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A multimodal chat model as writer: it sees the target marked among its siblings and answers in a fixed form."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from ....modeling_sam3i.instruction_levels import InstructionLevel
 from ...chat.client import Message, chat_message, extract_json, one_line
 from ...chat.prompts import VersionedPrompt, load_prompts
+from ...drawing.instances import draw_masks
 from ...language.meaning import ALL, NONE, ONE
-from ..scene import set_of_marks
 from ..scene.scene import AnnotatedScene
 from .template_writer import TargetPlan
 
@@ -57,18 +57,18 @@ class ChatWriter:
             if item.annotation_id not in plan.targets
         ]
         text = self.prompts["writer"].fill(
-            target_color=set_of_marks.TARGET_COLOR[0],
-            sibling_color=set_of_marks.SIBLING_COLOR[0],
+            target_color=TARGET_COLOR[0],
+            sibling_color=SIBLING_COLOR[0],
             # as prompt files of one's own may still name them
-            **{"target_colour": set_of_marks.TARGET_COLOR[0], "sibling_colour": set_of_marks.SIBLING_COLOR[0]},
+            **{"target_colour": TARGET_COLOR[0], "sibling_colour": SIBLING_COLOR[0]},
             noun=plan.noun,
             task=_task(plan, len(siblings)),
             levels="\n".join(f'- "{level.value}": {count}' for level, count in wanted.items()),
             max_words=MAX_WORDS,
             feedback=feedback,
         )
-        plain = set_of_marks.enlarge(scene.open_image())
-        marked = set_of_marks.mark_target(scene, plan.targets, siblings)
+        plain = enlarge(scene.open_image())
+        marked = mark_target(scene, plan.targets, siblings)
         return [chat_message("user", text, plain, marked)], _schema(wanted)
 
     @staticmethod
@@ -100,7 +100,7 @@ class ChatChecker:
         """(messages, JSON schema) for some instructions about one picture; `numbers` is annotation id -> number."""
         listed = "\n".join(f"{index}. {text}" for index, text in enumerate(texts, start=1))
         prompt = self.prompts["checker"].fill(instructions=listed)
-        plain = set_of_marks.enlarge(scene.open_image())
+        plain = enlarge(scene.open_image())
         answer = {
             "type": "object",
             "properties": {
@@ -122,7 +122,7 @@ class ChatChecker:
             "required": ["answers"],
             "additionalProperties": False,
         }
-        return [chat_message("user", prompt, plain, set_of_marks.mark_numbers(scene, numbers))], schema
+        return [chat_message("user", prompt, plain, mark_numbers(scene, numbers))], schema
 
     @staticmethod
     def parse(text: str, count: int) -> list[set[int]]:
@@ -189,3 +189,34 @@ def _task(plan: TargetPlan, siblings: int) -> str:
     if plan.kind == ALL:
         return f'write instructions that denote all {count} instances of "{noun}" in the picture.'
     return f'write instructions that denote the {count} marked instances of "{noun}" and none of the other {siblings}.'
+
+
+TARGET_COLOR, SIBLING_COLOR = ("magenta", (255, 0, 255)), ("cyan", (0, 255, 255))
+SHORTER_SIDE = 336  # pixels: smaller pictures are enlarged, so that outlines and numbers can be read
+
+
+def enlarge(picture: Image.Image) -> Image.Image:
+    """The picture, at least `SHORTER_SIDE` pixels high and wide."""
+    return draw_masks(picture, (), side=_longest_side(picture))
+
+
+def mark_target(scene: AnnotatedScene, targets: Iterable[int], siblings: Iterable[int]) -> Image.Image:
+    """The picture with target and siblings (annotation ids) outlined in their colors."""
+    colors = dict.fromkeys(targets, TARGET_COLOR[1]) | dict.fromkeys(siblings, SIBLING_COLOR[1])
+    return _draw(scene, colors, colors=list(colors.values()))
+
+
+def mark_numbers(scene: AnnotatedScene, numbers: Mapping[int, int]) -> Image.Image:
+    """The picture with every instance of `numbers` (annotation id -> number) outlined, its number on it."""
+    white, tags = [(255, 255, 255)] * len(numbers), [str(number) for number in numbers.values()]
+    return _draw(scene, numbers, colors=white, tags=tags, tags_inside=True)
+
+
+def _draw(scene: AnnotatedScene, ids: Iterable[int], **style: object) -> Image.Image:
+    picture = scene.open_image()
+    masks = [scene.by_id[number].pixels() for number in ids]
+    return draw_masks(picture, masks, dim=False, side=_longest_side(picture), **style)  # type: ignore[arg-type]
+
+
+def _longest_side(picture: Image.Image) -> int:
+    return round(max(picture.size) * max(1.0, SHORTER_SIDE / min(picture.size)))

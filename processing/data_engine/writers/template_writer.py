@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A writer without any model: questions drawn at random, kept where masks and pixels give a clear answer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random

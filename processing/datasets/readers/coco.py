@@ -9,8 +9,6 @@ one `instances*.json`) and `instructions.jsonl`, one object per line and target:
 Without instructions each category of an image becomes a row of the concept level with all its instances.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO annotations as instances of a row: every segmentation encoding, boxes, crowds; faults are collected."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -7,8 +7,6 @@ compressed RLE); boxes default to those of the masks, ids to the line number. A 
 unchanged.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ the list of annotations {bbox, segmentation: compressed RLE, category_name, ...}
 never name their target, so they are complex instructions; one question becomes one row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

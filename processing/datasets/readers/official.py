@@ -8,8 +8,6 @@ category of the file and repeats the text in each, so a file is meant to have on
 in `images[]`, ignored by the authors' loader, keeps what their layout has no place for (see `conversion.py`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ others are targets. Shapes are painted from large to small, so a smaller one hid
 not UTF-8 are cp1252. Both short phrases and sentences need reasoning here, so all are complex instructions.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -19,8 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ...images import ImageError, image_size
-from ...limits import MAX_PIXELS
+from ...images import MAX_PIXELS, ImageError, image_size
 from ...masks import box_of_rle, check_points, encode_mask
 from ..faults import RecordFault, RecordReader
 from ..image_roots import ImageRoots, Picture, ReadOptions, find_image

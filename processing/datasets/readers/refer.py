@@ -10,8 +10,6 @@ pictures and polygons come from `instances.json` (COCO 2014). One ref becomes on
 instructions, the category names its concepts. Pickles are read through `restricted_pickle`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

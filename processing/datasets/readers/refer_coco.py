@@ -8,8 +8,6 @@ original_id, caption, dataset_name} and annotations {bbox, segmentation, iscrowd
 original_id}; `empty: true` marks an expression without target.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pickles of plain data only: containers, strings and numbers; anything that could run code is refused by name."""
 
-from __future__ import annotations
-
 import collections
 import io
 import pickle

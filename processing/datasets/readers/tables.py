@@ -5,8 +5,6 @@ The rows are checked like all others, and no more columns are needed than JSON L
 the table are the image; a path in the table is looked for under the image roots or beside the table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

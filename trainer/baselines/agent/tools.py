@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's four tools as a grammar: what a reply may call, and what is wrong with one that may not."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass, field

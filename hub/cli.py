@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sam3i export`, `push` and `card`: a model for others, on the command line."""
+"""`sam3i convert`, `export`, `push`, `card` and `demo`: a model from others, for others, and to look at."""
 
+import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +10,29 @@ import typer
 
 TARGETS = ("repository", "onnx", "openvino", "pt2")
 FORMS = ("full", "adapter", "remote-code")
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors or of Meta (.pt, .safetensors).")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder to create.")],
+    config: Annotated[
+        str | None,
+        typer.Option(help="Stock SAM3 configuration (file or repository) of another than the released size."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Stock SAM3 repository to take the processor from.")] = None,
+    adapter_heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads of the text adapters, if not the released 4.")
+    ] = None,
+) -> None:
+    """Make a repository of a SAM3-I, SAM 3 or SAM 3.1 file.
+
+    Every tensor is accounted for and reported.
+    """
+    from .conversion.official import convert_official_checkpoint
+
+    report = convert_official_checkpoint(checkpoint, output_dir, config=config, base=base, adapter_heads=adapter_heads)
+    typer.echo(report.summary())
+    typer.echo(f"Written to {output_dir}")
 
 
 def export(
@@ -32,15 +57,15 @@ def export(
     if to == TARGETS[0]:
         if int8:
             raise ValueError(f"--int8 is for graphs: expected --to onnx or openvino, found {to}.")
-        from .remote_code import export_repository
+        from .publish.remote_code import export_repository
 
         typer.echo(f"Written to {export_repository(model, output_dir)}")
         return
     import torch
 
-    from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-    from ...processing.processing_sam3i import Sam3IProcessor
-    from .exported import export_graphs
+    from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+    from ..processing.processing_sam3i import Sam3IProcessor
+    from .publish.exported import export_graphs
 
     report = export_graphs(
         Sam3IForInstructionSegmentation.from_pretrained(model, dtype=torch.float32),
@@ -75,7 +100,7 @@ def push(
     """
     if form not in (None, *FORMS):
         raise typer.BadParameter(f"--as takes {', '.join(FORMS)}, found {form!r}.")
-    from .push import push_folder
+    from .publish.push import push_folder
 
     commit = push_folder(
         folder,
@@ -107,8 +132,64 @@ def card(
 
     It is made from what lies in the folder; edited text stays.
     """
-    from ..cards.model_card import keep_records, write_model_card
+    from .cards.model_card import keep_records, write_model_card
 
     keep_records(folder, results or (), training)
     path = write_model_card(folder, base_model=base, license=license, model_name=name)
     typer.echo(f"Written to {path}")
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raise `OSError` when nothing can listen there: Gradio would wait for ever, or say so after loading the model."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        where = host if port is None else f"{host}, port {port}"
+        raise OSError(f"cannot listen on {where}: it is taken, or not of this machine ({error})") from error
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="SAM3-I or stock SAM3 repository or folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The first free one from 7860 on, if not given.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
+    threshold: Annotated[float, typer.Option(help="Where the slider of scores stands at first.")] = 0.5,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Also serve the tool `segment` to agents, by the Model Context Protocol.")
+    ] = False,
+    export_space: Annotated[
+        Path | None, typer.Option(help="Write a folder for a Hub Space instead of serving the page.")
+    ] = None,
+) -> None:
+    """Open a page on which to try a model.
+
+    It has instructions, levels, thresholds and boxes.
+    """
+    if export_space is not None:
+        from .demo.space import export_demo_space
+
+        typer.echo(f"Written to {export_demo_space(model, export_space)}")
+        return
+    from .demo.model import DemoModel
+    from .demo.page import LOOPBACK, DemoPage
+
+    if mcp and find_spec("mcp") is None:
+        raise ImportError('--mcp needs the package mcp: pip install "gradio[mcp]"')
+    _check_address(host, port)
+    typer.echo(f"Loading {model} ...")
+    try:
+        loaded = DemoModel.load(model, device)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot load {model}: {error}") from error
+    typer.echo(f"{loaded.parameters / 1e6:.1f} M parameters on {loaded.device}")
+    page = DemoPage(loaded, threshold, for_agents=mcp)
+    _, address, _ = page.launch(host, port, prevent_thread_lock=True)
+    if host not in LOOPBACK:
+        typer.echo(f"Anyone who can reach this machine can use the page (host {host}).")
+    typer.echo(f"Open {address} (Ctrl+C to stop)")
+    if mcp:
+        typer.echo(f"Agents: the tool `segment` at {address.rstrip('/')}/gradio_api/mcp/")
+    page.blocks.block_thread()

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from ..compat import Sam3VisionEncoderOutput
-from ..modeling_sam3i.losses.alignment import Sam3IAlignmentLoss
-from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-from .curriculum import TrainingStage
+from ...compat import Sam3VisionEncoderOutput
+from ...modeling_sam3i.losses.alignment import Sam3IAlignmentLoss
+from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
+from ..curriculum import TrainingStage
 
 logger = logging.get_logger(__name__)
 

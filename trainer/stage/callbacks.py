@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
-from .curriculum import TrainingStage
+from ..curriculum import TrainingStage
 
 if TYPE_CHECKING:
-    from .trainer_sam3i import Sam3ITrainer
+    from ..trainer_sam3i import Sam3ITrainer
 
 logger = logging.get_logger(__name__)
 

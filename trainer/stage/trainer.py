@@ -13,14 +13,14 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput, SaveStrategy
 from transformers.utils import logging
 
-from .checkpoints import load_trained_weights, rotate_checkpoints, save_trained_weights, seal_checkpoint
-from .collator import InstructionCollator, RowsWithReplay, WithReplay, named_parts, select_rows, usable_rows
-from .curriculum import StageSampler, TrainingStage, parameter_groups
-from .evaluation.stage_evaluation import ConceptCheck, evaluate_levels
-from .feature_cache import VisionFeatureCache
-from .hub_upload import HubUploads
-from .stage_callbacks import patience_is_over
-from .transforms import InstructionTransform
+from ..checkpoints import load_trained_weights, rotate_checkpoints, save_trained_weights, seal_checkpoint
+from ..collator import InstructionCollator, RowsWithReplay, WithReplay, named_parts, select_rows, usable_rows
+from ..curriculum import StageSampler, TrainingStage, parameter_groups
+from ..evaluation.stage_evaluation import ConceptCheck, evaluate_levels
+from ..feature_cache import VisionFeatureCache
+from ..hub_upload import HubUploads
+from ..transforms import InstructionTransform
+from .callbacks import patience_is_over
 
 logger = logging.get_logger(__name__)
 

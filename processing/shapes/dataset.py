@@ -283,7 +283,9 @@ def world_fields(scene: Scene, image_id: str, asked: Sequence[str | None], targe
     }
 
 
-def write_official_json(directory: str | Path, split: str, num_scenes: int, seed: int = 0) -> Path:
+def write_official_json(
+    directory: str | Path, split: str, num_scenes: int, seed: int = 0, world_type: type[ShapesWorld] = ShapesWorld
+) -> Path:
     """Write scenes as PNG files and their rows in the authors' format; returns the JSON's path.
 
     The authors' loader needs all three instruction lists, so only targets that every level can ask for are written.
@@ -291,7 +293,7 @@ def write_official_json(directory: str | Path, split: str, num_scenes: int, seed
     """
     path = Path(directory) / f"sam3i_{split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_official((row for row in shapes_rows(split, num_scenes, seed) if row["simple"]), path)
+    write_official((row for row in world_rows(world_type(seed, split), num_scenes) if row["simple"]), path)
     return path
 
 

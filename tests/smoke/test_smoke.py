@@ -194,6 +194,7 @@ def test_three_stages_train_and_load(design, tmp_path):
     training_fixtures.assert_equal({n: after[n] for n in adapters}, {n: base.state_dict()[n] for n in adapters})
 
 
+@pytest.mark.slow  # `.ci/versions` runs it; tests/hub/test_export.py shows the same with the newest version
 def test_exported_code_runs_without_the_package(stock_repo, model, photo, tmp_path):
     from sam3i.hub.publish.remote_code import add_remote_code
 

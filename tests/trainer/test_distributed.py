@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sharded_module
 import torch
+import two_processes
 import yaml
 from safetensors.torch import load_file
 from training_fixtures import (
@@ -67,6 +68,20 @@ def test_two_processes_with_replay_learn_what_one_learns(tmp_path):
     assert found == pytest.approx(expected, rel=1e-4)
     for name, tensor in adapters.items():
         torch.testing.assert_close(found_adapters[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_peft_adapters_in_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
+    launch(tmp_path, 2, two_processes.write_gradients, str(tmp_path))
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for kind in two_processes.KINDS:
+        expected = two_processes.loss_and_gradients(kind, range(8))
+        losses = [result[kind].pop("loss") for result in found]
+        torch.testing.assert_close(sum(losses) / 2, expected.pop("loss"))
+        largest = max(gradient.abs().max().item() for gradient in expected.values())
+        assert len(expected) > 50 and largest > 0.1
+        for name, gradient in expected.items():
+            for result in found:
+                torch.testing.assert_close(result[kind][name], gradient, rtol=0, atol=1e-5 * largest, msg=name)
 
 
 def test_a_sharded_module_has_the_losses_and_gradients_of_a_whole_one(tmp_path):

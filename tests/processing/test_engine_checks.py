@@ -274,6 +274,9 @@ def test_rows_become_scenes(cups):
     assert len(scene.instances) == 3 and scene.partial_nouns == {"cup"}
     (scene,) = RowSource([row(1, [0, 1, 2, 3], "1-to-all", "cup"), row(2, [], "none", "dog")]).scenes()
     assert not scene.partial_nouns and scene.is_absent("dog") and not scene.is_absent("cat")
+    crowded = row(1, [0, 1, 2, 3], "1-to-all", "cup") | {"is_crowd": [True, False, False, False]}
+    (scene,) = RowSource([crowded]).scenes()
+    assert len(scene.instances) == 3 and scene.partial_nouns == {"cup"}
 
 
 def test_what_a_checker_may_answer_is_bounded(cups):

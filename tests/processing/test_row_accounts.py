@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sam3i.cli import app
+from sam3i.processing.data_engine.scene.sources import CocoSource
 from sam3i.processing.datasets.faults import DatasetFormatError, RowAccount
 from sam3i.processing.datasets.image_roots import ImageRoots, OutsideRootsError, ReadOptions
 from sam3i.processing.datasets.loading import load_instruction_dataset, validate_dataset
@@ -104,6 +105,38 @@ def test_plain_coco_reads_as_one_concept_row_for_each_category(folder):
     assert (row["concept"], row["target_kind"], row["annotation_ids"]) == (["cup"], "1-to-all", [1, 3])
     assert account.left_out == {"annotation whose category is no noun": 1}
     assert RowAccount.of(load_instruction_dataset(path).select([0])) == account
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ({"segmentation": 5}, ["1-cup", "2-cup", "2-dog"]),
+        ({"category_id": 9}, ["1-cup", "1-dog", "2-cup", "2-dog"]),  # a category of its own, whatever it is
+        ({"category_id": None}, ["2-cup", "2-dog"]),
+        ({"id": 1}, ["2-cup", "2-dog"]),
+    ],
+)
+def test_where_one_dog_cannot_be_read_no_row_says_that_the_others_are_all(folder, change, left):
+    images = [{"id": number, "file_name": "a.png", "width": WIDTH, "height": HEIGHT} for number in (1, 2)]
+    annotations = [
+        annotation(id=10 * image + number, image_id=image, category_id=category)
+        for image in (1, 2)
+        for number, category in enumerate((1, 2, 2))
+    ]
+    annotations[2] |= change
+    if "id" in change:
+        annotations[0]["id"] = 1
+    categories = [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}]
+    path = write(folder, coco(images=images, annotations=annotations, categories=categories))
+    account = RowAccount()
+    rows = load_instruction_dataset(path, skip_faulty=True, account=account)
+    assert [f"{row['image_id']}-{row['concept'][0]}" for row in rows] == left
+    assert account.num_faults == 1 and (account.left_out.total() > 0 or len(left) == 4)
+    if "segmentation" in change:
+        assert account.left_out["category of an image with an annotation that has a fault"] == 1
+    scene = next(CocoSource(path).scenes())
+    complete = {noun for noun in scene.nouns if noun not in scene.partial_nouns}
+    assert complete == {row.split("-")[1] for row in left if row.startswith("1")}
 
 
 @pytest.mark.parametrize(
@@ -368,12 +401,15 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_annotations_are_one_line_each(folder, name):
-    path = write(folder, coco(annotations=[annotation(**HOSTILE[name]), annotation(id=2)]))
+    images = [*coco()["images"], {"id": 2, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}]
+    annotations = [annotation(**HOSTILE[name]), annotation(id=2), annotation(id=3, image_id=2)]
+    path = write(folder, coco(images=images, annotations=annotations))
     result = run("validate", path)
     assert result.exit_code == 1
     faults = [text for text in result.stdout.splitlines() if text.strip()]
     assert 1 <= len(faults) <= 2 and all(len(text) < 700 for text in faults)
-    assert load_instruction_dataset(path, skip_faulty=True)["concept"][:] == [["cup"]]
+    left = load_instruction_dataset(path, skip_faulty=True)["image_id"][:]
+    assert left == (["1", "2"] if name == "image as null" else ["2"])
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class CocoSource:
         if self.index.may_miss(record["id"], len(annotations)):
             left_out.add(INCOMPLETE, where)
             annotations = []
-        known = self.index.category_ids or ()
+        known = self.index.category_ids or set()
         partial_nouns = self._named(record.get("not_exhaustive_category_ids"))
         instances: list[SceneInstance] = []
         for place, annotation in annotations:
@@ -108,8 +108,10 @@ class CocoSource:
             instances.append(SceneInstance(number, noun, found, granularity, whole))
         numbers = record.get("neg_category_ids")
         absent = None if numbers is None else frozenset(self._named(numbers))
-        unknown = any(self.index.number(one.get("category_id")) not in known for _, one in annotations)
-        if absent is None and (unknown or self.index.may_miss(record["id"], 0)):
+        categories = {self.index.number(one.get("category_id")) for _, one in annotations}
+        if None in categories:  # an annotation that names no category may be of any
+            partial_nouns.update(instance.noun for instance in instances)
+        if absent is None and (categories - known or self.index.may_miss(record["id"], 0)):
             absent = frozenset()  # an annotation of no known name, or of no known image, may be anything
         return AnnotatedScene(
             image_id=str(record["id"]),
@@ -195,6 +197,7 @@ class RowSource:
         targets: list[RowTarget] = []
         partial_nouns: set[str] = set()
         complete: set[str] = set()
+        unusable: set[str] = set()  # one of its instances is there, but cannot be told apart
         absent: set[str] = set()
         for row in rows:
             noun = row["concept"][0].lower().strip() if row["concept"] else None
@@ -209,7 +212,7 @@ class RowSource:
                         "box and no mask" if mask is None else "crowd" if crowd else f"less than {MIN_AREA} pixels"
                     )
                     left_out.add(f"instance of a row with {reason}", f"row {row['row_id']}")
-                    partial_nouns.add(noun)
+                    unusable.add(noun)
                     continue
                 number = zlib.crc32(mask["counts"].encode()) if number is None else number
                 instances.setdefault(number, SceneInstance(number, noun, mask))
@@ -232,7 +235,7 @@ class RowSource:
             dataset=key[0],
             split=first["split"],
             absent_nouns=frozenset(absent) - {instance.noun for instance in instances.values()},
-            partial_nouns=frozenset(partial_nouns - complete),
+            partial_nouns=frozenset(partial_nouns - complete | unusable),
             row_targets=tuple(targets),
             left_out=left_out,
         )

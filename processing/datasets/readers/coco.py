@@ -116,7 +116,9 @@ def _concept_of_all(index: CocoIndex, image_id: object, numbers: list, categorie
     annotations = index.annotations_of(image_id)
     if len(categories) != 1 or not categories <= index.nouns.keys() or index.may_miss(image_id, len(annotations)):
         return []
-    others = {index.number(one["id"]) for _, one in annotations if index.number(one.get("category_id")) in categories}
+    # An annotation that names no category may be of this one.
+    owners = {index.number(one["id"]): index.number(one.get("category_id")) for _, one in annotations}
+    others = {number for number, category in owners.items() if category is None or category in categories}
     return [index.nouns[next(iter(categories))]] if others == {index.number(n) for n in numbers} else []
 
 
@@ -133,8 +135,12 @@ def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> It
         if record.faults:
             account.left_out["image with a fault"] += 1
             continue
+        if index.may_miss(data["id"], len(members)):
+            account.left_out[INCOMPLETE] += 1  # any of its rows might show less than there is
+            continue
         found: dict[int | None, Instances] = {}
-        partial = {index.number(number) for number in data.get("not_exhaustive_category_ids") or ()}
+        incomplete: set[int | None] = set()  # categories with an annotation that cannot be used; None: any of them
+        not_exhaustive = {index.number(number) for number in data.get("not_exhaustive_category_ids") or ()}
         for place, annotation in members:
             part = RecordReader(record.file, place, annotation)
             category = index.category(part, annotation, place)
@@ -145,22 +151,24 @@ def _plain_rows(index: CocoIndex, roots: ImageRoots, options: ReadOptions) -> It
             added.add(part, place, annotation, picture.height, picture.width)
             if part.faults:
                 yield from part.faults
-                partial.add(category)  # there is one more, but it cannot be used
+                incomplete.add(category)
                 account.left_out["annotation with a fault"] += 1
             else:
                 found[category] = added
-        may_miss = index.may_miss(data["id"], len(members))
         if not found:
-            account.left_out[INCOMPLETE if may_miss else "image without a usable annotation"] += 1
+            account.left_out["image without a usable annotation"] += 1
         for category, instances in found.items():
             assert category is not None
+            if not incomplete.isdisjoint((category, None)):
+                account.left_out["category of an image with an annotation that has a fault"] += 1
+                continue
             row_record = RecordReader(record.file, f"{label}: category {index.nouns[category]!r}", {})
             row = finish_row(
                 row_record,
                 instances,
                 picture,
                 concept=[index.nouns[category].replace("_", " ")],
-                target_kind=None if may_miss or category in partial or any(instances.is_crowd) else "1-to-all",
+                target_kind=None if category in not_exhaustive or any(instances.is_crowd) else "1-to-all",
                 row_id=f"{data['id']}-{category}",
                 image_id=data["id"],
                 dataset=dataset,

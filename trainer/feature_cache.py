@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from ..processing.fingerprint import fingerprint_image, fingerprint_json, fingerprint_tensors
 from .collator import image_key
+from .processes import process_state
 
 if TYPE_CHECKING:
     from ..modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
@@ -82,8 +83,6 @@ class VisionFeatureCache:
         """
         import datasets
         from accelerate.utils import gather_object
-
-        from .processes import process_state
 
         state = process_state()
         places: dict[str, int] = {}  # first row of each image that is new to this run

@@ -52,19 +52,12 @@ class ChangedRequestError(ValueError):
 
 @dataclass(frozen=True)
 class Budget:
-    """Caps on what a run may spend over all sessions; None is no cap.
+    """Caps on what a run may spend over all sessions; None is no cap."""
 
-    Attributes:
-        max_calls: answered requests, and those that may have been (after a crash, a time-out).
-        max_tokens: prompt and completion together.
-        max_cost: in the currency of the prices.
-        prompt_price, completion_price: per million tokens.
-    """
-
-    max_calls: int | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    prompt_price: float = 0.0
+    max_calls: int | None = None  # answered requests, and those that may have been (after a crash, a time-out)
+    max_tokens: int | None = None  # prompt and completion together
+    max_cost: float | None = None  # in the currency of the prices
+    prompt_price: float = 0.0  # per million tokens
     completion_price: float = 0.0
 
     def __post_init__(self) -> None:

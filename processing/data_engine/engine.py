@@ -62,27 +62,17 @@ class UnusableImageError(ValueError):
 
 @dataclass
 class SessionSummary:
-    """What one session did.
+    """What one session did."""
 
-    Attributes:
-        pictures: finished now.
-        pairs, accepted, review: texts examined, accepted, and waiting for a person.
-        levels: accepted texts by level.
-        seconds: wall time.
-        stopped: why it ended early; None when the source was worked through.
-        unavailable, why_unavailable: pictures left for a later session because no endpoint answered, and the last
-            reason.
-    """
-
-    pictures: int = 0
-    pairs: int = 0
+    pictures: int = 0  # finished now
+    pairs: int = 0  # texts examined
     accepted: int = 0
-    review: int = 0
-    levels: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    stopped: str | None = None
-    unavailable: int = 0
-    why_unavailable: str = ""
+    review: int = 0  # waiting for a person
+    levels: dict[str, int] = field(default_factory=dict)  # accepted texts by level
+    seconds: float = 0.0  # wall time
+    stopped: str | None = None  # why it ended early; None when the source was worked through
+    unavailable: int = 0  # pictures left for a later session because no endpoint answered
+    why_unavailable: str = ""  # the last reason
 
     def add(self, record: dict[str, Any]) -> None:
         """Count a finished picture."""

@@ -28,41 +28,25 @@ class RunConfigError(ValueError):
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What makes a run what it is: two runs of one configuration and source write the same.
+    """What makes a run what it is: two runs of one configuration and source write the same."""
 
-    Attributes:
-        source: a description of the source, for people and for telling runs apart.
-        fingerprint: of the source's data, by content; None where the description says all.
-        seed: of every choice.
-        targets_per_image: targets tried per picture.
-        kinds: target kinds, drawn equally often.
-        levels: levels to write.
-        simple_texts, complex_texts: texts per target that a chat writer is asked for.
-        max_retries: how often a chat writer hears why and writes again (the paper: 10).
-        max_tokens: of an instruction.
-        min_grounding_iou: least IoU of target and grounded mask.
-        shard, num_shards: this run takes the pictures of one of several shards.
-        writer, checker, grounder: names of the models.
-        prompts: version and fingerprint by prompt.
-    """
-
-    source: str
-    fingerprint: str | None = None
-    seed: int = 0
-    targets_per_image: int = 6
-    kinds: tuple[str, ...] = TARGET_KINDS
-    levels: tuple[str, ...] = LEVEL_FIELDS
-    simple_texts: int = 2
+    source: str  # a description of the source, for people and for telling runs apart
+    fingerprint: str | None = None  # of the source's data, by content; None where the description says all
+    seed: int = 0  # of every choice
+    targets_per_image: int = 6  # targets tried per picture
+    kinds: tuple[str, ...] = TARGET_KINDS  # target kinds, drawn equally often
+    levels: tuple[str, ...] = LEVEL_FIELDS  # levels to write
+    simple_texts: int = 2  # texts per target that a chat writer is asked for
     complex_texts: int = 2
-    max_retries: int = 10
-    max_tokens: int = 32
-    min_grounding_iou: float = 0.5
-    shard: int = 0
+    max_retries: int = 10  # how often a chat writer hears why and writes again (the paper: 10)
+    max_tokens: int = 32  # of an instruction
+    min_grounding_iou: float = 0.5  # least IoU of target and grounded mask
+    shard: int = 0  # this run takes the pictures of one of `num_shards`
     num_shards: int = 1
-    writer: str = "templates"
+    writer: str = "templates"  # the model's name, as of the next two
     checker: str | None = None
     grounder: str | None = None
-    prompts: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)  # version and fingerprint by prompt
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in TARGET_KINDS]

@@ -40,21 +40,14 @@ class DatasetFormatError(ValueError):
 
 @dataclass
 class RowAccount:
-    """What a reading of a data set kept, what it left out and why; nothing vanishes without being counted here.
+    """What a reading of a data set kept, what it left out and why; nothing vanishes without being counted here."""
 
-    Attributes:
-        kept: rows that were handed out.
-        left_out: records that were not, by reason.
-        notes: what was read in a way worth knowing (boxes without masks, images found elsewhere, ...), by kind.
-        num_faults: how many faults there were.
-        faults: the first `MAX_KEPT_FAULTS` of them.
-    """
-
-    kept: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
+    kept: int = 0  # rows that were handed out
+    left_out: Counter[str] = field(default_factory=Counter)  # records that were not, by reason
+    # what was read in a way worth knowing (boxes without masks, images found elsewhere, ...), by kind
     notes: Counter[str] = field(default_factory=Counter)
-    num_faults: int = 0
-    faults: list[RecordFault] = field(default_factory=list)
+    num_faults: int = 0  # how many faults there were
+    faults: list[RecordFault] = field(default_factory=list)  # the first `MAX_KEPT_FAULTS` of them
 
     def add_fault(self, fault: RecordFault) -> None:
         """Count a fault, and remember it if it is among the first."""

@@ -139,23 +139,16 @@ def _real_folder(folder: str) -> str:
 
 @dataclass
 class ReadOptions:
-    """How a data file is read.
+    """How a data file is read."""
 
-    Attributes:
-        image_root: where the images lie, see `ImageRoots`.
-        split: only the rows of this split.
-        crowd: "instance" takes an annotation marked `iscrowd` whose mask is one connected piece as an instance (some
-            tools mark every brushed mask so), "skip" leaves it a crowd; None as the format is meant: "instance" in
-            COCO files, "skip" in the authors' JSON.
-        progress: show a bar.
-        account: filled while the file is read.
-    """
-
-    image_root: ImageRoot = None
-    split: str | None = None
+    image_root: ImageRoot = None  # where the images lie, see `ImageRoots`
+    split: str | None = None  # only the rows of this split
+    # "instance" takes an annotation marked `iscrowd` whose mask is one connected piece as an instance (some tools mark
+    # every brushed mask so), "skip" leaves it a crowd; None as the format is meant: "instance" in COCO files, "skip"
+    # in the authors' JSON
     crowd: str | None = None
-    progress: bool = False
-    account: RowAccount = field(default_factory=RowAccount)
+    progress: bool = False  # show a bar
+    account: RowAccount = field(default_factory=RowAccount)  # filled while the file is read
     _row_ids: dict[tuple[str | None, str], str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

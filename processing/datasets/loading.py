@@ -254,7 +254,8 @@ def _cache_folder(source: str, format: str, options: ReadOptions, skip_faulty: b
 
     path = Path(source)
     reader = reader_tables if format in TABLES else READERS[format]
-    content = fingerprint_files(reader.files(path)) if path.exists() else source
+    files = getattr(reader, "files", lambda path: [path])  # that a reading depends on
+    content = fingerprint_files(files(path)) if path.exists() else source
     root = options.image_root
     roots = {
         name: str(Path(f).resolve())

@@ -155,26 +155,18 @@ def in_training(phrasings: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """What one world brings to the language layer: its nouns' plurals, what they are for, and its phrasings.
+    """What one world brings to the language layer: plurals, what its nouns are for, and phrasings other than these."""
 
-    Attributes:
-        plural: the plural of a noun.
-        descriptors: by noun, clauses that follow "that", "what" or "whatever" and take no grammatical number.
-        color_references: by color, things that have it.
-        modifiers: what narrows a complex instruction down, by (kind, value).
-        simple, complex: templates by family of meanings.
-        simple_carriers, complex_carriers: sentences around a noun phrase {np}.
-        kinds: by noun, the wider word ("animal") that a complex instruction uses for "thing".
-        kind_clauses: by kind of thing or use of things, clauses like the descriptors that hold for all of them.
-    """
-
-    plural: Callable[[str], str]
-    descriptors: Table
-    color_references: Table
-    modifiers: Mapping[tuple[str, str | None], tuple[str, ...]]
-    simple: Table
-    complex: Table
-    simple_carriers: tuple[str, ...]
-    complex_carriers: tuple[str, ...]
+    plural: Callable[[str], str]  # the plural of a noun
+    descriptors: Table  # by noun, clauses that follow "that", "what" or "whatever" and take no grammatical number
+    color_references: Table = field(default_factory=COLOR_REFERENCES.copy)  # by color, things that have it
+    # what narrows a complex instruction down, by (kind, value)
+    modifiers: Mapping[tuple[str, str | None], tuple[str, ...]] = field(default_factory=COMPLEX_MODIFIERS.copy)
+    simple: Table = field(default_factory=SIMPLE_TEMPLATES.copy)  # templates by family of meanings
+    complex: Table = field(default_factory=COMPLEX_TEMPLATES.copy)
+    simple_carriers: tuple[str, ...] = SIMPLE_CARRIERS  # sentences around a noun phrase {np}
+    complex_carriers: tuple[str, ...] = COMPLEX_CARRIERS
+    # by noun, the wider word ("animal") that a complex instruction uses for "thing"
     kinds: Mapping[str, str] = field(default_factory=dict)
+    # by kind of thing or use of things, clauses like the descriptors that hold for all of them
     kind_clauses: Table = field(default_factory=dict)

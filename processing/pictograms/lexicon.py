@@ -112,13 +112,8 @@ def _lexicon(clauses: slice) -> shared.Lexicon:
     return shared.Lexicon(
         plural=PLURALS.__getitem__,
         descriptors={noun: every[clauses] for noun, every in DESCRIPTORS.items()},
-        color_references=shared.COLOR_REFERENCES,
-        modifiers=shared.COMPLEX_MODIFIERS,
-        simple=shared.SIMPLE_TEMPLATES,
         complex=shared.COMPLEX_TEMPLATES
         | {"kind": shared.COMPLEX_TEMPLATES["category"], "not_kind": shared.COMPLEX_TEMPLATES["except"]},
-        simple_carriers=shared.SIMPLE_CARRIERS,
-        complex_carriers=shared.COMPLEX_CARRIERS,
         kinds={noun: word for kind, word in _KIND_WORDS.items() for noun in KINDS[kind]},
         kind_clauses={kind: every[clauses] for kind, every in KIND_CLAUSES.items()},
     )

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from ..shapes.dataset import ShapesInstructionDataset
 from ..shapes.lexicon import WorldWords
-from ..shapes.rendering import COLORS, IMAGE_SIZE, ShapeObject, background, paste
+from ..shapes.rendering import COLORS, IMAGE_SIZE, ShapeObject, background, paint_objects, paste
 from ..shapes.world import ShapesWorld
 from .lexicon import PICTOGRAM_WORDS
 
@@ -51,20 +51,14 @@ def render(objects: tuple[ShapeObject, ...], rng: np.random.Generator) -> tuple[
     canvas = background(rng)
     if rng.random() < 0.6:
         canvas = _place(canvas, rng)
-    masks = np.zeros((len(objects), IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
-    for row, item in enumerate(objects):
-        level, body, shadow = _coverage(item)
-        canvas *= 1 - 0.30 * shadow[..., None]
-        color = np.asarray(COLORS[item.color], dtype=np.float32) + rng.uniform(-9, 9, size=3).astype(np.float32)
-        light = np.clip((level - _MIDDLE) / (1 - _MIDDLE), 0, 1)[..., None]
-        dark = np.clip(level / _MIDDLE, 0, 1)[..., None]
-        paint = np.clip(color, 0, 255) * dark
-        paint += 0.8 * light * (255 - paint)
-        canvas += body[..., None] * (paint - canvas)
-        masks[row] = body >= 0.5
-        masks[:row] &= ~masks[row]
-    canvas += rng.normal(0, 2.5, size=canvas.shape).astype(np.float32)
-    return np.clip(canvas, 0, 255).round().astype(np.uint8), masks
+    return paint_objects(canvas, objects, rng, COLORS, _look)
+
+
+def _look(item: ShapeObject, color: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    level, body, shadow = _coverage(item)
+    light = np.clip((level - _MIDDLE) / (1 - _MIDDLE), 0, 1)[..., None]
+    paint = np.clip(color, 0, 255) * np.clip(level / _MIDDLE, 0, 1)[..., None]
+    return body, shadow, paint + 0.8 * light * (255 - paint)
 
 
 def _coverage(item: ShapeObject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

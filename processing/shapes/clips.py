@@ -19,21 +19,14 @@ _TARGETED = tuple(kind for kind in TARGET_KINDS if kind != "none")
 
 @dataclass(frozen=True)
 class ShapesClip:
-    """A clip and an instruction whose answer is the same objects in all of its frames.
+    """A clip and an instruction whose answer is the same objects in all of its frames."""
 
-    Attributes:
-        frames: uint8 [T, H, W, 3].
-        masks: bool [T, N, H, W], the visible pixels of every object; the order of the N objects is their identity.
-        text: the instruction.
-        level: its level.
-        targets: indices of the denoted objects.
-    """
-
-    frames: np.ndarray
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    # bool [T, N, H, W], the visible pixels of every object; the order of the N objects is their identity
     masks: np.ndarray
-    text: str
-    level: InstructionLevel
-    targets: tuple[int, ...]
+    text: str  # the instruction
+    level: InstructionLevel  # its level
+    targets: tuple[int, ...]  # indices of the denoted objects
 
 
 def moving_clips(

@@ -31,38 +31,21 @@ DESCRIPTORS = {
     "ring": ("would fit on a finger", "a bride would wear", "you could look through"),
     "cross": ("would mark a treasure", "would help to add numbers", "a doctor could wear"),
 }
-LEXICON = shared.Lexicon(
-    plural=PLURALS.__getitem__,
-    descriptors=DESCRIPTORS,
-    color_references=shared.COLOR_REFERENCES,
-    modifiers=shared.COMPLEX_MODIFIERS,
-    simple=shared.SIMPLE_TEMPLATES,
-    complex=shared.COMPLEX_TEMPLATES,
-    simple_carriers=shared.SIMPLE_CARRIERS,
-    complex_carriers=shared.COMPLEX_CARRIERS,
-)
+LEXICON = shared.Lexicon(PLURALS.__getitem__, DESCRIPTORS)
 
 
 @dataclass(frozen=True)
 class WorldWords:
-    """What a world of scenes brings to the writer of its instructions.
+    """What a world of scenes brings to the writer of its instructions."""
 
-    Attributes:
-        name: of the world, for ids.
-        nouns: the names of its things.
-        lexicon: its words; training does not use the last phrasing of each list.
-        varied: the same with more phrasings, for training alone.
-        held_out_pairs: (color, noun) that no training scene or sentence combines.
-        kinds: by wider kind or use of things, the nouns that belong to it.
-        unheard: the same words, but with descriptors and clauses of kinds that training never says.
-    """
-
-    name: str
-    nouns: tuple[str, ...]
-    lexicon: shared.Lexicon
-    varied: shared.Lexicon
-    held_out_pairs: frozenset[tuple[str, str]]
+    name: str  # of the world, for ids
+    nouns: tuple[str, ...]  # the names of its things
+    lexicon: shared.Lexicon  # its words; training does not use the last phrasing of each list
+    varied: shared.Lexicon  # the same with more phrasings, for training alone
+    held_out_pairs: frozenset[tuple[str, str]]  # (color, noun) that no training scene or sentence combines
+    # by wider kind or use of things, the nouns that belong to it
     kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # the same words, but with descriptors and clauses of kinds that training never says
     unheard: shared.Lexicon | None = None
 
     def definitions(self) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -115,18 +115,35 @@ def render(
         uint8 [H, W, 3] and the visible masks, bool [N, H, W]: pixels that the object covers by half or more and that
         no later object covers.
     """
-    canvas = background(rng)
     grid = np.arange(IMAGE_SIZE, dtype=np.float32)
-    masks = np.zeros((len(objects), IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
     shapes = outlines() if shapes is None else shapes
-    for row, item in enumerate(objects):
+
+    def look(item: ShapeObject, color: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         body, edge, shadow = _coverage(item, shapes[item.noun])
-        canvas *= 1 - 0.30 * shadow[..., None]
-        color = np.asarray(colors[item.color], dtype=np.float32) + rng.uniform(-9, 9, size=3).astype(np.float32)
         # Light falls from the upper left: brighter there, darker at the lower right.
         slope = (grid[None, :] - item.cx + grid[:, None] - item.cy) / (2 * item.radius)
         shade = np.clip(1.06 - 0.14 * slope, 0.85, 1.25)[..., None]
-        paint = np.clip(color * shade, 0, 255) * (1 - 0.38 * edge[..., None])
+        return body, shadow, np.clip(color * shade, 0, 255) * (1 - 0.38 * edge[..., None])
+
+    return paint_objects(background(rng), objects, rng, colors, look)
+
+
+def paint_objects(
+    canvas: np.ndarray,
+    objects: tuple[ShapeObject, ...],
+    rng: np.random.Generator,
+    colors: Mapping[str, tuple[int, int, int]],
+    look: Callable[[ShapeObject, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paint objects on a canvas back to front, as [`render`] returns them.
+
+    `look` gives the coverage, the soft shadow ([H, W] each) and the paint [H, W, 3] of an object in a tinted color.
+    """
+    masks = np.zeros((len(objects), IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
+    for row, item in enumerate(objects):
+        color = np.asarray(colors[item.color], dtype=np.float32) + rng.uniform(-9, 9, size=3).astype(np.float32)
+        body, shadow, paint = look(item, color)
+        canvas *= 1 - 0.30 * shadow[..., None]
         canvas += body[..., None] * (paint - canvas)
         masks[row] = body >= 0.5
         masks[:row] &= ~masks[row]

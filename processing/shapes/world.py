@@ -39,21 +39,13 @@ _MAX_OVERLAP = 0.10  # of the smaller radius, so that at most a sliver of an obj
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered scene.
+    """A rendered scene."""
 
-    Attributes:
-        image: uint8 [H, W, 3].
-        objects: the N objects, back to front.
-        masks: bool [N, H, W], the visible pixels of each object (disjoint).
-        boxes: float32 [N, 4], tight boxes of the masks as (cx, cy, w, h) in [0, 1].
-        split, index, is_mirrored: where the scene comes from.
-    """
-
-    image: np.ndarray
-    objects: tuple[ShapeObject, ...]
-    masks: np.ndarray
-    boxes: np.ndarray
-    split: str
+    image: np.ndarray  # uint8 [H, W, 3]
+    objects: tuple[ShapeObject, ...]  # the N objects, back to front
+    masks: np.ndarray  # bool [N, H, W], the visible pixels of each object (disjoint)
+    boxes: np.ndarray  # float32 [N, 4], tight boxes of the masks as (cx, cy, w, h) in [0, 1]
+    split: str  # where the scene comes from
     index: int
     is_mirrored: bool = False
 

@@ -56,21 +56,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class WrittenTarget:
-    """One target of one scene with what is said about it.
+    """One target of one scene with what is said about it."""
 
-    Attributes:
-        meaning, number, kind: the question, its grammatical number, its target kind.
-        targets: indices of the denoted objects, ascending.
-        phrasings: by level; simple and complex, where both exist, have the same meaning.
-        held_out_pair: the words combine a color and a noun that training keeps apart.
-    """
-
-    meaning: Meaning
-    number: str
-    kind: str
-    targets: tuple[int, ...]
+    meaning: Meaning  # the question
+    number: str  # grammatical
+    kind: str  # of target
+    targets: tuple[int, ...]  # indices of the denoted objects, ascending
+    # by level; simple and complex, where both exist, have the same meaning
     phrasings: dict[InstructionLevel, Phrasing]
-    held_out_pair: bool
+    held_out_pair: bool  # the words combine a color and a noun that training keeps apart
 
     @property
     def concept(self) -> str:

@@ -69,18 +69,13 @@ class SegmentationResult:
 
 
 class Segmenter(ABC):
-    """A system under evaluation.
+    """A system under evaluation."""
 
-    Attributes:
-        name: how the tables call the system, e.g. "sam3-i", "sam3", "sam3-concept", "agent".
-        text_source: which text of a row the system is given: "instruction", or "concept" for the row's noun phrase
-            (a system that is handed the noun by somebody else; the report says so).
-        lowest_score: instances above it are returned, for scoring at any higher threshold; None for a system whose
-            answers are final.
-    """
-
-    name: str = "segmenter"
+    name: str = "segmenter"  # how the tables call the system, e.g. "sam3-i", "sam3", "sam3-concept", "agent".
+    # which text of a row the system is given: "instruction", or "concept" for the row's noun phrase (a system that is
+    # handed the noun by somebody else; the report says so)
     text_source: str = "instruction"
+    # instances above it are returned, for scoring at any higher threshold; None for a system whose answers are final
     lowest_score: float | None = None
 
     @property

@@ -18,6 +18,7 @@ from ...processing.fingerprint import fingerprint_image, fingerprint_json
 from ...processing.images import read_image
 from ..baselines.segmenters import Segmenter
 from ..predictions.log import PredictionLog, make_record
+from ..processes import process_state
 from .protocols import Protocol, get_protocol
 from .result import AUTO, LOWEST_SCORE, EvaluationResult, NoAnswerError, score_run
 
@@ -122,8 +123,6 @@ def evaluate_segmenter(
 
 
 def _evaluate(segmenter: Segmenter, dataset: Any, options: EvaluationOptions) -> EvaluationResult:
-    from ..processes import process_state
-
     state = process_state()
     if options.output_dir is not None:
         with folder_lock(options.output_dir) if state.is_main_process else nullcontext():
@@ -138,8 +137,6 @@ def _evaluate(segmenter: Segmenter, dataset: Any, options: EvaluationOptions) ->
 
 
 def _run(segmenter: Segmenter, dataset: Any, options: EvaluationOptions) -> EvaluationResult:
-    from ..processes import process_state
-
     state = process_state()
     protocol = get_protocol(options.protocol)
     left_out = Counter(options.left_out)
@@ -179,8 +176,6 @@ def _run(segmenter: Segmenter, dataset: Any, options: EvaluationOptions) -> Eval
 def _on_main_process(compute: Callable[[], Any]) -> Any:
     """What the main process computes, on every process."""
     from accelerate.utils import broadcast_object_list
-
-    from ..processes import process_state
 
     state = process_state()
     shared = [compute() if state.is_main_process else None]

@@ -21,41 +21,31 @@ CALIBRATION_BINS = 10
 
 @dataclass
 class EvaluationResult:
-    """What one system scored under one protocol.
-
-    Attributes:
-        level: the level that was evaluated, "auto" when the system chose the path itself, None for all levels.
-        figures: the protocol's figures, see `Protocol.compute`; `breakdown` has them per level, kind and size.
-        cost: means per instruction, see `SegmentationCost`.
-        parameters: of everything that runs, None where unknown.
-        instructions, images: how many were asked and seen.
-        level_accuracy: with level "auto", percent of instructions sent down the path of their own level.
-        errors: instructions without a usable answer; `first_error` says why the first of them has none.
-        predictions: the merged predictions file, None where it was not kept.
-        threshold: score that was asked for; None for files, which do not tell.
-        thresholds: per level the figures at its best threshold, see `sweep_levels`; empty where answers were final.
-        left_out: rows of the data that were not evaluated, by reason.
-        changed: settings that were not the same for all predictions (taken knowingly).
-    """
+    """What one system scored under one protocol."""
 
     system: str
     protocol: str
     protocol_statement: str
+    # the level that was evaluated, "auto" when the system chose the path itself, None for all levels
     level: str | None
+    # the protocol's figures, see `Protocol.compute`; `breakdown` has them per level, kind and size
     figures: dict[str, Any]
     breakdown: dict[str, dict[str, dict[str, Any]]]
-    cost: dict[str, float]
-    parameters: int | None
-    instructions: int
-    images: int
+    cost: dict[str, float]  # means per instruction, see `SegmentationCost`
+    parameters: int | None  # of everything that runs, None where unknown
+    instructions: int  # asked
+    images: int  # seen
     datasets: list[str] = field(default_factory=list)
+    # with level "auto", percent of instructions sent down the path of their own level
     level_accuracy: float | None = None
-    errors: int = 0
+    errors: int = 0  # instructions without a usable answer; `first_error` says why the first of them has none
     first_error: str | None = None
-    predictions: str | None = None
-    threshold: float | None = None
+    predictions: str | None = None  # the merged predictions file, None where it was not kept
+    threshold: float | None = None  # score that was asked for; None for files, which do not tell
+    # per level the figures at its best threshold, see `sweep_levels`; empty where answers were final
     thresholds: dict[str, dict[str, Any]] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)  # rows of the data that were not evaluated, by reason
+    # settings that were not the same for all predictions (taken knowingly)
     changed: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
 from ...processing.datasets.schema import TARGET_KINDS
+from ..processes import process_state
 from .evaluate import evaluate_model, row_image
 from .protocols import get_protocol
 from .result import run_records, score_records
@@ -44,8 +45,6 @@ def evaluate_levels(
     Raises:
         ValueError: when the data has no instruction of the trained levels.
     """
-    from ..processes import process_state
-
     state = process_state()
     if state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)  # of an evaluation that was cut off

@@ -77,15 +77,12 @@ def _plain(name: str) -> str:
 
 @dataclass
 class Table:
-    """Rows of text under a title; the first cell names the row.
-
-    Attributes:
-        systems: for each row the place of its system among the results; None for figures from elsewhere.
-    """
+    """Rows of text under a title; the first cell names the row."""
 
     title: str
     head: list[str]
     rows: list[list[str]] = field(default_factory=list)
+    # for each row the place of its system among the results; None for figures from elsewhere
     systems: list[int | None] = field(default_factory=list)
 
     def add(self, system: int | None, *cells: str) -> None:

@@ -70,45 +70,34 @@ class RowTarget:
 
 @dataclass(frozen=True)
 class AnnotatedScene:
-    """A picture with its instances.
+    """A picture with its instances."""
 
-    Attributes:
-        image_id: unique within the source.
-        width, height: pixels.
-        instances: everything annotated that may be a target or a sibling.
-        open_image: returns the image (RGB).
-        order: place in the source.
-        image: what a row's `image` field gets: a path, a PIL image or None.
-        file_name: the path that the source gives.
-        dataset, split: where the scene comes from.
-        absent_nouns: nouns known to be absent; None where every noun without an instance is absent.
-        partial_nouns: nouns whose instances are not all annotated (crowds, LVIS' non-exhaustive categories).
-        is_exhaustive: everything in the picture is annotated, so that an instruction may leave the noun open.
-        descriptors: what a noun is for or does, as clauses that follow "that", for instructions without the noun.
-        size_bounds: longer sides of boxes, in units of the picture's shorter side, up to which an instance is called
-            small and from which it is called large; None where it is so only among its category.
-        reserved_pairs: (color, noun) that are kept for testing: no question combines them.
-        row_targets: targets that instruction rows of the picture have.
-        left_out: annotations of the picture that cannot be used, and why.
-    """
-
-    image_id: str
-    width: int
+    image_id: str  # unique within the source
+    width: int  # pixels
     height: int
-    instances: tuple[SceneInstance, ...]
-    open_image: Callable[[], Image] = field(repr=False, compare=False)
-    order: int = 0
+    instances: tuple[SceneInstance, ...]  # everything annotated that may be a target or a sibling
+    open_image: Callable[[], Image] = field(repr=False, compare=False)  # returns the image (RGB)
+    order: int = 0  # place in the source
+    # what a row's `image` field gets: a path, a PIL image or None
     image: Any = field(default=None, repr=False, compare=False)
-    file_name: str | None = None
-    dataset: str = ""
+    file_name: str | None = None  # the path that the source gives
+    dataset: str = ""  # where the scene comes from
     split: str | None = None
+    # nouns known to be absent; None where every noun without an instance is absent
     absent_nouns: frozenset[str] | None = None
+    # nouns whose instances are not all annotated (crowds, LVIS' non-exhaustive categories)
     partial_nouns: frozenset[str] = frozenset()
+    # everything in the picture is annotated, so that an instruction may leave the noun open
     is_exhaustive: bool = False
+    # what a noun is for or does, as clauses that follow "that", for instructions without the noun
     descriptors: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
+    # longer sides of boxes, in units of the picture's shorter side, up to which an instance is called small and from
+    # which it is called large; None where it is so only among its category
     size_bounds: tuple[float, float] | None = None
+    # (color, noun) that are kept for testing: no question combines them
     reserved_pairs: frozenset[tuple[str, str]] = frozenset()
-    row_targets: tuple[RowTarget, ...] = ()
+    row_targets: tuple[RowTarget, ...] = ()  # targets that instruction rows of the picture have
+    # annotations of the picture that cannot be used, and why
     left_out: LeftOut = field(default_factory=LeftOut, repr=False, compare=False)
 
     @cached_property

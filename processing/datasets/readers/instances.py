@@ -31,14 +31,10 @@ FLAGS = {"": False, "0": False, "false": False, "no": False, "none": False, "1":
 
 @dataclass
 class Instances:
-    """The instance lists of a row while it is being read.
+    """The instance lists of a row while it is being read."""
 
-    Attributes:
-        options: its account notes boxes without masks, crowds, and boxes that were cut to their image.
-        crowd: "instance" or "skip": what becomes of an annotation marked crowd where `options` do not say.
-    """
-
-    options: ReadOptions
+    options: ReadOptions  # its account notes boxes without masks, crowds, and boxes that were cut to their image
+    # "instance" or "skip": what becomes of an annotation marked crowd where `options` do not say
     crowd: str = "instance"
     masks: list[CompressedRLE | None] = field(default_factory=list)
     boxes: list[list[float]] = field(default_factory=list)

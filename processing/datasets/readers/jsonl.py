@@ -40,11 +40,6 @@ def matches(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(ENDINGS)
 
 
-def files(path: Path) -> list[Path]:
-    """The data files that a reading depends on."""
-    return [path]
-
-
 def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
     """Rows and faults in file order."""
     path = Path(path)

@@ -26,11 +26,6 @@ def matches(path: Path) -> bool:
     return content.lstrip()[:1] == b"[" and b'"questions"' in content and b'"answers"' in content
 
 
-def files(path: Path) -> list[Path]:
-    """The data files that a reading depends on."""
-    return [path]
-
-
 def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
     """Rows and faults of a file; the split is what the file's name says after "MMR_"."""
     path = Path(path)

@@ -31,11 +31,6 @@ def matches(path: Path) -> bool:
     return b'"text_inst_input"' in sample(path)
 
 
-def files(path: Path) -> list[Path]:
-    """The data files that a reading depends on."""
-    return [path]
-
-
 def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
     """Rows and faults of a file, by ascending record id; the split is that of the `sam3i` object."""
     path = Path(path)

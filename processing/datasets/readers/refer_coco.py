@@ -29,11 +29,6 @@ def matches(path: Path) -> bool:
     return b'"caption"' in content and b'"original_id"' in content
 
 
-def files(path: Path) -> list[Path]:
-    """The data files that a reading depends on."""
-    return [path]
-
-
 def read(path: str | Path, options: ReadOptions) -> Iterator[InstructionRow | RecordFault]:
     """Rows and faults of a file; the split is the end of the file's name."""
     path = Path(path)

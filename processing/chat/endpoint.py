@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -37,6 +38,7 @@ API_KEY_VARIABLE = "SAM3I_CHAT_API_KEY"
 GATEWAY_TIMEOUT = 504
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, GATEWAY_TIMEOUT})
 CONNECT_SECONDS = 10.0
+PREFLIGHT_SECONDS = 60.0  # to tell that an endpoint does not answer, before hours are spent
 LOSSLESS_PIXELS = 256 * 256  # below it an image travels as PNG; photographs above it as JPEG, a tenth of the bytes
 MAX_ANSWER_BYTES = 16 << 20
 MAX_COUNT = 1 << 40  # tokens: what is more is no count
@@ -220,6 +222,40 @@ class EndpointChatModel(ChatModel):
             slot = max(time.monotonic(), self._next_slot)
             self._next_slot = slot + self._interval
         time.sleep(max(0.0, slot - time.monotonic()))
+
+
+@dataclass(frozen=True)
+class EndpointSpec:
+    """How to reach a chat model; see `EndpointChatModel` for the fields.
+
+    The key of the endpoint is read from the environment (SAM3I_CHAT_API_KEY) and is never written down.
+    """
+
+    base_url: str
+    name: str
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    seed: int | None = None
+    timeout: float = 120.0
+    max_retries: int = 5
+    resend: bool = False
+    backoff: float = 1.0
+    max_backoff: float = 60.0
+    requests_per_minute: float | None = None
+    native_json_schema: bool = True
+
+    def connect(self) -> EndpointChatModel:
+        """The model."""
+        options: dict[str, Any] = asdict(self)
+        return EndpointChatModel(options.pop("base_url"), options.pop("name"), **options)
+
+    def connect_and_check(self, json_schema: dict[str, Any] | None = None) -> EndpointChatModel:
+        """The model, after one small request with an image: a wrong address, key or name is said in seconds."""
+        from PIL import Image
+
+        model = self.connect()
+        model.check(Image.new("RGB", (64, 64), "gray"), json_schema, min(self.timeout, PREFLIGHT_SECONDS))
+        return model
 
 
 class _PassingError(Exception):

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -32,10 +32,8 @@ from ..chat.client import (
     ChatUsage,
     Message,
 )
+from ..chat.endpoint import EndpointSpec, image_url_part
 from .store import ANSWERED, RunStore, StoreError
-
-if TYPE_CHECKING:
-    from ..chat.endpoint import EndpointChatModel
 
 logger = logging.getLogger(__name__)
 
@@ -70,34 +68,6 @@ class Budget:
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Price of some tokens."""
         return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
-
-
-@dataclass(frozen=True)
-class EndpointSpec:
-    """How to reach a chat model; see `EndpointChatModel` for the fields.
-
-    The key of the endpoint is read from the environment (SAM3I_CHAT_API_KEY) and is never written down.
-    """
-
-    base_url: str
-    name: str
-    max_tokens: int = 1024
-    temperature: float = 0.0
-    seed: int | None = None
-    timeout: float = 120.0
-    max_retries: int = 5
-    resend: bool = False
-    backoff: float = 1.0
-    max_backoff: float = 60.0
-    requests_per_minute: float | None = None
-    native_json_schema: bool = True
-
-    def connect(self) -> EndpointChatModel:
-        """The model."""
-        from ..chat.endpoint import EndpointChatModel
-
-        options: dict[str, Any] = asdict(self)
-        return EndpointChatModel(options.pop("base_url"), options.pop("name"), **options)
 
 
 class PaidCalls:
@@ -319,8 +289,6 @@ def main() -> None:
 
 def _pack(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as plain values, images as data URLs."""
-    from ..chat.endpoint import image_url_part
-
     return [
         {
             **message,

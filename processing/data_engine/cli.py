@@ -13,8 +13,8 @@ import typer
 from ..cli import Crowd, Roots, read_image_roots
 
 if TYPE_CHECKING:
+    from ..chat.endpoint import EndpointSpec
     from ..datasets.image_roots import ImageRoot
-    from .calls import EndpointSpec
     from .engine import DataEngine, SessionSummary, Source
     from .run import RunDirectory
 
@@ -73,8 +73,9 @@ def build(
     if executor is not None:
         _run_shards(arguments)
         return
+    from ..chat.endpoint import EndpointSpec
     from ..pipeline.loading import load_pipeline
-    from .calls import Budget, EndpointSpec
+    from .calls import Budget
     from .engine import DataEngine, describe_prompts
     from .run import EngineConfig, RunDirectory
     from .scene.segmentation import PipelineGrounder
@@ -354,25 +355,21 @@ def _url_and_model(value: str) -> tuple[str, str]:
 
 
 def _checked_endpoint(spec: EndpointSpec) -> EndpointSpec:
-    """One small request with an image before anything else: a wrong address, key or model is said in seconds.
-
-    An endpoint that refuses JSON schemas is told the form in words.
-    """
+    """The endpoint, which has answered; one that refuses JSON schemas is told the form in words."""
     from dataclasses import replace
-
-    from PIL import Image
 
     from ..chat.client import ChatRequestError
 
-    model, image, timeout = spec.connect(), Image.new("RGB", (64, 64), "gray"), min(spec.timeout, 60.0)
     form = {"type": "object", "properties": {"answer": {"type": "string", "enum": ["yes"]}}, "required": ["answer"]}
     try:
-        model.check(image, form, timeout)
+        spec.connect_and_check(form)
     except ChatRequestError as error:
         if not any(word in str(error).lower() for word in ("response_format", "schema")):
             raise
-        model.check(image, timeout=timeout)
-        typer.echo(f"{model.base_url} takes no JSON schema; the form of an answer is asked for in words.", err=True)
+        typer.echo(
+            f"{spec.connect_and_check().base_url} takes no JSON schema; the form of an answer is asked for in words.",
+            err=True,
+        )
         return replace(spec, native_json_schema=False)
     return spec
 

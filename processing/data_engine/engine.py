@@ -13,9 +13,10 @@ from tqdm.auto import tqdm
 
 from ..atomic import folder_lock
 from ..chat.client import ChatModel, ChatRequestError, ChatUnavailableError
+from ..chat.endpoint import EndpointSpec
 from ..chat.prompts import VersionedPrompt
 from ..language.nouns import NounForms
-from .calls import Budget, BudgetExhaustedError, EndpointSpec, PaidCalls
+from .calls import Budget, BudgetExhaustedError, PaidCalls
 from .checks import ACCEPTED, REVIEW, Grounder, TokenCounter, estimate_tokens
 from .instruction_loop import InstructionLoop, Toolbox
 from .run import RunConfigError, RunDirectory, digest_of_image

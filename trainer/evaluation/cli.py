@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,21 +25,6 @@ BASELINES = ("sam3", "sam3-concept", "agent")
 ORACLE = "oracle"
 DEFAULT_FOLDER = Path("evaluations")
 DEFAULT_THRESHOLD = 0.5
-PREFLIGHT_SECONDS = 60.0  # to tell that an endpoint does not answer, before hours are spent
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    """The chat model of the agent: where it is, and what one answer and one instruction may take."""
-
-    url: str | None
-    model: str | None
-    workers: int
-    timeout: float
-    retries: int
-    resend: bool
-    answer_tokens: int
-    instruction_tokens: int | None
 
 
 def evaluate(
@@ -120,20 +104,16 @@ def evaluate(
             "left_out": left_out,
         }
         folder = output_dir or DEFAULT_FOLDER / _folder_name(model, data, protocol, level)
-        chat = ChatOptions(
-            url=chat_url,
-            model=chat_model,
-            workers=chat_workers,
-            timeout=chat_timeout,
-            retries=chat_retries,
-            resend=resend,
-            answer_tokens=chat_tokens,
-            instruction_tokens=agent_tokens,
-        )
+        names = _named(baselines)
+        chat = None  # for the oracle, which bounds from above what a chat model can do
+        if "agent" in names and not (chat_model == ORACLE and chat_url is None):
+            limits = {"timeout": chat_timeout, "max_retries": chat_retries, "resend": resend}
+            chat = _chat_model(chat_url, chat_model, chat_tokens, limits)
+        budget = {"max_tokens": agent_tokens, "workers": chat_workers}
         answering = {name: options[name] for name in ("threshold", "batch_size")} | {"max_overlap": max_overlap}
-        systems = _systems(model, _named(baselines), chat, dataset, answering)
+        systems = _systems(model, names, (chat, budget), dataset, answering)
         results, failure = _run(systems, dataset, chosen, folder, options)
-    if not _is_main_process():
+    if int(os.environ.get("RANK", "0")):  # the first process speaks for all
         return
     page = None
     if report is not None and results:
@@ -168,9 +148,9 @@ def _run(
 
 
 def _systems(
-    model: str, baselines: Sequence[str], chat: ChatOptions, dataset: Any, answering: Mapping[str, Any]
+    model: str, baselines: Sequence[str], agent: tuple[Any, dict[str, Any]], dataset: Any, answering: Mapping[str, Any]
 ) -> list[Segmenter]:
-    """The model and the baselines, to which the chat model, the data and the options of `PhraseDetector` belong."""
+    """The model and the baselines, to which the options of `PhraseDetector`, the data and the agent's own belong."""
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ...processing.pipeline.loading import precision_on
     from ...processing.processing_sam3i import Sam3IProcessor
@@ -180,8 +160,6 @@ def _systems(
     from ..processes import process_state
     from .result import LOWEST_SCORE
 
-    oracle = chat.model == ORACLE and chat.url is None
-    chat_model = _chat_model(chat) if "agent" in baselines and not oracle else None
     device = process_state().device
     loaded = Sam3IForInstructionSegmentation.from_pretrained(model, dtype=precision_on(device)).to(device)
     processor = Sam3IProcessor.from_pretrained(model)
@@ -191,12 +169,11 @@ def _systems(
     detector = PhraseDetector(loaded, processor, **swept)
     for name in baselines:
         if name == "agent":
-            budget: dict[str, Any] = {"max_tokens": chat.instruction_tokens, "workers": chat.workers}
-            used = PhraseDetector(loaded, processor, **answering)
-            if oracle:  # it bounds from above what a chat model can do
-                systems.append(OracleAgent.from_rows(used, dataset, **budget))
-            else:
-                systems.append(AgentSegmenter(used, chat_model, **budget))
+            (chat, budget), used = agent, PhraseDetector(loaded, processor, **answering)
+            oracle = chat is None
+            systems.append(
+                OracleAgent.from_rows(used, dataset, **budget) if oracle else AgentSegmenter(used, chat, **budget)
+            )
         else:
             source = "concept" if name == "sam3-concept" else "instruction"
             systems.append(StockSam3Segmenter(detector, text_source=source))
@@ -211,27 +188,16 @@ def _named(baselines: str) -> list[str]:
     return names
 
 
-def _chat_model(chat: ChatOptions) -> Any:
-    if chat.model is None:
+def _chat_model(url: str | None, name: str | None, max_tokens: int, limits: dict[str, Any]) -> Any:
+    if name is None:
         raise ValueError("The agent needs --chat-model: a name at --chat-url, or a local image-text-to-text model.")
-    if chat.url is not None:
-        from PIL import Image
+    if url is not None:
+        from ...processing.chat.endpoint import EndpointSpec
 
-        from ...processing.chat.endpoint import EndpointChatModel
-
-        endpoint = EndpointChatModel(
-            chat.url,
-            chat.model,
-            timeout=chat.timeout,
-            max_retries=chat.retries,
-            resend=chat.resend,
-            max_tokens=chat.answer_tokens,
-        )
-        endpoint.check(Image.new("RGB", (64, 64), "gray"), timeout=min(chat.timeout, PREFLIGHT_SECONDS))
-        return endpoint
+        return EndpointSpec(url, name, max_tokens, **limits).connect_and_check()
     from ...processing.chat.client import LocalChatModel
 
-    return LocalChatModel.from_pretrained(chat.model, max_tokens=chat.answer_tokens)
+    return LocalChatModel.from_pretrained(name, max_tokens=max_tokens)
 
 
 def _left_out(dataset: Any, max_rows: int | None) -> dict[str, int]:
@@ -291,10 +257,6 @@ def _json_object(results: Sequence[EvaluationResult], *, files: bool) -> dict[st
         breakdown = {f"per_{name}": groups for name, groups in content.pop("breakdown").items()}
         objects[result.system] = {**content.pop("figures"), **content, **breakdown}
     return objects[first.system] if len(objects) == 1 else {"protocol": first.protocol, "systems": objects}
-
-
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _folder_name(model: str, data: str, *others: str | None) -> str:

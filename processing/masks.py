@@ -139,7 +139,7 @@ _boxes: dict[tuple[str, int, int], list[float]] = {}
 
 
 def learn_rles(rles: Iterable[Any]) -> None:
-    """Check many masks in one go; what is right is remembered, until the next call, by `rle_fault` and `box_of_rle`.
+    """Check many masks in one go; what is valid is remembered, until the next call, by `rle_fault` and `box_of_rle`.
 
     Anything may be among them: what is no compressed RLE is passed over here, and told by `rle_fault`.
     """
@@ -153,8 +153,8 @@ def learn_rles(rles: Iterable[Any]) -> None:
     _boxes.clear()
     if spelled:
         totals, lowest = _sum_runs([rle["counts"] for rle in spelled.values()])
-        right = (lowest >= 0) & (totals == [height * width for _, height, width in spelled])
-        known = {key: rle for (key, rle), is_right in zip(spelled.items(), right.tolist(), strict=True) if is_right}
+        valid = (lowest >= 0) & (totals == [height * width for _, height, width in spelled])
+        known = {key: rle for (key, rle), is_valid in zip(spelled.items(), valid.tolist(), strict=True) if is_valid}
         _boxes.update(zip(known, coco_mask.toBbox(list(known.values())).tolist() if known else (), strict=True))
 
 

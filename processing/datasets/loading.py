@@ -311,6 +311,6 @@ def _refuse_foreign(path: Path) -> None:
         if path.suffix in (".json", ".jsonl", ".ndjson"):
             raise DatasetFormatError(f"{path}: the file is UTF-16, expected UTF-8; save it as UTF-8")
     if path.suffix in (".json", ".ndjson", ".xml"):
-        for marks, advice in FOREIGN.items():
-            if all(mark in content for mark in marks):
+        for keys, advice in FOREIGN.items():
+            if all(key in content for key in keys):
                 raise DatasetFormatError(f"{path}: {advice}")

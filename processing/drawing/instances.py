@@ -113,11 +113,11 @@ def draw_instances(
             words = [word for word in (number, "" if score is None else f"{score:.2f}") if word]
             mask = instance["mask"] if instance["mask"] is not None else _box_mask(instance["box"], image.size)
             drawn.append((score or 0.0, mask, color, " · ".join(words)))
-        marks = [(own[0], str(index + 1))] if several else [(color, " ") for color in own[: min(5, len(row))]]
+        dots = [(own[0], str(index + 1))] if several else [(color, " ") for color in own[: min(5, len(row))]]
         text = instructions[index] if instructions else row[0]["label"] if row else "(no instruction given)"
         level = levels[index] if levels else row[0].get("level") if row else None
         found = f"{len(row)} found" if row else "nothing found"
-        entries.append(LegendEntry(text, level, (notes[index] if notes else None) or found, marks))
+        entries.append(LegendEntry(text, level, (notes[index] if notes else None) or found, dots))
     drawn.sort(key=lambda entry: -entry[0])
     picture = draw_masks(
         image,

@@ -108,7 +108,7 @@ class LegendEntry:
     text: str
     level: str | None  # that it followed, where known
     found: str  # in words
-    marks: list[tuple[Color, str]]  # color and text of the dots before it
+    dots: list[tuple[Color, str]]  # color and text of the dots before it
 
 
 def draw_legend(width: int, entries: Sequence[LegendEntry], title: str | None, scale: PictureScale) -> Image.Image:
@@ -117,7 +117,7 @@ def draw_legend(width: int, entries: Sequence[LegendEntry], title: str | None, s
     left, room = 2 * gap, width - 4 * gap
     blocks = []  # (image of dots or None, lines, tag or None, words)
     for entry in entries:
-        dots = [draw_tag(text, scale.tag_font, color, gap * 0.5) for color, text in entry.marks]
+        dots = [draw_tag(text, scale.tag_font, color, gap * 0.5) for color, text in entry.dots]
         indent = sum(dot.width + gap // 2 for dot in dots) + gap // 2
         tag = draw_tag(entry.level, scale.tag_font, LEVEL_COLORS[entry.level], gap) if entry.level else None
         blocks.append((dots, wrap_text(entry.text, scale.font, room - indent), tag, entry.found, indent))

@@ -119,12 +119,12 @@ def _lexicon(clauses: slice) -> shared.Lexicon:
     )
 
 
-_HEARD = _lexicon(slice(None, -1))
+_TRAINING = _lexicon(slice(None, -1))
 PICTOGRAM_WORDS = WorldWords(
     name="pictograms",
     nouns=NOUNS,
-    lexicon=_HEARD,
-    varied=with_more_phrasings(_HEARD),
+    lexicon=_TRAINING,
+    varied=with_more_phrasings(_TRAINING),
     held_out_pairs=HELD_OUT_PAIRS,
     kinds=KINDS,
     unheard=_lexicon(slice(-1, None)),

@@ -271,8 +271,8 @@ def test_it_learns_to_choose_by_place():
         target = torch.where(asked == 0, boxes[:, 0, :, 0].argmin(-1), boxes[:, 0, :, 2:].prod(-1).argmax(-1))
         logits = selector(torch.zeros(32, 1, 5), torch.randn(1, 1, 1, WIDTH).expand(32, 1, 5, -1), boxes, words[asked])
         loss = F.cross_entropy(logits[:, 0], target)
-        right = (logits[:, 0].argmax(-1) == target).float().mean().item()
+        accuracy = (logits[:, 0].argmax(-1) == target).float().mean().item()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert right > 0.75
+    assert accuracy > 0.75

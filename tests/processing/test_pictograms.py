@@ -74,8 +74,8 @@ def test_later_things_hide_earlier_ones():
         assert scene.masks.sum(0).max() <= 1 and scene.masks.any((1, 2)).all()
     behind = ShapeObject("shirt", "red", "large", 50.0, 50.0, 18.0, 0.0)
     before = ShapeObject("apple", "blue", "small", 50.0, 50.0, 10.0, 0.0)
-    _, (hidden, full) = PictogramsWorld(0).paint((behind, before), np.random.default_rng(0))
-    assert not (hidden & full).any() and full.sum() > 100
+    _, (covered, full) = PictogramsWorld(0).paint((behind, before), np.random.default_rng(0))
+    assert not (covered & full).any() and full.sum() > 100
 
 
 def test_training_combines_no_held_out_pair_and_hears_no_unheard_clause():

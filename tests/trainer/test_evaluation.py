@@ -47,7 +47,7 @@ def test_figures_of_a_known_segmenter():
     [
         ("sam3i-1to1", "simple", 50, 4),  # the first instruction, one annotation each
         ("sam3i-1to1", "complex", 0, 4),
-        ("sam3i-multi", "simple", 25, 8),  # right silence counts 0
+        ("sam3i-multi", "simple", 25, 8),  # a correct empty answer counts 0
         ("grefcoco", "simple", 100 * (0.5 + 0.5 + 1) / 3, 12),
         ("refzom", "simple", 50, 12),
         ("reasonseg", "complex", 50, 8),

@@ -37,7 +37,7 @@ def scores_of(*pairs, ignore=None, groups=None):
     return score_masks(predictions, references)
 
 
-# IoU 1/2; false alarm; right silence; miss
+# IoU 1/2; false alarm; correct empty answer; miss
 MIXED = ((block(2), block(4)), (block(3), None), (None, None), (None, block(5)))
 
 

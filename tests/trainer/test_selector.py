@@ -57,11 +57,11 @@ def test_selection_loss_by_hand():
     first = -(odds[0, 0] / whole[0]).log() - (yes[0, 0] * (1 - yes[0, 1]) * (1 - yes[0, 2])).log()
     both = (-(odds[1, :2] / whole[1]).log()).mean() - (yes[1, 0] * yes[1, 1] * (1 - yes[1, 2])).log()
     nothing = whole[1].log() - (1 - yes[1]).log().sum()
-    for right, second in (([True, True, False], both), ([False, False, False], nothing)):
-        found = selection_loss(logits, torch.tensor([[True, False, False], right]))
+    for correct, second in (([True, True, False], both), ([False, False, False], nothing)):
+        found = selection_loss(logits, torch.tensor([[True, False, False], correct]))
         torch.testing.assert_close(found, (first + second) / 2)
         (gradient,) = torch.autograd.grad(found, logits)
-        assert gradient.isfinite().all() and gradient[0, 0] < 0 and (gradient[1, 0] > 0) == (not right[0])
+        assert gradient.isfinite().all() and gradient[0, 0] < 0 and (gradient[1, 0] > 0) == (not correct[0])
 
 
 @pytest.mark.parametrize("sampling", ["simple", "complex"])

@@ -59,7 +59,7 @@ class AgentSegmenter(Segmenter):
         detector: SAM3.
         chat: the chat model; it must accept concurrent requests where there are several `workers`.
         prompts: those of this package if not given.
-        max_generations: most answers of the chat model per instruction, examinations of single masks included.
+        max_generations: most answers of the chat model per instruction, those about single masks included.
         max_tokens: most tokens (prompt and completion) per instruction.
         max_unusable: answers in a row that cannot be carried out, or verdicts that cannot be read, before the
             instruction counts as failed. A repeated phrase has its own answer in the protocol and does not count here.
@@ -257,7 +257,7 @@ class AgentEpisode:
 
     def accepts(self, index: int) -> bool:
         """Has the chat model judge one mask, shown alone and close up."""
-        messages = self.conversation.examination(*self.candidates.draw_alone(self.image, index))
+        messages = self.conversation.ask_to_examine(*self.candidates.draw_alone(self.image, index))
         replies: list[str] = []
         while True:
             replies.append(self.ask(messages))
@@ -265,7 +265,7 @@ class AgentEpisode:
                 return parse_verdict(replies[-1])
             except UnusableReplyError as fault:
                 self.unusable += 1
-                messages = self.conversation.examination_again(messages, replies[-1])
+                messages = self.conversation.ask_to_examine_again(messages, replies[-1])
                 is_repeated = self.agent.is_greedy and replies[-1] in replies[:-1]
                 if is_repeated or len(replies) == self.agent.max_unusable:
                     said = f"{len(replies)} verdicts in a row on mask {index + 1} could not be read"

@@ -129,7 +129,7 @@ class AgentConversation:
         if count:
             self._superseded = self.prompts.turn(f"{turn}_superseded", count=count, **values)
 
-    def examination(self, marked: Image, close_up: Image) -> list[Message]:
+    def ask_to_examine(self, marked: Image, close_up: Image) -> list[Message]:
         """The separate conversation that judges one mask."""
         turn = self.prompts.turn
         return [
@@ -146,8 +146,8 @@ class AgentConversation:
             ),
         ]
 
-    def examination_again(self, messages: list[Message], reply: str) -> list[Message]:
-        """The examination after a verdict that could not be read; only the last such verdict stays."""
+    def ask_to_examine_again(self, messages: list[Message], reply: str) -> list[Message]:
+        """The question after a verdict that could not be read; only the last such verdict stays."""
         return [
             *messages[:2],
             chat_message("assistant", reply or "(empty)"),

@@ -118,7 +118,7 @@ def _short(value: Any) -> str:
 
 
 def parse_verdict(text: str) -> bool:
-    """Reads the verdict of an examination: True for Accept.
+    """Reads the verdict about one mask: True for Accept.
 
     Raises:
         UnusableReplyError: when there is not exactly one.

@@ -112,8 +112,9 @@ def inspect(
     from tqdm.auto import tqdm
 
     from .datasets.faults import RowAccount
-    from .datasets.inspection import contact_sheet_of, spread_rows, summarize
+    from .datasets.inspection import draw_row, spread_rows, summarize
     from .datasets.loading import load_instruction_dataset
+    from .drawing.sheet import contact_sheet
     from .images import read_image
 
     account = RowAccount()
@@ -121,7 +122,7 @@ def inspect(
         path, format, read_image_roots(image_root), split, skip_faulty=skip_faulty, crowd=crowd, account=account
     )
     raw = dataset.cast_column("image", ImageFeature(decode=False))
-    summary = summarize(tqdm(raw.remove_columns("image"), desc="rows", leave=False)).to_dict()
+    summary = summarize(tqdm(raw.remove_columns("image"), desc="rows", leave=False))
     if as_json:
         typer.echo(json.dumps(summary))
     else:
@@ -135,7 +136,7 @@ def inspect(
     if not chosen:
         raise typer.BadParameter("no row has an image: pass --image-root", param_hint="--sheet")
     sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet_of(chosen, [read_image(row["image"]) for row in chosen]).save(sheet)
+    contact_sheet([draw_row(row, read_image(row["image"])) for row in chosen], columns=4).save(sheet)
     typer.echo(f"wrote {sheet}", err=True)
 
 

@@ -7,7 +7,7 @@ back to its writer with the reason; "unsure" means that the check cannot tell, a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +50,6 @@ class CheckResult:
     verdict: str  # "pass", "fail" or "unsure"
     reason: str = ""  # one sentence that a writer can act on; empty for a pass
     evidence: dict[str, Any] = field(default_factory=dict)  # what the verdict rests on, as plain values
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 """The loop over one picture: targets are planned, instructions written, checked, decided on, written again."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
 
@@ -95,7 +95,7 @@ class InstructionLoop:
                 yield plan
 
     def _record(self, plan: TargetPlan, pairs: list[dict[str, Any]]) -> dict[str, Any]:
-        meaning = plan.meaning.to_dict() if plan.meaning is not None and self.tools.writer is None else None
+        meaning = asdict(plan.meaning) if plan.meaning is not None and self.tools.writer is None else None
         return {
             "targets": list(plan.targets),
             "kind": plan.kind,
@@ -238,5 +238,5 @@ class InstructionLoop:
             "text": text,
             "outcome": outcome,
             "reason": reason,
-            "checks": [item.to_dict() for item in results],
+            "checks": [asdict(item) for item in results],
         }

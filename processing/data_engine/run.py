@@ -138,14 +138,14 @@ class RunDirectory:
         """Finished pictures in the order of the source."""
         return sorted(self.records(), key=lambda record: record["order"])
 
-    def check_images(self, most: int = 200) -> None:
-        """Compare the images of up to so many finished pictures, evenly spread, with what they were.
+    def check_images(self) -> None:
+        """Compare the images of up to 200 finished pictures, evenly spread, with what they were.
 
         Raises:
             RunConfigError: one has changed or is gone.
         """
         known = [record for record in self.records() if record.get("image_digest")]
-        for record in known[:: max(1, len(known) // most)]:
+        for record in known[:: max(1, len(known) // 200)]:
             if digest_of_image(record["image"]) != record["image_digest"]:
                 raise RunConfigError(
                     f"{record['image']} is not the image that {self.path} was made from; choose a new folder, or put "

@@ -110,7 +110,7 @@ class RecordReader:
         for one in faults:
             self.fault(one.field, one.found, one.expected, one.fix)
 
-    def check_names(self, known: tuple[str, ...], only_misspelled: bool = False, label: str | None = None) -> None:
+    def check_names(self, known: tuple[str, ...], only_misspelled: bool = False) -> None:
         """Fault the fields that are not `known`; in foreign formats only those that look like one misspelled."""
         if self.data.keys() <= _as_set(known):
             return
@@ -119,7 +119,7 @@ class RecordReader:
             if only_misspelled and (meant is None or meant in self.data):
                 continue
             expected = f"did you mean {meant!r}?" if meant else f"one of {', '.join(known)}"
-            self.fault(shown(name).strip("'"), "an unknown field", expected, "rename or remove it", label)
+            self.fault(shown(name).strip("'"), "an unknown field", expected, "rename or remove it")
 
     def whole(self, field: str, minimum: int = MIN_INTEGER, maximum: int = MAX_INTEGER) -> int:
         """A whole number (5, 5.0 or "5"), or a fault and 0."""

@@ -2,8 +2,7 @@
 """What is in a data set: counts per level, kind and size of target, and a contact sheet to look at."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,68 +15,33 @@ SMALL, LARGE = 32 * 32, 96 * 96  # pixels: the limits of COCO
 UNKNOWN = "unknown"
 
 
-@dataclass
-class DatasetSummary:
-    """Counts over rows.
-
-    Attributes:
-        rows, images: number of targets and of pictures.
-        instances: number of masks.
-        instructions: number of texts per level.
-        words: number of words per level.
-        kinds: rows per target kind.
-        sizes: rows per size of the target (all its masks together; COCO's limits, 32 x 32 and 96 x 96 pixels).
-        splits, datasets: rows per split and data set.
-    """
-
-    rows: int = 0
-    instances: int = 0
-    instructions: Counter = field(default_factory=Counter)
-    words: Counter = field(default_factory=Counter)
-    kinds: Counter = field(default_factory=Counter)
-    sizes: Counter = field(default_factory=Counter)
-    splits: Counter = field(default_factory=Counter)
-    datasets: Counter = field(default_factory=Counter)
-    _images: set[tuple[str, str]] = field(default_factory=set, repr=False)
-
-    @property
-    def images(self) -> int:
-        return len(self._images)
-
-    def add(self, row: InstructionRow) -> None:
-        """Count a row; its picture is not touched."""
-        self.rows += 1
-        self.instances += len(row["masks"])
-        self._images.add((row["dataset"], row["image_id"]))
-        for level in LEVEL_FIELDS:
-            self.instructions[level] += len(row[level])
-            self.words[level] += sum(len(text.split()) for text in row[level])
-        self.kinds[row["target_kind"] or UNKNOWN] += 1
-        self.sizes[target_size(row)] += 1
-        self.splits[row["split"] or UNKNOWN] += 1
-        self.datasets[row["dataset"] or UNKNOWN] += 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
-        return {
-            "rows": self.rows,
-            "images": self.images,
-            "instances": self.instances,
-            "instructions": dict(self.instructions),
-            "mean_words": {k: round(self.words[k] / n, 2) for k, n in self.instructions.items() if n},
-            "kinds": dict(self.kinds),
-            "sizes": dict(self.sizes),
-            "splits": dict(self.splits),
-            "datasets": dict(self.datasets),
-        }
-
-
-def summarize(rows: Iterable[InstructionRow]) -> DatasetSummary:
-    """Count rows one by one."""
-    summary = DatasetSummary()
+def summarize(rows: Iterable[InstructionRow]) -> dict[str, Any]:
+    """Rows (targets), images and masks (`instances`); per level the texts and their mean length; rows by kind, by size
+    of the target (all its masks together), by split and by data set. Pictures are not touched."""
+    number, instances, images = 0, 0, set()
+    instructions, words, kinds, sizes, splits, datasets = (Counter[str]() for _ in range(6))
     for row in rows:
-        summary.add(row)
-    return summary
+        number += 1
+        instances += len(row["masks"])
+        images.add((row["dataset"], row["image_id"]))
+        for level in LEVEL_FIELDS:
+            instructions[level] += len(row[level])
+            words[level] += sum(len(text.split()) for text in row[level])
+        kinds[row["target_kind"] or UNKNOWN] += 1
+        sizes[target_size(row)] += 1
+        splits[row["split"] or UNKNOWN] += 1
+        datasets[row["dataset"] or UNKNOWN] += 1
+    return {
+        "rows": number,
+        "images": len(images),
+        "instances": instances,
+        "instructions": dict(instructions),
+        "mean_words": {level: round(words[level] / count, 2) for level, count in instructions.items() if count},
+        "kinds": dict(kinds),
+        "sizes": dict(sizes),
+        "splits": dict(splits),
+        "datasets": dict(datasets),
+    }
 
 
 def target_size(row: InstructionRow) -> str:
@@ -124,10 +88,3 @@ def draw_row(row: InstructionRow, picture: Image.Image) -> Image.Image:
     others = " · ".join(f"{name}: {value}" for name, value in texts.items() if name != level)
     title = " · ".join(part for part in (f"[{row['target_kind'] or UNKNOWN}]", others) if part)
     return draw_instances(picture, instances, title=title, instructions=[text], side=480)
-
-
-def contact_sheet_of(rows: Sequence[InstructionRow], pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """Rows drawn on their pictures, side by side."""
-    from ..drawing.sheet import contact_sheet
-
-    return contact_sheet([draw_row(row, picture) for row, picture in zip(rows, pictures, strict=True)], columns)

@@ -9,8 +9,8 @@ middle line, a color without a name, two possible reference objects) it is None,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 TARGET_KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
 ONE, SOME, ALL, NONE = TARGET_KINDS
@@ -157,19 +157,6 @@ class Meaning:
         if chosen is not None:
             chosen = replace(chosen, value=_MIRRORED.get(chosen.value, chosen.value))
         return replace(self, filters=filters, selector=chosen)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Meaning:
-        """The inverse of [`to_dict`]."""
-        filters = tuple(
-            Filter(**{**item, "whole": None if item["whole"] is None else cls.from_dict(item["whole"])})
-            for item in data["filters"]
-        )
-        return cls(data["noun"], filters, None if data["selector"] is None else Selector(**data["selector"]))
 
 
 def selector_family(selector: Selector) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """More ways to say what the shapes world says, for training alone: synonyms of constructions and other word orders.
 
-A text encoder that was trained on each question in two constructions falls by ten points on a third one. Every phrasing
+A text encoder trained on two constructions of each question falls by ten points on a third one. Every phrasing
 here is made of words that the world has anyway, and none is a held-out one: those stay the last of their lists.
 """
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -32,10 +32,6 @@ class SegmentationCost:
     calls: int = 0  # of a chat model; unanswered requests count, since they may be paid
     tokens: int = 0  # prompt and completion
     failures: int = 0  # replies that could not be used
-
-    def to_dict(self) -> dict[str, float | int]:
-        """The fields as plain numbers, as written to the predictions file."""
-        return asdict(self)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def make_record(
             {"rle": encode_mask(mask), "score": float(score)}
             for mask, score in zip(result.masks, result.scores, strict=True)
         ],
-        "cost": result.cost.to_dict(),
+        "cost": asdict(result.cost),
         "error": result.error,
         "target": {
             "height": row["height"],

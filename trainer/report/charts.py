@@ -34,14 +34,14 @@ def color(index: int) -> str:
     return COLORS[index % len(COLORS)]
 
 
-def iou_histogram(ious: Mapping[str, np.ndarray], bins: int = 20) -> bytes:
+def iou_histogram(ious: Mapping[str, np.ndarray]) -> bytes:
     """Share of samples (percent) per IoU bin, systems side by side; IoUs in [0, 1], float [S] per system."""
     with rc_context(STYLE):
         figure, axes = _axes("IoU", "samples")
         values = [np.clip(values, 0, 1) for values in ious.values()]
         weights = [np.full(len(column), 100 / max(1, len(column))) for column in values]
         colors = [color(index) for index in range(len(ious))]
-        axes.hist(values, bins=bins, range=(0, 1), weights=weights, color=colors, label=list(ious))
+        axes.hist(values, bins=20, range=(0, 1), weights=weights, color=colors, label=list(ious))
         axes.yaxis.set_major_formatter(PercentFormatter())
         return _svg(figure, axes, len(ious) > 1)
 

@@ -289,10 +289,10 @@ def _conflict(pair: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 class EditChecks:
     """Checks edits of a run's instructions."""
 
-    def __init__(self, desk: ReviewDesk, count_tokens: TokenCounter = estimate_tokens, forms: NounForms | None = None):
+    def __init__(self, desk: ReviewDesk, count_tokens: TokenCounter = estimate_tokens):
         self.desk = desk
         self.count_tokens = count_tokens
-        self.forms = forms or NounForms()
+        self.forms = NounForms()
 
     def __call__(self, item: QueuedPair, text: str) -> list[CheckResult]:
         """What each check finds about a new text for a pair's target; all of them are run.

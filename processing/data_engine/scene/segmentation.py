@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+THRESHOLD, DOUBT_THRESHOLD = 0.6, 0.2  # a proposal scores above the first; what is below the second counts as nothing
 SAME_INSTANCE = 0.7  # IoU from which two proposals show one thing; the better score keeps it
 
 
 class PipelineGrounder:
     """Finds the masks of instructions with an instruction-segmentation pipeline, one picture at a time."""
 
-    def __init__(self, pipeline: Any, name: str, threshold: float = 0.5):
+    def __init__(self, pipeline: Any, name: str):
         self.pipeline = pipeline
         self.name = name
-        self.threshold = threshold
         self._lock = threading.Lock()
 
     def __call__(self, image: Image, texts: list[str], levels: list[str]) -> list[np.ndarray]:
         """Bool masks [K, height, width] per instruction."""
         with self._lock:
-            results = self.pipeline(image, text=list(texts), level=list(levels), threshold=self.threshold)
+            results = self.pipeline(image, text=list(texts), level=list(levels), threshold=0.5)
         return [_stack([item["mask"] for item in found], image.size) for found in results]
 
 
@@ -43,26 +43,9 @@ class ProposalSource:
 
     A concept for which something scores between the two thresholds is neither complete nor absent, and the engine
     counts on neither.
-
-    Args:
-        threshold: proposals need a higher score.
-        doubt_threshold: below it a proposal counts as nothing.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        concepts: Sequence[str],
-        pipeline: Any,
-        threshold: float = 0.6,
-        doubt_threshold: float = 0.2,
-        dataset: str | None = None,
-        split: str | None = None,
-    ):
-        if not 0 <= doubt_threshold <= threshold <= 1:
-            raise ValueError(
-                f"Expected 0 <= doubt_threshold <= threshold <= 1, received {doubt_threshold}, {threshold}."
-            )
+    def __init__(self, folder: str | Path, concepts: Sequence[str], pipeline: Any, split: str | None = None):
         self.folder = Path(folder)
         self.nouns = tuple(sorted({" ".join(concept.lower().split()) for concept in concepts} - {""}))
         self.files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -72,9 +55,6 @@ class ProposalSource:
         self.left_out = LeftOut()
         self.fingerprint = None  # finished images are compared one by one
         self.pipeline = pipeline
-        self.threshold = threshold
-        self.doubt_threshold = doubt_threshold
-        self.dataset = dataset or self.folder.name
         self.split = split
 
     def scenes(self, wanted: Wanted | None = None) -> Iterator[AnnotatedScene]:
@@ -92,14 +72,14 @@ class ProposalSource:
             left_out.add("image that cannot be read", str(error))
             lazy = partial(open_image, str(path), file_name)
             return AnnotatedScene(file_name, 0, 0, (), lazy, order, file_name=file_name, left_out=left_out)
-        results = self.pipeline(image, text=nouns, level=["concept"] * len(nouns), threshold=self.doubt_threshold)
+        results = self.pipeline(image, text=nouns, level=["concept"] * len(nouns), threshold=DOUBT_THRESHOLD)
         found, doubtful, absent = [], set(), set()
         for noun, items in zip(nouns, results, strict=True):
             if not items:
                 absent.add(noun)
             for item in items:
                 mask = np.asarray(item["mask"]) > 0
-                if item["score"] <= self.threshold or mask.sum() < MIN_AREA:
+                if item["score"] <= THRESHOLD or mask.sum() < MIN_AREA:
                     left_out.add("proposal of a low score or a tiny mask", f"{file_name}: {noun}")
                     doubtful.add(noun)
                 else:
@@ -121,7 +101,7 @@ class ProposalSource:
             order=order,
             image=str(path.resolve()),
             file_name=file_name,
-            dataset=self.dataset,
+            dataset=self.folder.name,
             split=self.split,
             absent_nouns=frozenset(absent),
             partial_nouns=frozenset(doubtful),

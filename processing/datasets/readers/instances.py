@@ -117,9 +117,9 @@ def is_one_piece(mask: CompressedRLE) -> bool:
     return ndimage.label(decode_mask(mask), np.ones((3, 3)))[1] == 1
 
 
-def count_kind(count: int, several: str = "1-to-N") -> str:
+def count_kind(count: int) -> str:
     """Target kind by the number of instances, where a data set says no more."""
-    return "none" if count == 0 else "1-to-1" if count == 1 else several
+    return "none" if count == 0 else "1-to-1" if count == 1 else "1-to-N"
 
 
 def finish_row(record: RecordReader, instances: Instances, picture: Picture, **fields: Any) -> InstructionRow | None:

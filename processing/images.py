@@ -125,13 +125,18 @@ def _resolve(source: Any, allow_remote: bool, timeout: float) -> np.ndarray | Im
     return _resolve_text(source, allow_remote, timeout)
 
 
+def data_url(content: bytes, kind: str) -> str:
+    """An encoded image ("png", "jpeg", "svg+xml") as text that pages and chat models take in place of an address."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
 def _resolve_text(source: str, allow_remote: bool, timeout: float) -> Path | BytesIO:
     if re.match(r"https?://", source, re.IGNORECASE):
         if not allow_remote:
             raise ValueError("remote addresses are not read here; download it first")
         return BytesIO(_download(source, timeout))
-    if data_url := re.match(r"data:image/[\w.+-]+;base64,", source[:100]):
-        return BytesIO(base64.b64decode(source[data_url.end() :], validate=True))
+    if header := re.match(r"data:image/[\w.+-]+;base64,", source[:100]):
+        return BytesIO(base64.b64decode(source[header.end() :], validate=True))
     is_short = len(source) < 1024  # a path of the file system has at most about so many characters
     if (
         len(source) >= 64

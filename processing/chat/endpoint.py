@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from ..images import data_url
 from .client import (
     ChatModel,
     ChatReply,
@@ -354,7 +355,7 @@ def encode_image(image: Image) -> str:
     else:
         kind = "jpeg"
         image.save(buffer, "JPEG", quality=95, subsampling=0)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return data_url(buffer.getvalue(), kind)
 
 
 def _to_openai(message: Message) -> dict:

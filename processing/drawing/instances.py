@@ -202,6 +202,11 @@ def _box_mask(box: Any, size: tuple[int, int]) -> Image.Image:
     return mask
 
 
+def longest_side(image: Image.Image, shorter: int) -> int:
+    """The `side` of a picture that is drawn at its own size, or larger where its shorter side lacks pixels."""
+    return round(max(image.size) * max(1.0, shorter / min(image.size)))
+
+
 def _shown_size(size: tuple[int, int], side: int | None) -> tuple[int, int]:
     factor = side / max(size) if side else max(1, math.ceil(SMALLEST_SIDE / max(size)))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of an evaluation: one self-contained HTML page, and its pictures as PNGs beside it."""
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image
 
 from ...processing.atomic import write_whole
 from ...processing.drawing.sheet import contact_sheet, draw_comparison
+from ...processing.images import data_url
 from ...processing.masks import decode_masks
 from ..evaluation.evaluate import row_image
 from ..evaluation.mask_scores import MaskScores, average_precision
@@ -53,7 +53,7 @@ class Panel:
         """The picture as a data URL."""
         buffer = io.BytesIO()
         self.picture.save(buffer, "JPEG", quality=88)
-        return _data_url(buffer.getvalue(), "jpeg")
+        return data_url(buffer.getvalue(), "jpeg")
 
 
 @dataclass
@@ -101,7 +101,7 @@ def write_report(entries: Sequence[ReportEntry], directory: str | Path, dataset:
         notes=notes(results),
         scores=score_table(results),
         tables=[*threshold_tables(results), *cost_tables(results)],
-        charts=[(caption, _data_url(content, "svg+xml")) for caption, content in _charts(entries)],
+        charts=[(caption, data_url(content, "svg+xml")) for caption, content in _charts(entries)],
         sections=sections,
         groups=group_tables(results),
         color=charts.color,
@@ -243,7 +243,3 @@ def _masks(counts: Sequence[str], size: tuple[int, int]) -> np.ndarray:
 def _printable(text: str) -> str:
     """Text without control characters, at most as long as a caption can be."""
     return "".join(character if character.isprintable() else " " for character in text[:300])
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -5,13 +5,13 @@ Source of the layout: Label Studio's documentation, "Import data" (tasks with `d
 (`annotations` with `result`, `completed_by`, `updated_at`); rectangles are in percent of the picture.
 """
 
-import base64
 import json
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ...images import data_url
 from .desk import ACCEPT, EDIT, REJECT, SKIP, Decision, QueuedPair, ReviewDesk
 
 LABELING_CONFIG = """<View>
@@ -103,7 +103,7 @@ def _image(image: str | None, desk: ReviewDesk, image_url: str | None) -> str | 
         return image_url.replace("{file}", image)
     path = desk.run.path / image  # an absolute path stays what it is
     kind = "jpeg" if path.suffix.lower() in (".jpg", ".jpeg") else path.suffix.lower().lstrip(".")
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    return data_url(path.read_bytes(), kind)
 
 
 def _decisions(task: dict[str, Any], path: str | Path) -> Iterable[Decision]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the review page shows of a pair: pieces of `page.html`, in which text from outside is nothing but text."""
 
-import base64
 import io
 import unicodedata
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from PIL import Image
 
 from ...drawing.instances import draw_masks
 from ...drawing.style import LEVEL_COLORS, PALETTE, Color
+from ...images import data_url
 from ...masks import decode_mask
 from ..checks import FAIL, PASS, CheckResult
 from ..scene.scene import image_of_record, open_image
@@ -215,4 +215,4 @@ def marked_image(item: QueuedPair, image: Image.Image, numbers: Mapping[int, int
 def _data_url(image: Image.Image) -> str:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=90, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return data_url(stream.getvalue(), "jpeg")

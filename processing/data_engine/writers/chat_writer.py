@@ -10,7 +10,7 @@ from PIL import Image
 from ....modeling_sam3i.instruction_levels import InstructionLevel
 from ...chat.client import Message, chat_message, extract_json, one_line
 from ...chat.prompts import VersionedPrompt, load_prompts
-from ...drawing.instances import draw_masks
+from ...drawing.instances import draw_masks, longest_side
 from ...language.meaning import ALL, NONE, ONE
 from ..scene.scene import AnnotatedScene
 from .template_writer import TargetPlan
@@ -197,7 +197,7 @@ SHORTER_SIDE = 336  # pixels: smaller pictures are enlarged, so that outlines an
 
 def enlarge(picture: Image.Image) -> Image.Image:
     """The picture, at least `SHORTER_SIDE` pixels high and wide."""
-    return draw_masks(picture, (), side=_longest_side(picture))
+    return draw_masks(picture, (), side=longest_side(picture, SHORTER_SIDE))
 
 
 def mark_target(scene: AnnotatedScene, targets: Iterable[int], siblings: Iterable[int]) -> Image.Image:
@@ -215,8 +215,4 @@ def mark_numbers(scene: AnnotatedScene, numbers: Mapping[int, int]) -> Image.Ima
 def _draw(scene: AnnotatedScene, ids: Iterable[int], **style: object) -> Image.Image:
     picture = scene.open_image()
     masks = [scene.by_id[number].pixels() for number in ids]
-    return draw_masks(picture, masks, dim=False, side=_longest_side(picture), **style)  # type: ignore[arg-type]
-
-
-def _longest_side(picture: Image.Image) -> int:
-    return round(max(picture.size) * max(1.0, SHORTER_SIDE / min(picture.size)))
+    return draw_masks(picture, masks, dim=False, side=longest_side(picture, SHORTER_SIDE), **style)  # type: ignore[arg-type]

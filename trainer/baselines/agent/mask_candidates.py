@@ -9,14 +9,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from ....processing.drawing.instances import draw_masks
+from ....processing.drawing.instances import draw_masks, longest_side
 from ..segmenters import SegmentationResult
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_OVERLAP = 0.3  # intersection over the smaller area, as in the published agent
-MIN_DRAWING_SIDE = 448  # pixels of the shorter side
+MIN_DRAWING_SIDE = 448  # pixels: smaller images are enlarged, so that numbers fit on their masks
 CLOSE_UP_MARGIN = 0.5
 
 
@@ -50,7 +50,9 @@ class MaskCandidates(SegmentationResult):
     def draw(self, image: Image) -> Image:
         """The image with every mask outlined and numbered."""
         numbers = [str(number) for number in range(1, len(self) + 1)]
-        return draw_masks(image, self.masks, tags=numbers, tags_inside=True, dim=False, side=_side(image))
+        return draw_masks(
+            image, self.masks, tags=numbers, tags_inside=True, dim=False, side=longest_side(image, MIN_DRAWING_SIDE)
+        )
 
     def draw_alone(self, image: Image, index: int) -> tuple[Image, Image]:
         """One mask outlined on the whole image, and a close-up of it with half its size around it."""
@@ -60,10 +62,5 @@ class MaskCandidates(SegmentationResult):
         left, top = max(0, columns.start - margin), max(0, rows.start - margin)
         right, bottom = min(image.width, columns.stop + margin), min(image.height, rows.stop + margin)
         close, crop = image.crop((left, top, right, bottom)), mask[top:bottom, left:right]
-        whole = draw_masks(image, [mask], dim=False, side=_side(image))
-        return whole, draw_masks(close, [crop], dim=False, side=_side(close))
-
-
-def _side(image: Image) -> int:
-    """Longest side of a drawing: small images are enlarged, so that numbers fit on their masks."""
-    return round(max(image.size) * max(1.0, MIN_DRAWING_SIDE / min(image.size)))
+        whole = draw_masks(image, [mask], dim=False, side=longest_side(image, MIN_DRAWING_SIDE))
+        return whole, draw_masks(close, [crop], dim=False, side=longest_side(close, MIN_DRAWING_SIDE))

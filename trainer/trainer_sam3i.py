@@ -176,8 +176,6 @@ class Sam3ITrainer(StageTrainer):
                     f"that samples {own!r}: leave it out, and each stage makes its own."
                 )
 
-    # The curriculum
-
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
@@ -332,12 +330,11 @@ class Sam3ITrainer(StageTrainer):
 
     def _start_complex(self, start: str) -> None:
         fresh = complex_is_fresh(self.instruction_model)
+        why = "as asked" if start != "auto" else "its adapters are fresh" if fresh else "it has been trained"
         if start == "simple" or (start == "auto" and fresh):
             self.instruction_model.start_complex_from_simple()
-            why = "its adapters are fresh" if start == "auto" else "as asked"
             self.say(f"The complex path starts as a copy of the simple path ({why}).")
         else:
-            why = "it has been trained" if start == "auto" else "as asked"
             self.say(f"The complex path starts from its own weights ({why}); `start_complex_from='simple'` copies.")
 
     def begin_heads(self) -> dict[str, float]:
@@ -365,8 +362,6 @@ class Sam3ITrainer(StageTrainer):
             seal_checkpoint(folder, self.stage, True, self.state.global_step, self.identity)
         self.accelerator.wait_for_everyone()
 
-    # A search for hyperparameters
-
     def call_model_init(self, trial: Any = None) -> Sam3IForInstructionSegmentation:
         """A fresh model for a training."""
         self.instruction_model = read_model(super().call_model_init(trial))
@@ -379,9 +374,8 @@ class Sam3ITrainer(StageTrainer):
         compute_objective: Callable[[dict[str, float]], float] | None = None,
         n_trials: int = 20,
         direction: Any = None,
-        backend: Any = None,
-        hp_name: Callable[[Any], str] | None = None,
-        **kwargs: Any,
+        *others: Any,
+        **options: Any,
     ) -> Any:
         """As in Transformers; by default the figure of `metric_for_best_model` is made as good as can be.
 
@@ -390,7 +384,7 @@ class Sam3ITrainer(StageTrainer):
         metric = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         direction = direction or ("maximize" if self.args.greater_is_better else "minimize")
         objective = compute_objective or (lambda metrics: metrics[metric])
-        return super().hyperparameter_search(hp_space, objective, n_trials, direction, backend, hp_name, **kwargs)
+        return super().hyperparameter_search(hp_space, objective, n_trials, direction, *others, **options)
 
     def _use_trial(self, trial: Any) -> None:
         values = self.hp_space(trial) if hasattr(trial, "number") else dict(trial)

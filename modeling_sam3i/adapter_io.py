@@ -88,11 +88,6 @@ def check_weights(
 ) -> None:
     """Check that weights of adapters are floating point numbers, all of them finite.
 
-    Args:
-        tensors: Names and weights.
-        place (`str`): Where they are from, for the message.
-        error: What to raise.
-
     Raises:
         AdapterFileError: names some that are not.
     """
@@ -143,17 +138,11 @@ class AdapterDescription(AdapterSettings):
 
 @dataclass
 class AdapterSource:
-    """Where instruction adapters are.
+    """Where instruction adapters are."""
 
-    Args:
-        repo (`str`): Folder or Hub repository.
-        download (`dict`): Arguments of the download.
-        base_in_use (`str`, *optional*): The base model that the auto classes have already turned to.
-    """
-
-    repo: str
-    download: dict
-    base_in_use: str | None
+    repo: str  # folder or Hub repository
+    download: dict  # arguments of the download
+    base_in_use: str | None  # the base model that the auto classes have already turned to
 
 
 def find_instruction_adapter(repo: str | os.PathLike | None, kwargs: dict) -> AdapterSource | None:
@@ -161,7 +150,6 @@ def find_instruction_adapter(repo: str | os.PathLike | None, kwargs: dict) -> Ad
 
     Args:
         repo: What to load. The auto classes pass the base model here, and the adapters in `adapter_kwargs`.
-        kwargs (`dict`): The arguments of the call.
 
     Raises:
         AdapterFileError: when `adapter_config.json` is unreadable.
@@ -303,11 +291,6 @@ def _peft_version() -> str | None:
 def fill_adapters(model: ModelT, repo: str | os.PathLike, **download) -> ModelT:
     """Overwrite the adapters of a native model with those of a repository.
 
-    Args:
-        model: A native SAM3-I model.
-        repo: Folder or Hub repository.
-        download: `revision`, `token`, `subfolder` and their like.
-
     Returns:
         The model.
 
@@ -348,12 +331,6 @@ def load_with_base(
     load: Callable[..., tuple[ModelT, dict]], source: AdapterSource, base: str | None, *args, **kwargs
 ) -> tuple[ModelT, dict]:
     """Load the base model that an adapter repository names, with the settings of the adapter, and the adapter.
-
-    Args:
-        load: Loads a native model and reports on its weights.
-        source: Where the adapter is.
-        base (`str`, *optional*): Base model instead of the one that the repository names.
-        kwargs: Arguments of `from_pretrained`.
 
     Returns:
         The model, which keeps where its adapters are from as `adapter_source`, and the report on the weights of its

@@ -113,7 +113,6 @@ class Sam3IDetrDecoder(Sam3DetrDecoder):
 
         Args:
             boxes (`torch.Tensor` of shape `(rows, queries, 4)`): Boxes (cx, cy, w, h) in [0, 1].
-            size: Height and width of the feature map.
 
         Returns:
             `torch.Tensor` of shape `(rows, heads, 1 + queries, height * width)`; zero for the presence token, which

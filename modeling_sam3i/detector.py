@@ -29,29 +29,17 @@ from .inputs import PADDING_LABEL, ModelInputs, read_rows, row_images, text_enco
 
 @dataclass
 class EncodedInstructions:
-    """The inputs of a call, checked and encoded: everything that the DETR encoder and what follows it reads.
+    """The inputs of a call, checked and encoded: everything that the DETR encoder and what follows it reads."""
 
-    Args:
-        vision ([`Sam3VisionEncoderOutput`]): Features of `I` images.
-        images (`list[int]` of length `R`, *optional*): The image of each row; row i uses image i if not given.
-        routing ([`LevelRouting`]): Levels of the rows.
-        level_logits (`torch.Tensor` of shape `(R, 3)`, *optional*): What the level router said, where it was asked.
-        text_features (`torch.Tensor` of shape `(R, L, D)`): Projected tokens.
-        words (`torch.Tensor` of shape `(R, L, T)`): Token embeddings, which the selector reads.
-        text_mask (`torch.BoolTensor` of shape `(R, L)`, *optional*): `True` for tokens.
-        boxes (`torch.Tensor` of shape `(R, N, 4)`, *optional*): Box exemplars.
-        box_labels (`torch.LongTensor` of shape `(R, N)`, *optional*): Their labels.
-    """
-
-    vision: Sam3VisionEncoderOutput
-    images: list[int] | None
+    vision: Sam3VisionEncoderOutput  # of `I` images
+    images: list[int] | None  # the image of each of `R` rows; row i uses image i if None
     routing: LevelRouting
-    level_logits: torch.Tensor | None
-    text_features: torch.Tensor
-    words: torch.Tensor
-    text_mask: torch.Tensor | None
-    boxes: torch.Tensor | None
-    box_labels: torch.Tensor | None
+    level_logits: torch.Tensor | None  # (R, 3), where the level router was asked
+    text_features: torch.Tensor  # (R, L, D): projected tokens
+    words: torch.Tensor  # (R, L, T): token embeddings, which the selector reads
+    text_mask: torch.Tensor | None  # (R, L), `True` for tokens
+    boxes: torch.Tensor | None  # (R, N, 4): box exemplars
+    box_labels: torch.Tensor | None  # (R, N)
 
     def fpn(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The FPN maps that the detector reads, `(I, D, h_i, w_i)`, finest first, and their position encodings."""
@@ -74,22 +62,13 @@ class EncodedInstructions:
 
 @dataclass
 class Prompt:
-    """What the detector is asked for by some rows.
+    """What the detector is asked for by some rows."""
 
-    Args:
-        features (`torch.Tensor` of shape `(rows, tokens, width)`): Text, and box exemplars after it.
-        mask (`torch.BoolTensor` of shape `(rows, tokens)`, *optional*): `True` where there is something to read.
-        attention_mask (`torch.Tensor`, *optional*): The same as attention reads it.
-        words (`torch.Tensor` of shape `(rows, text tokens, text_width)`): Token embeddings.
-        text_mask (`torch.BoolTensor` of shape `(rows, text tokens)`, *optional*): `True` for tokens.
-        routing ([`LevelRouting`]): Levels of the rows.
-    """
-
-    features: torch.Tensor
-    mask: torch.Tensor | None
-    attention_mask: torch.Tensor | None
-    words: torch.Tensor
-    text_mask: torch.Tensor | None
+    features: torch.Tensor  # (rows, tokens, width): text, and box exemplars after it
+    mask: torch.Tensor | None  # (rows, tokens), `True` where there is something to read
+    attention_mask: torch.Tensor | None  # the same as attention reads it
+    words: torch.Tensor  # (rows, text tokens, text_width): token embeddings
+    text_mask: torch.Tensor | None  # (rows, text tokens), `True` for tokens
     routing: LevelRouting
 
 
@@ -143,8 +122,6 @@ class Sam3IDetector(Sam3Model):
         """Encode instructions for `text_embeds`.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
-            attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
             instruction_levels (`torch.LongTensor` of shape `(rows,)`, *optional*): Level of each row; concept if not
                 given.
 
@@ -161,10 +138,6 @@ class Sam3IDetector(Sam3Model):
 
     def predict_levels(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """What the level router says of instructions; its highest logit is the level of a row left to it (-1).
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
-            attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
 
         Returns:
             `torch.Tensor` of shape `(rows, 3)`: logits of concept, simple and complex.
@@ -222,7 +195,6 @@ class Sam3IDetector(Sam3Model):
         """Check the inputs of a call and encode its images and instructions.
 
         Args:
-            options (`dict`): Further arguments of the call.
             drop_padding (`bool`): Leave out the last columns of the token ids where those are padding in every row.
         """
         rows = inputs.check(self.config, options)

@@ -200,7 +200,6 @@ def read_rows(
 
     Args:
         levels: `torch.LongTensor` of shape `(rows,)`, or level names or indices; concepts if not given.
-        others (`torch.Tensor` of shape `(n,)`, *optional*): Image ids, for one.
         may_be_open (`bool`): Whether -1 may leave the choice to the model's level router.
 
     Raises:
@@ -240,13 +239,8 @@ def row_images(
 ) -> tuple[int, list[int] | None]:
     """The number of rows and the image of each; `None` when row i uses image i.
 
-    One instruction for several images, or several for one image, need no `image_ids`.
-
-    Args:
-        given (`torch.LongTensor` of shape `(rows,)`, *optional*): `image_ids`, and `on_host` its values.
-
-    Raises:
-        ValueError: when rows cannot be matched with images or boxes.
+    One instruction for several images, or several for one image, need no `image_ids`. Raises ValueError when rows
+    cannot be matched with images or boxes.
     """
     if given is not None and on_host is not None:
         if given.shape != (rows,) or given.is_floating_point():
@@ -280,10 +274,6 @@ def text_encoder_inputs(
     text_encoder: Any, settings: AdapterSettings, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> dict[str, torch.Tensor | None]:
     """What the text encoder is given beside the tokens: masks and, for long instructions, positions.
-
-    Args:
-        input_ids (`torch.LongTensor` of shape `(rows, tokens)`): Token ids.
-        attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 1 for tokens, 0 for padding.
 
     Raises:
         ValueError: for ids that are none of the encoder's, or more than it has positions.
@@ -321,8 +311,6 @@ def token_embeddings(text_embeds: Any, routing: LevelRouting | None, width: int,
 
     Args:
         text_embeds: The output of `get_text_features`, or its `pooler_output` alone.
-        routing: Levels of the rows.
-        width (`int`): Of token embeddings.
         needed (`bool`): Whether the model has a selector, which reads them at the simple and the complex level.
 
     Raises:

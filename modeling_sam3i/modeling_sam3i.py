@@ -227,10 +227,6 @@ class Sam3IModel(Sam3IDetector):
         """
         What the decoder finds for each instruction before the selector chooses; no masks are made.
 
-        Args:
-            row_chunk_size (`int`, *optional*): Rows to run at once; chosen from memory if not given.
-            inputs: As in the forward pass, without `labels`.
-
         Returns:
             [`Sam3IQueriesOutput`], its rows in the order of the instructions.
 

@@ -40,26 +40,15 @@ def rows_at_once(model: Sam3IDetector, fpn_states: list[torch.Tensor]) -> int:
 
 @dataclass
 class DecodedRows:
-    """What a few rows gave before their masks.
+    """What a few rows gave before their masks."""
 
-    Args:
-        rows (`list[int]` of length `c`): Which rows of the call.
-        logits (`torch.Tensor` of shape `(c, queries)`): Classification logits.
-        boxes (`torch.Tensor` of shape `(c, queries, 4)`): (cx, cy, w, h) in [0, 1].
-        queries (`torch.Tensor` of shape `(c, queries, width)`): Decoder output of the last layer.
-        presence_logits (`torch.Tensor` of shape `(c, 1)`): Presence logits.
-        reference_boxes (`torch.Tensor` of shape `(layers, c, queries, 4)`): Reference boxes of the decoder layers.
-        states (`torch.Tensor` of shape `(c, tokens, width)`): Output of the DETR encoder.
-        prompt ([`Prompt`]): Of the rows.
-    """
-
-    rows: list[int]
-    logits: torch.Tensor
-    boxes: torch.Tensor
-    queries: torch.Tensor
-    presence_logits: torch.Tensor
-    reference_boxes: torch.Tensor
-    states: torch.Tensor
+    rows: list[int]  # which `c` rows of the call
+    logits: torch.Tensor  # (c, queries): classification
+    boxes: torch.Tensor  # (c, queries, 4): (cx, cy, w, h) in [0, 1]
+    queries: torch.Tensor  # (c, queries, width): decoder output of the last layer
+    presence_logits: torch.Tensor  # (c, 1)
+    reference_boxes: torch.Tensor  # (layers, c, queries, 4)
+    states: torch.Tensor  # (c, tokens, width): output of the DETR encoder
     prompt: Prompt
 
 

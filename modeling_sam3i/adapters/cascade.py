@@ -99,11 +99,6 @@ class BottleneckAdapter(nn.Module):
     """A bottleneck with a normalized middle: `Up(GELU(LN(Down(x))))`, plus `x` when `skip` is set.
 
     Source: SAM3-I (arXiv 2512.04585), adapters of the DETR encoder and decoder.
-
-    Args:
-        hidden_size (`int`): Width of the residual stream.
-        settings: Bottleneck width.
-        skip (`bool`): Whether the input is added to the output.
     """
 
     def __init__(self, hidden_size: int, settings: AdapterSettings, skip: bool = False):
@@ -234,9 +229,6 @@ LAYERS = (*TEXT_LAYERS, Sam3DetrEncoderLayer, Sam3DetrDecoderLayer)
 def build_adapter(site: nn.Module, settings: AdapterSettings, text_width: int) -> LevelModules:
     """The level modules for one stock module of SAM3.
 
-    Args:
-        text_width (`int`): Width of SAM3's token embeddings.
-
     Raises:
         TypeError: when `site` is none of the kinds of module that SAM3-I adapts.
     """
@@ -269,12 +261,7 @@ def build_adapter(site: nn.Module, settings: AdapterSettings, text_width: int) -
 def adapter_sites(
     model: Sam3Model, settings: AdapterSettings | PreTrainedConfig | None = None
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The names and modules of a stock SAM3 detector (or of ours) that hold instruction adapters, in order.
-
-    Args:
-        model: The detector.
-        settings: Of the adapters; those in the model's own configuration if not given.
-    """
+    """The names and modules of a stock SAM3 detector (or of ours) that hold instruction adapters, in order."""
     settings = settings or model.config
     for prefix in (f"text_encoder.{text_layers(model.text_encoder)}", "detr_encoder.layers", "detr_decoder.layers"):
         for index, module in model.get_submodule(prefix).named_children():

@@ -31,11 +31,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2")
 
 
 class LowRankUpdate(nn.Module):
-    """`Up(Down(x))` through a space of `rank` dimensions, zero at the start.
-
-    Args:
-        linear (`nn.Linear`): The projection that is updated; only its widths are read.
-    """
+    """`Up(Down(x))` through a space of `rank` dimensions, zero at the start."""
 
     def __init__(self, linear: Any, rank: int):
         super().__init__()
@@ -95,11 +91,6 @@ class LowRankLevels(LevelModules):
         self, part: str, routing: LevelRouting, name: str, linear: nn.Module, states: torch.Tensor
     ) -> torch.Tensor:
         """A projection of the site with the update of each row's level.
-
-        Args:
-            part (`str`): The attention or MLP block of the site that owns the projection.
-            name (`str`): Name of the projection in its block.
-            states (`torch.Tensor` of shape `(rows, tokens, in_features)`): Its input.
 
         Returns:
             `torch.Tensor` of shape `(rows, tokens, out_features)`.

@@ -322,9 +322,6 @@ class Sam3ITextEmbeddings(CLIPTextEmbeddings):
     def positions_for(self, lengths: torch.Tensor, tokens: int) -> torch.Tensor:
         """Which row of the two tables, laid end to end, each token reads.
 
-        Args:
-            lengths (`torch.LongTensor` of shape `(rows,)`): Tokens that are not padding.
-
         Returns:
             `torch.LongTensor` of shape `(rows, tokens)`.
         """

@@ -118,11 +118,7 @@ def _short(value: Any) -> str:
 
 
 def parse_verdict(text: str) -> bool:
-    """Reads the verdict about one mask: True for Accept.
-
-    Raises:
-        UnusableReplyError: when there is not exactly one.
-    """
+    """Reads the verdict about one mask: True for Accept. Raises UnusableReplyError when there is not exactly one."""
     verdicts = re.findall(r"<verdict>\s*(accept|reject)\s*</verdict>", blank_thoughts(text), re.IGNORECASE)
     if len({verdict.lower() for verdict in verdicts}) != 1:
         raise UnusableReplyError(f"expected one verdict, found {_short(verdicts)}.")

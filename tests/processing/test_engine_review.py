@@ -335,7 +335,7 @@ def test_edits_go_through_the_checks(tmp_path):
     assert failed(f"the {noun} " * 20)[0] == "length"
     assert failed("the thing over there") == ["level"]
     assert failed(item.pair["text"]) == []
-    kept = [pair for pair, *_ in desk.settled_of(item.picture["image_id"]) if pair["pair_id"] != item.pair["pair_id"]]
+    kept = [pair for pair, *_ in desk.settled(item.picture["image_id"]) if pair["pair_id"] != item.pair["pair_id"]]
     assert "duplicate" in failed(kept[0]["text"]) + failed(kept[-1]["text"])
     nowhere = checks(item, f"the purple {noun} above the {noun}")
     assert not breaks_a_rule(nowhere)

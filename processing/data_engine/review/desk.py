@@ -5,7 +5,7 @@ import hashlib
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -177,22 +177,15 @@ class ReviewDesk:
             return REVIEW, pair["text"]
         return ranked[0][0]
 
-    def settled(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, str]]:
-        """(pair, target, picture, outcome, text) of every instruction, in the order of the source."""
-        for pair, target, record in self._pairs.values():
-            if pair["level"] is not None:
-                yield pair, target, record, *self.outcome(pair)
-
-    def settled_of(self, image_id: str) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, str]]:
-        """What [`settled`] gives for one picture."""
+    def settled(
+        self, image_id: str | None = None
+    ) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, str]]:
+        """(pair, target, picture, outcome, text) of every instruction (of one picture), in the order of the source."""
         with self._lock:
             return [
                 (pair, target, record, *self.outcome(pair))
-                for record in self._records
-                if record["image_id"] == image_id
-                for target in record["targets"]
-                for pair in target["pairs"]
-                if pair["level"] is not None
+                for pair, target, record in self._pairs.values()
+                if pair["level"] is not None and image_id in (None, record["image_id"])
             ]
 
     def nouns(self) -> tuple[str, ...]:
@@ -212,9 +205,8 @@ class ReviewDesk:
         with self._lock:
             accepted: Counter = Counter()
             waiting = []
-            chances: dict[tuple, list[int]] = defaultdict(
-                lambda: [1, 2]
-            )  # accepted and all, one of each to begin with
+            # accepted and all, one of each to begin with
+            chances: dict[tuple, list[int]] = defaultdict(lambda: [1, 2])
             for pair, target, record, outcome, _ in self.settled():
                 accepted[_cell(pair, target)] += outcome == ACCEPTED
                 if pair["outcome"] != REVIEW:
@@ -312,7 +304,7 @@ class EditChecks:
     def _duplicates(self, item: QueuedPair) -> DuplicateCheck:
         """The check, knowing what else is kept of the same picture."""
         check = DuplicateCheck()
-        for pair, target, _, outcome, text in self.desk.settled_of(item.picture["image_id"]):
+        for pair, target, _, outcome, text in self.desk.settled(item.picture["image_id"]):
             if outcome != DROPPED and pair["pair_id"] != item.pair["pair_id"]:
                 check.keep(Candidate(InstructionLevel.from_any(pair["level"]), text, _plan(target)))
         return check

@@ -35,16 +35,6 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @pytest.fixture
-def inputs():
-    generator = torch.Generator().manual_seed(5)
-    return {
-        "pixel_values": torch.randn(3, 3, 56, 56, generator=generator),
-        "input_ids": torch.randint(1, 60, (3, 8), generator=generator),
-        "attention_mask": torch.tensor([[1] * 8, [1] * 5 + [0] * 3, [1] * 3 + [0] * 5]),
-    }
-
-
-@pytest.fixture
 def make_trained(tiny_stock_repos, train_adapters, tmp_path):
     def make(name: str = "adapter", seed: int = 7, base: str = "sam3", **settings):
         settings = settings or DESIGNS["cascade"]

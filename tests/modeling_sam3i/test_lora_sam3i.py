@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA through PEFT, on the native model and beside the instruction adapters on a stock SAM3."""
 
+from functools import partial
+
+import compared
 import pytest
 import torch
+from compared import assert_equal
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import Sam3Model
@@ -13,22 +17,12 @@ from sam3i.modeling_sam3i.peft.loading import load_instruction_adapter
 from sam3i.modeling_sam3i.peft.tuner import InstructionAdapterConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2"]
-OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 DESIGNS = {
     "cascade": {"adapter_dim": 8},
     "selective": {"adapter_design": "selective", "selector_dim": 8, "selector_heads": 2, "selector_queries": 4},
 }
 MIXED = torch.tensor([0, 1, 2])
-
-
-@pytest.fixture
-def inputs():
-    generator = torch.Generator().manual_seed(5)
-    return {
-        "pixel_values": torch.randn(3, 3, 56, 56, generator=generator),
-        "input_ids": torch.randint(1, 60, (3, 8), generator=generator),
-        "attention_mask": torch.tensor([[1] * 8, [1] * 5 + [0] * 3, [1] * 3 + [0] * 5]),
-    }
+assert_close = partial(compared.assert_close, tolerance=1e-5)
 
 
 @pytest.fixture(params=DESIGNS)
@@ -50,17 +44,6 @@ def lora(targets=TARGETS, **kwargs) -> LoraConfig:
 @torch.no_grad()
 def run(model, inputs, levels=None):
     return model(**inputs) if levels is None else model(**inputs, instruction_levels=levels)
-
-
-def assert_close(found, expected, tolerance: float = 1e-5):
-    for name in OUTPUTS:
-        difference = (found[name] - expected[name]).abs().max().item()
-        assert difference <= tolerance * max(1.0, expected[name].abs().max().item()), (name, difference)
-
-
-def assert_equal(found, expected):
-    for name in OUTPUTS:
-        assert torch.equal(found[name], expected[name]), name
 
 
 def differ(found, expected) -> bool:

@@ -6,17 +6,9 @@ import torch
 from transformers import Sam3Model
 
 from sam3i import Sam3IForInstructionSegmentation, load_instruction_adapter, save_adapter
-from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 
 VALUES = {"simple": [1.5, 0.3], "complex": [0.7, -0.2]}
 LEVELS = [0, 1, 2, 1]
-
-
-@pytest.fixture(params=["cascade", "selective"])
-def model(request, tiny_config, train_adapters):
-    torch.manual_seed(0)
-    config = Sam3IConfig.from_dict(tiny_config.to_dict() | {"adapter_design": request.param, "selector_queries": 4})
-    return train_adapters(Sam3IForInstructionSegmentation(config), scale=0.1).eval()
 
 
 @pytest.fixture

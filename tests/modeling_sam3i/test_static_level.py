@@ -5,9 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
-from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
-
 NAMES = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 
 
@@ -21,13 +18,6 @@ class Outputs(nn.Module):
     def forward(self, **inputs):
         outputs = self.model(**inputs)
         return tuple(outputs[name] for name in NAMES)
-
-
-@pytest.fixture(params=["cascade", "selective"])
-def model(request, tiny_config, train_adapters):
-    torch.manual_seed(0)
-    config = Sam3IConfig.from_dict(tiny_config.to_dict() | {"adapter_design": request.param, "selector_queries": 4})
-    return train_adapters(Sam3IForInstructionSegmentation(config), scale=0.1).eval()
 
 
 @pytest.fixture

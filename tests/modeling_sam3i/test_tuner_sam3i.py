@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+from compared import OUTPUTS, assert_close, assert_equal
 from huggingface_hub.errors import StrictDataclassError
 from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -27,7 +28,6 @@ from sam3i.modeling_sam3i.peft.tuner import (
     Sam3IPeftType,
 )
 
-OUTPUTS = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 MIXED = torch.tensor([0, 1, 2])
 SMALL = {"adapter_design": "cascade", "adapter_dim": 8}
 CASCADE = SMALL
@@ -90,17 +90,6 @@ def run(model, inputs, levels=None, **kwargs):
     if levels is not None:
         kwargs["instruction_levels"] = levels
     return model(**inputs, **kwargs)
-
-
-def assert_close(found, expected, tolerance: float = 1e-6):
-    for name in OUTPUTS:
-        difference = (found[name] - expected[name]).abs().max().item()
-        assert difference <= tolerance * max(1.0, expected[name].abs().max().item()), (name, difference)
-
-
-def assert_equal(found, expected):
-    for name in OUTPUTS:
-        assert torch.equal(found[name], expected[name]), name
 
 
 def differ(found, expected) -> bool:

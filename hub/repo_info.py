@@ -24,6 +24,7 @@ _MEMBER_LEVEL = {
     "c_adapter": "complex",
     "complex": "complex",
 }
+_CONFIGS = ("config.json", "adapter_config.json", "processor_config.json")
 _MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
@@ -106,7 +107,7 @@ def _hub_files(name: str) -> tuple[dict[str, dict], dict[str, dict[str, dict[str
     files = api.list_repo_files(name)
     configs: dict[str, dict] = {
         file: json.loads(Path(hf_hub_download(name, file)).read_text(encoding="utf-8"))
-        for file in ("config.json", "adapter_config.json", "processor_config.json")
+        for file in _CONFIGS
         if file in files
     }
     headers, size = {}, 0
@@ -120,9 +121,7 @@ def _hub_files(name: str) -> tuple[dict[str, dict], dict[str, dict[str, dict[str
 
 def _local_files(folder: Path) -> tuple[dict[str, dict], dict[str, dict[str, dict[str, Any]]], int]:
     configs = {
-        file: json.loads((folder / file).read_text(encoding="utf-8"))
-        for file in ("config.json", "adapter_config.json", "processor_config.json")
-        if (folder / file).is_file()
+        file: json.loads((folder / file).read_text(encoding="utf-8")) for file in _CONFIGS if (folder / file).is_file()
     }
     weights = sorted(folder.glob("*.safetensors"))
     headers = {path.name: read_safetensors_header(path) for path in weights}

@@ -95,7 +95,7 @@ class InstructionLoop:
                 yield plan
 
     def _record(self, plan: TargetPlan, pairs: list[dict[str, Any]]) -> dict[str, Any]:
-        meaning = asdict(plan.meaning) if plan.meaning is not None and self.tools.writer is None else None
+        meaning = plan.meaning.to_dict() if plan.meaning is not None and self.tools.writer is None else None
         return {
             "targets": list(plan.targets),
             "kind": plan.kind,

@@ -9,8 +9,8 @@ middle line, a color without a name, two possible reference objects) it is None,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 TARGET_KINDS = ("1-to-1", "1-to-N", "1-to-all", "none")
 ONE, SOME, ALL, NONE = TARGET_KINDS
@@ -28,30 +28,24 @@ _MIRRORED = {"left": "right", "right": "left"}
 
 
 class SceneFacts(Protocol):
-    """What must be known of a scene to answer questions about it; instances go by number.
+    """What must be known of a scene to answer questions about it; instances go by number."""
 
-    Attributes:
-        is_exhaustive: every object of the scene is an instance, so that a question may leave the noun open.
-        nouns, colors: of every instance; None for a color without a clear name.
-        compares_alone: a superlative may be said of a single instance ("the leftmost cup" where there is one cup).
-        place_margin: least difference of two places that counts, in the unit of `along` and `distance`.
-        beside_margin: the same for being left of, above, ... a reference object.
-        middle_margin: the same for being on one side of the middle line.
-    """
-
-    compares_alone: bool
-    place_margin: float
-    beside_margin: float
-    middle_margin: float
+    compares_alone: bool  # a superlative may be said of a single instance ("the leftmost cup" where there is one cup)
+    place_margin: float  # least difference of two places that counts, in the unit of `along` and `distance`
+    beside_margin: float  # the same for being left of, above, ... a reference object
+    middle_margin: float  # the same for being on one side of the middle line
 
     @property
-    def is_exhaustive(self) -> bool: ...
+    def is_exhaustive(self) -> bool:
+        """Whether every object of the scene is an instance, so that a question may leave the noun open."""
 
     @property
-    def nouns(self) -> Sequence[str]: ...
+    def nouns(self) -> Sequence[str]:
+        """Of every instance."""
 
     @property
-    def colors(self) -> Sequence[str | None]: ...
+    def colors(self) -> Sequence[str | None]:
+        """Of every instance; None for a color without a clear name."""
 
     def is_partial(self, noun: str | None) -> bool:
         """Whether some instances of a noun may be missing."""
@@ -88,12 +82,12 @@ class SceneFacts(Protocol):
 class Filter:
     """One condition on instances.
 
-    `kind` is one of "color", "not_color" (value: its name), "size" (value: "large" or "small", among its category,
-    or by the scene's own bounds where it has them),
-    "region" (value: a half of the image), "side" (value: a side of the reference), "same_color", "inside",
-    "containing" (of or in the reference), "not_noun" (any category but the reference), "noun_shared", "noun_alone",
-    "color_shared", "color_alone" (shared with another instance, or not), "count" (value: how many there are),
-    "part" (of what `whole` denotes), "kind", "not_kind" (value: a wider kind of thing, or a use of things).
+    `kind` is one of "color", "not_color" (value: its name), "size" (value: "large" or "small", among its category, or
+    by the scene's own bounds where it has them), "region" (value: a half of the image), "side" (value: a side of the
+    reference), "same_color", "inside", "containing" (of or in the reference), "not_noun" (any category but the
+    reference), "noun_shared", "noun_alone", "color_shared", "color_alone" (shared with another instance, or not),
+    "count" (value: how many there are), "part" (of what `whole` denotes), "kind", "not_kind" (value: a wider kind of
+    thing, or a use of things).
     """
 
     kind: str
@@ -108,8 +102,7 @@ class Selector:
 
     `kind` is "extreme" (value: a side; `count`: how many from there), "ordinal" (value: the side to count from;
     `count`: which), "size" (value: "large" or "small"), "distance" (value: "near" or "far" of the reference), "beside"
-    (the nearest on a side of the reference; value: the side).
-    `excluded` asks for all the others instead.
+    (the nearest on a side of the reference; value: the side). `excluded` asks for all the others instead.
     """
 
     kind: str
@@ -146,17 +139,26 @@ class Meaning:
     def mirror(self) -> Meaning:
         """The same question about the scene with left and right exchanged."""
         filters = tuple(
-            replace(
-                item,
-                value=_MIRRORED.get(item.value or "", item.value),
-                whole=None if item.whole is None else item.whole.mirror(),
-            )
+            replace(item, value=_MIRRORED.get(item.value or "", item.value), whole=item.whole and item.whole.mirror())
             for item in self.filters
         )
-        chosen = self.selector
-        if chosen is not None:
-            chosen = replace(chosen, value=_MIRRORED.get(chosen.value, chosen.value))
+        chosen = self.selector and replace(
+            self.selector, value=_MIRRORED.get(self.selector.value, self.selector.value)
+        )
         return replace(self, filters=filters, selector=chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Meaning:
+        """The inverse of [`to_dict`]."""
+        filters = tuple(
+            Filter(**{**item, "whole": None if item["whole"] is None else cls.from_dict(item["whole"])})
+            for item in data["filters"]
+        )
+        return cls(data["noun"], filters, None if data["selector"] is None else Selector(**data["selector"]))
 
 
 def selector_family(selector: Selector) -> str:

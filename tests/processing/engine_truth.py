@@ -4,17 +4,7 @@
 import math
 from collections import Counter
 
-from sam3i.processing.language.meaning import Filter, Meaning, Selector
-
-
-def meaning_of(target) -> Meaning:
-    """The meaning that a record keeps of a target."""
-
-    def read(fields):
-        filters = [Filter(**{**item, "whole": item["whole"] and read(item["whole"])}) for item in fields["filters"]]
-        return Meaning(fields["noun"], tuple(filters), fields["selector"] and Selector(**fields["selector"]))
-
-    return read(target["meaning"])
+from sam3i.processing.language.meaning import Meaning
 
 
 def denoted_by_objects(meaning: Meaning, objects) -> set[int]:

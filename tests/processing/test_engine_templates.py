@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from engine_truth import denoted_by_objects, meaning_of
+from engine_truth import denoted_by_objects
 
 from sam3i.modeling_sam3i.configuration_sam3i import InstructionLevel
 from sam3i.processing.data_engine.engine import DataEngine
@@ -44,7 +44,7 @@ def verified_pairs(run, split="train"):
         facts = Facts(next(ShapesSource(1, split, start=index).scenes()))
         for target in record["targets"]:
             expected = {annotation_id - index * 10 for annotation_id in target["targets"]}
-            meaning = meaning_of(target)
+            meaning = Meaning.from_dict(target["meaning"])
             for pair in target["pairs"]:
                 if pair["outcome"] != "accepted":
                     continue
@@ -98,7 +98,7 @@ def test_no_kind_is_told_by_its_words_alone(tmp_path):
     families = {}
     for record in run.records():
         for target in record["targets"]:
-            family = meaning_of(target).family
+            family = Meaning.from_dict(target["meaning"]).family
             families.setdefault(family, Counter())[target["kind"] == "none"] += 1
     # "The two cups" supposes two cups, and where every cup is told apart by color nothing is left to be absent.
     free = {"count", "shape_shared", "shape_alone", "color_shared", "color_alone", "except"}
@@ -154,7 +154,7 @@ def test_what_the_shapes_world_keeps_for_testing_is_not_written(tmp_path):
     assert len(written & forms[False]) > 60  # the two do speak alike
     assert not written & kept
     for target in targets:
-        meaning = meaning_of(target)
+        meaning = Meaning.from_dict(target["meaning"])
         assert not any((item.value, meaning.noun) in HELD_OUT_PAIRS for item in meaning.filters)
 
 

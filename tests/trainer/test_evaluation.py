@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ def test_figures_of_a_known_segmenter():
     assert result.cost["vision_passes"] == pytest.approx(1 / 5)
     assert result.parameters == 7
     assert result.datasets == ["squares"]
-    json.dumps(asdict(result))
+    json.dumps(result.to_dict())
 
 
 @pytest.mark.parametrize(

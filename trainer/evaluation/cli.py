@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -254,7 +253,7 @@ def _json_object(results: Sequence[EvaluationResult], *, files: bool) -> dict[st
         return {**first.figures, "protocol": first.protocol}
     objects = {}
     for result in results:
-        content = asdict(result)
+        content = result.to_dict()
         breakdown = {f"per_{name}": groups for name, groups in content.pop("breakdown").items()}
         objects[result.system] = {**content.pop("figures"), **content, **breakdown}
     return objects[first.system] if len(objects) == 1 else {"protocol": first.protocol, "systems": objects}

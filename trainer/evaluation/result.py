@@ -2,7 +2,7 @@
 """What a system scored, made from the predictions it left: figures, the best thresholds, calibration, cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,10 @@ class EvaluationResult:
     left_out: dict[str, int] = field(default_factory=dict)  # rows of the data that were not evaluated, by reason
     # settings that were not the same for all predictions (taken knowingly)
     changed: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain types, ready for JSON."""
+        return asdict(self)
 
 
 class NoAnswerError(ValueError):

@@ -26,15 +26,16 @@ SAME_INSTANCE = 0.7  # IoU from which two proposals show one thing; the better s
 class PipelineGrounder:
     """Finds the masks of instructions with an instruction-segmentation pipeline, one picture at a time."""
 
-    def __init__(self, pipeline: Any, name: str):
+    def __init__(self, pipeline: Any, name: str, threshold: float = 0.5):
         self.pipeline = pipeline
         self.name = name
+        self.threshold = threshold
         self._lock = threading.Lock()
 
     def __call__(self, image: Image, texts: list[str], levels: list[str]) -> list[np.ndarray]:
         """Bool masks [K, height, width] per instruction."""
         with self._lock:
-            results = self.pipeline(image, text=list(texts), level=list(levels), threshold=0.5)
+            results = self.pipeline(image, text=list(texts), level=list(levels), threshold=self.threshold)
         return [_stack([item["mask"] for item in found], image.size) for found in results]
 
 

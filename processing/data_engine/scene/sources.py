@@ -43,11 +43,12 @@ class CocoSource:
         self,
         path: str | Path,
         image_root: ImageRoot = None,
+        dataset: str | None = None,
         split: str | None = None,
         crowd: str | None = None,
     ):
         self.path = Path(path)
-        self.dataset = self.path.stem
+        self.dataset = dataset or self.path.stem
         self.split = split
         self._options = ReadOptions(image_root, crowd=crowd)
         self.left_out = LeftOut()

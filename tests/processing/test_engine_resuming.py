@@ -79,7 +79,7 @@ def check_killing(tmp_path, num_scenes, kills):
 
 
 def test_kill_9_loses_and_repeats_nothing(tmp_path):
-    check_killing(tmp_path, num_scenes=3, kills=2)
+    check_killing(tmp_path, num_scenes=3, kills=1)
 
 
 @pytest.mark.slow
@@ -133,20 +133,25 @@ def test_folder_of_another_run_is_refused(tmp_path):
         RunDirectory(tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize(
-    "budget", [Budget(max_calls=9), Budget(max_tokens=5500), Budget(max_cost=0.04, prompt_price=9)]
-)
-def test_budget_is_never_passed_and_the_run_goes_on(tmp_path, budget):
+def test_no_budget_is_passed_and_the_run_goes_on_under_the_next(tmp_path):
     models = FaultyModels(3)
+    budgets = (Budget(max_calls=4), Budget(max_tokens=6000), Budget(max_cost=0.05, prompt_price=9))
     with models.server:
-        run, engine, summary = run_session(tmp_path, models.server.base_url, 3, budget=budget, targets_per_image=2)
-        assert "raise the cap" in summary.stopped
-        spent = engine.calls.spent
-        assert sum(models.paid.values()) == spent["calls"] > 0
-        assert budget.max_calls is None or spent["calls"] <= budget.max_calls
-        assert budget.max_tokens is None or spent["prompt_tokens"] + spent["completion_tokens"] <= budget.max_tokens
-        assert budget.max_cost is None or engine.calls.cost <= budget.max_cost
-        _, _, again = run_session(tmp_path, models.server.base_url, 3, targets_per_image=2)
+
+        def session(budget=None):
+            return run_session(tmp_path, models.server.base_url, 3, budget=budget, targets_per_image=2)
+
+        for budget in budgets:
+            before = sum(models.paid.values())
+            run, engine, summary = session(budget)
+            assert "raise the cap" in summary.stopped
+            spent = engine.calls.spent
+            assert sum(models.paid.values()) == spent["calls"] > before
+            tokens = spent["prompt_tokens"] + spent["completion_tokens"]
+            assert budget.max_calls is None or spent["calls"] <= budget.max_calls
+            assert budget.max_tokens is None or tokens <= budget.max_tokens
+            assert budget.max_cost is None or engine.calls.cost <= budget.max_cost
+        _, _, again = session()
     assert again.stopped is None
     assert set(models.paid.values()) == {1}
     assert len(run.store.finished_ids()) == 3

@@ -16,9 +16,12 @@ UNKNOWN = "unknown"
 
 
 def summarize(rows: Iterable[InstructionRow]) -> dict[str, Any]:
-    """Rows (targets), images and masks (`instances`); per level the texts and their mean length; rows by kind, by size
-    of the target (all its masks together), by split and by data set. Pictures are not touched."""
-    number, instances, images = 0, 0, set()
+    """Rows (targets), images and masks (`instances`), texts per level and their mean length, rows by kind and so on.
+
+    The size of a target is that of all its masks together. Pictures are not touched.
+    """
+    number = instances = 0
+    images: set[tuple[str, str]] = set()
     instructions, words, kinds, sizes, splits, datasets = (Counter[str]() for _ in range(6))
     for row in rows:
         number += 1

@@ -67,7 +67,7 @@ class SegmentationResult:
 class Segmenter(ABC):
     """A system under evaluation."""
 
-    name: str = "segmenter"  # how the tables call the system, e.g. "sam3-i", "sam3", "sam3-concept", "agent".
+    name: str = "segmenter"  # how the tables call it, e.g. "sam3-i", "sam3", "sam3-concept", "agent"
     # which text of a row the system is given: "instruction", or "concept" for the row's noun phrase (a system that is
     # handed the noun by somebody else; the report says so)
     text_source: str = "instruction"

@@ -2,9 +2,10 @@
 """What the fine-tuning examples share: data of a new and an old domain, batches with kept vision, a score table."""
 
 import argparse
+import io
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,21 +63,21 @@ class DomainData:
     old_test: Dataset
 
     @classmethod
-    def load(cls, options: argparse.Namespace, concepts: bool = True) -> "DomainData":
-        """Rows of the files that were given; else scenes, of the new domain with or without its concepts."""
-        levels = ("concept", "simple") if concepts else ("simple",)
+    def load(
+        cls, options: argparse.Namespace, levels: Sequence[str] = ("concept", "simple", "complex")
+    ) -> "DomainData":
+        """Rows of the files that were given; else scenes, with instructions of the levels that are wanted."""
+        new = [level for level in levels if level != "complex"]  # the new domain has none
         made = {
-            "data": lambda: OUTDOORS.rows("train", options.scenes, levels=levels),
-            "test_data": lambda: OUTDOORS.rows("test", options.test_scenes, levels=levels),
-            "old_data": lambda: shapes_rows("train", options.scenes),
-            "old_test_data": lambda: shapes_rows("test", options.test_scenes),
+            "data": lambda: OUTDOORS.rows("train", options.scenes, levels=new),
+            "test_data": lambda: OUTDOORS.rows("test", options.test_scenes, levels=new),
+            "old_data": lambda: _with_levels(shapes_rows("train", options.scenes), levels),
+            "old_test_data": lambda: _with_levels(shapes_rows("test", options.test_scenes), levels),
         }
         parts = []
         for name, make in made.items():
             path = getattr(options, name)
-            parts.append(
-                load_instruction_dataset(path) if path else Dataset.from_list(list(make()), features=row_features())
-            )
+            parts.append(load_instruction_dataset(path) if path else _table(make()))
         return cls(*parts)
 
     def score(self, model, processor, threshold: float) -> dict[str, float]:
@@ -89,6 +90,25 @@ class DomainData:
                 figures[f"{name} {level}"] = of_level["gIoU"]
             figures[f"{name} nothing"] = result.figures["gIoU-nothing"]
         return figures
+
+
+def _with_levels(rows: Iterable[dict], levels: Sequence[str]) -> Iterator[dict]:
+    """Rows without their instructions of other levels; rows that have no others are left out."""
+    unwanted = {level: [] for level in ("simple", "complex") if level not in levels}
+    kept = (row | unwanted for row in rows)
+    return (row for row in kept if row["simple"] or row["complex"])
+
+
+def _table(rows: Iterable[dict]) -> Dataset:
+    """Rows as a data set; a picture is encoded once, however many rows it has."""
+    pictures: dict[str, dict] = {}
+    made = []
+    for row in rows:
+        if row["image_id"] not in pictures:
+            row["image"].save(file := io.BytesIO(), "PNG")
+            pictures[row["image_id"]] = {"bytes": file.getvalue(), "path": None}
+        made.append(row | {"image": pictures[row["image_id"]]})
+    return Dataset.from_list(made, features=row_features())
 
 
 class LevelBatches:

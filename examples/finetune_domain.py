@@ -29,7 +29,7 @@ def main() -> None:
     if options.data is None:
         torch.set_num_threads(1)  # so the figures are the same on any number of cores
     model, processor = load_model(options)
-    data = DomainData.load(options, concepts=False)
+    data = DomainData.load(options, ["simple", "complex"])
     before = data.score(model, processor, options.threshold)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

@@ -212,15 +212,10 @@ def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help=
     It may be at work.
     """
     from .run import RunDirectory
-    from .status import run_status
+    from .status import run_status, status_lines
 
     found = run_status(RunDirectory(run))
-    if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
-        return
-    for name, value in found.items():
-        shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
-        typer.echo(f"{name:<16} {shown}")
+    typer.echo(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(status_lines(found)))
 
 
 def merge(

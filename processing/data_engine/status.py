@@ -46,3 +46,23 @@ def run_status(run: RunDirectory) -> dict[str, Any]:
         "waiting": len(desk.queue()),
         "config": run.config.to_dict(),
     }
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """What `run_status` counted, for people: a line each, and words where there is no figure."""
+    return [f"{name:<16} {_in_words(name, value)}" for name, value in status.items()]
+
+
+def _in_words(name: str, value: Any) -> str:
+    if name == "acceptance_rate" and value is None:
+        return "no instruction yet"
+    if name == "agreement":
+        if not value["pairs"]:
+            return "not known: no instruction has decisions of two reviewers"
+        kappa = value["kappa"]
+        chance = "kappa says nothing where all decisions are the same" if kappa is None else f"kappa {kappa}"
+        return f"{value['observed']} on {value['pairs']} instructions with several decisions, {chance}"
+    if isinstance(value, dict):
+        shown = (f"{key} {'not set' if item is None else item}" for key, item in value.items())
+        return ", ".join(shown) or "none"
+    return str(value)

@@ -23,7 +23,7 @@ from sam3i.processing.data_engine.review.view import as_text
 from sam3i.processing.data_engine.run import EngineConfig, RunDirectory
 from sam3i.processing.data_engine.scene.scene import scene_of_record, scene_to_record
 from sam3i.processing.data_engine.scene.sources import ShapesSource
-from sam3i.processing.data_engine.status import run_status
+from sam3i.processing.data_engine.status import run_status, status_lines
 from sam3i.processing.data_engine.writers.chat_writer import engine_prompts
 from sam3i.processing.datasets.loading import load_instruction_dataset
 from sam3i.processing.datasets.schema import validate_row
@@ -72,6 +72,8 @@ def test_decisions_are_kept_with_author_and_time(run):
 
 def test_two_reviewers(run):
     desk = ReviewDesk(run)
+    assert "agreement        not known: no instruction" in (said := "\n".join(status_lines(run_status(run))))
+    assert "None" not in said
     ids = [item.pair["pair_id"] for item in desk.queue()[:4]]
     for pair_id, ann, bob in zip(
         ids, ("accept", "reject", "accept", "skip"), ("accept", "accept", "accept", "accept"), strict=True
@@ -79,6 +81,7 @@ def test_two_reviewers(run):
         desk.decide(pair_id, ann, "ann")
         desk.decide(pair_id, bob, "bob")
     assert desk.agreement() == {"pairs": 3, "observed": 0.6667, "kappa": -0.2}
+    assert "0.6667 on 3 instructions with several decisions, kappa -0.2" in "\n".join(status_lines(run_status(run)))
     open_ids = [item.pair["pair_id"] for item in desk.queue()]
     assert ids[1] in open_ids and not set(open_ids) & {ids[0], ids[2], ids[3]}
     assert ids[1] not in [item.pair["pair_id"] for item in desk.queue("ann")]

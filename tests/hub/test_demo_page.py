@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of the demo in a real browser, against the pipeline."""
 
-import base64
 import io
 import json
 import shutil
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -221,40 +219,6 @@ def test_the_page_works_by_keyboard_alone(visit):
     page.locator("#level input").first.focus()
     page.keyboard.press("ArrowRight")
     expect(page.locator("#summary .level-concept")).to_have_count(1)
-
-
-def test_agents_get_a_described_tool(served, scene):
-    pytest.importorskip("mcp", reason='agents need mcp: pip install "gradio[mcp]"')
-    import anyio
-    from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
-
-    from sam3i.hub.demo.page import DemoPage
-
-    model, _ = served
-    page = DemoPage(model, for_agents=True)
-    _, address, _ = page.launch("127.0.0.1", prevent_thread_lock=True)
-    asked = {"image": f"data:image/png;base64,{base64.b64encode(scene.read_bytes()).decode()}"}
-    asked |= {"instructions": "moon\nthe star", "level": "auto", "threshold": 0.3, "mask_threshold": 0.5}
-
-    async def call():
-        async with streamablehttp_client(f"{address}gradio_api/mcp/") as (read, write, _):
-            async with ClientSession(read, write) as session:
-                await session.initialize()
-                return (await session.list_tools()).tools, await session.call_tool("segment", asked)
-
-    try:
-        tools, answer = ThreadPoolExecutor(1).submit(anyio.run, call).result(120)  # the browser has a loop here
-    finally:
-        page.blocks.close(verbose=False)
-    (tool,) = tools
-    described = tool.inputSchema["properties"]
-    assert tool.name == "segment" and "Segment what instructions denote" in tool.description
-    assert set(described) == set(asked) and all(each.get("description") for each in described.values())
-    expected = model.pipe(Image.open(scene), text=["moon", "the star"], threshold=0.3)
-    assert not answer.isError, answer.content
-    (rows,) = [json.loads(part.text) for part in answer.content if part.type == "text"]
-    assert [len(row) for row in rows] == [len(row) for row in expected]
 
 
 @pytest.mark.slow

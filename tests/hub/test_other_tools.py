@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAM3-I inside Label Studio's ML backend, autodistill and an Inference Endpoint: against the real packages."""
+"""SAM3-I inside Label Studio's ML backend, autodistill, an agent and an Inference Endpoint: the real packages."""
 
 import base64
 import io
@@ -95,6 +95,43 @@ class TestAutodistill:
         dataset = labeler.label(str(scene.parent), extension=".png", output_folder=str(tmp_path / "labeled"))
         assert len(dataset.annotations[str(scene)]) > 0
         assert list((tmp_path / "labeled").rglob("scene.txt"))
+
+
+class TestAgent:
+    def test_it_finds_a_described_tool_and_calls_it(self, scene):
+        for name in ("gradio", "mcp"):
+            pytest.importorskip(name, reason='agents need mcp: pip install "gradio[mcp]"')
+        import anyio
+        from mcp import ClientSession
+        from mcp.client.streamable_http import streamablehttp_client
+
+        from sam3i.hub.demo.model import DemoModel
+        from sam3i.hub.demo.page import DemoPage
+
+        model = DemoModel.load(SHAPES_TINY, "cpu")
+        page = DemoPage(model, for_agents=True)
+        _, address, _ = page.launch("127.0.0.1", prevent_thread_lock=True)
+        asked = {"image": f"data:image/png;base64,{base64.b64encode(scene.read_bytes()).decode()}"}
+        asked |= {"instructions": "moon\nthe star", "level": "auto", "threshold": 0.3, "mask_threshold": 0.5}
+
+        async def call():
+            async with streamablehttp_client(f"{address}gradio_api/mcp/") as (read, write, _):
+                async with ClientSession(read, write) as session:
+                    await session.initialize()
+                    return (await session.list_tools()).tools, await session.call_tool("segment", asked)
+
+        try:
+            tools, answer = anyio.run(call)
+        finally:
+            page.blocks.close(verbose=False)
+        (tool,) = tools
+        described = tool.inputSchema["properties"]
+        assert tool.name == "segment" and "Segment what instructions denote" in tool.description
+        assert set(described) == set(asked) and all(each.get("description") for each in described.values())
+        expected = model.pipe(Image.open(scene), text=["moon", "the star"], threshold=0.3)
+        assert not answer.isError, answer.content
+        (rows,) = [json.loads(part.text) for part in answer.content if part.type == "text"]
+        assert [len(row) for row in rows] == [len(row) for row in expected] and sum(map(len, rows)) > 0
 
 
 class TestInferenceEndpoint:

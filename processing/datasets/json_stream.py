@@ -200,7 +200,7 @@ class _Scanner:
         self.expect("]")
 
     def value(self) -> tuple[Any, int, int]:
-        """The value that begins here, where `peek` has stepped over white space, and its bytes."""
+        self.peek()
         size = CHUNK
         while True:
             try:

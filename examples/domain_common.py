@@ -30,7 +30,7 @@ from sam3i.trainer import encode_vision, imitation_loss
 TINY_LOSS = {"one_to_many_weight": 0.0, "classification_min_queries": 50}
 
 
-def domain_arguments(description: str, steps: int, test_scenes: int = 50) -> argparse.ArgumentParser:
+def domain_arguments(description: str, steps: int) -> argparse.ArgumentParser:
     """The flags of every fine-tuning example."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(Path(__file__).parent / "shapes_tiny"))
@@ -40,7 +40,7 @@ def domain_arguments(description: str, steps: int, test_scenes: int = 50) -> arg
     parser.add_argument("--old-test-data", help="held-out rows of it")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--scenes", type=int, default=180, help="to train on, of each domain")
-    parser.add_argument("--test-scenes", type=int, default=test_scenes, help="of each domain")
+    parser.add_argument("--test-scenes", type=int, default=50, help="of each domain")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--device", default="cpu")
     return parser

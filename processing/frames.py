@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .images import MAX_PIXELS, ImageError
+from .images import ImageError
+from .limits import MAX_PIXELS
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-logger = logging.getLogger(__name__)
+from .limits import MAX_PIXELS
 
-MAX_PIXELS = 178_956_970  # of the largest image that is decoded: where Pillow itself suspects a decompression bomb
+logger = logging.getLogger(__name__)
 
 MAX_REMOTE_BYTES = 2**28
 TIMEOUT = 30.0

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from ..images import MAX_PIXELS
 from ..language.meaning import TARGET_KINDS
+from ..limits import MAX_PIXELS
 from ..masks import CompressedRLE, box_of_rle, rle_fault
 
 if TYPE_CHECKING:

@@ -118,7 +118,7 @@ def test_card_and_record_of_a_run(base, tmp_path):
     adapters = trainer.instruction_model.adapter_parameters().items()
     steps_train = sum(value.numel() for name, value in adapters if not name.startswith(router))
     assert joint["trained_parameters"] == steps_train > 0
-    assert record["base"] == "org/base" and record["base_parameters"] == 249_894
+    assert record["base"] == "org/base" and record["base_parameters"] == 211_302
     assert str(tmp_path) not in (tmp_path / "run" / "training.json").read_text()
 
 

@@ -47,7 +47,8 @@ def run(model, inputs, levels=None):
 
 
 def differ(found, expected) -> bool:
-    return not torch.allclose(found.pred_masks, expected.pred_masks, atol=1e-3)
+    difference = (found.pred_masks - expected.pred_masks).abs().max()
+    return bool(difference > 1e-3 * expected.pred_masks.abs().max())  # random masks may all be small
 
 
 class TestOnTheNativeModel:
@@ -88,7 +89,7 @@ class TestOnTheNativeModel:
         assert len(names) == 2 * len(tuned.targeted_module_names)
         assert all(".lora_A." in name or ".lora_B." in name for name in names)
         base = Sam3IForInstructionSegmentation.from_pretrained(tmp_path / "base")
-        assert_close(run(PeftModel.from_pretrained(base, tmp_path / "lora"), inputs, MIXED), expected, 1e-6)
+        assert_close(run(PeftModel.from_pretrained(base, tmp_path / "lora"), inputs, MIXED), expected, tolerance=1e-6)
 
     def test_transformers_loads_it(self, native, inputs, tmp_path):
         native.save_pretrained(tmp_path / "base")
@@ -98,7 +99,7 @@ class TestOnTheNativeModel:
         base = Sam3IForInstructionSegmentation.from_pretrained(tmp_path / "base")
         report = base.load_adapter(str(tmp_path / "lora"), adapter_name="domain")
         assert not report.missing_keys and not report.unexpected_keys
-        assert_close(run(base, inputs, MIXED), expected, 1e-6)
+        assert_close(run(base, inputs, MIXED), expected, tolerance=1e-6)
         base.disable_adapters()
         assert differ(run(base, inputs, MIXED), expected)
 
@@ -133,7 +134,9 @@ class TestOnTheNativeModel:
         before = run(native, inputs, MIXED)
         tuned = get_peft_model(native, lora())
         save_adapter(tuned.get_base_model(), tmp_path)
-        assert_close(run(Sam3IForInstructionSegmentation.from_pretrained(tmp_path), inputs, MIXED), before, 1e-6)
+        assert_close(
+            run(Sam3IForInstructionSegmentation.from_pretrained(tmp_path), inputs, MIXED), before, tolerance=1e-6
+        )
 
     def test_a_target_that_matches_nothing_is_an_error(self, native):
         with pytest.raises(ValueError, match=r"Target modules .*query_projection.* not found"):
@@ -165,7 +168,7 @@ class TestBesideInstructionAdaptersOnStock:
             assert any(name.startswith(part) for name in lora_names), part
 
         stock.set_adapter("instruction")
-        assert_close(run(stock, inputs, MIXED), instructed, 1e-6)
+        assert_close(run(stock, inputs, MIXED), instructed, tolerance=1e-6)
         stock.set_adapter("domain")
         domain = run(stock, inputs, MIXED)
         assert_equal(domain, run(stock, inputs))  # no instruction adapter: levels have no effect
@@ -181,7 +184,7 @@ class TestBesideInstructionAdaptersOnStock:
         assert_close(both, run(twin, inputs, MIXED))
 
         stock.delete_adapter("domain")
-        assert_close(run(stock, inputs, MIXED), instructed, 1e-6)
+        assert_close(run(stock, inputs, MIXED), instructed, tolerance=1e-6)
         stock.delete_adapter("instruction")
         assert_equal(run(stock, inputs, MIXED), plain)
 

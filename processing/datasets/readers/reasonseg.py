@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ...images import MAX_PIXELS, ImageError, image_size
+from ...images import ImageError, image_size
+from ...limits import MAX_PIXELS
 from ...masks import box_of_rle, check_points, encode_mask
 from ..faults import RecordFault, RecordReader
 from ..image_roots import ImageRoots, Picture, ReadOptions, find_image

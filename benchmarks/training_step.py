@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cost of a training step of the joint stage: with kept vision features, without, and with two whole passes.
 
-A step hears the simple and the complex instruction of each picture. `cached` reads vision features from disk,
+A step reads the simple and the complex instruction of each picture. `cached` reads vision features from disk,
 `one pass` encodes a picture once for all its instructions, `two passes` runs the whole model once per level, as the
 plain way is. Losses of the first two are equal, which is checked. With several targets a picture, they share its
 features; the plain way encodes the picture anew for each. Peak memory is that of a fresh process per case.

@@ -38,7 +38,8 @@ def run(name: str, limit: float) -> tuple[str, float, float]:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds, processor = time.monotonic() - started, used.ru_utime + used.ru_stime
-        output.seek(0), errors.seek(0)
+        output.seek(0)
+        errors.seek(0)
         printed, complaint = output.read(), errors.read()
     print(f"\n== {name} ({seconds:.0f} s)\n{printed}", flush=True)
     missed = [line for line in printed.splitlines() if line.endswith("MISSED")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fragments of the page of `sam3i demo`; every text from outside is escaped here."""
+"""Looks and fragments of the page of `sam3i demo`; every text from outside is escaped here."""
 
 from collections.abc import Sequence
 from html import escape

@@ -361,10 +361,8 @@ def _checked_endpoint(spec: EndpointSpec) -> EndpointSpec:
     except ChatRequestError as error:
         if not any(word in str(error).lower() for word in ("response_format", "schema")):
             raise
-        typer.echo(
-            f"{spec.connect_and_check().base_url} takes no JSON schema; the form of an answer is asked for in words.",
-            err=True,
-        )
+        model = spec.connect_and_check()
+        typer.echo(f"{model.base_url} takes no JSON schema; the form of an answer is asked for in words.", err=True)
         return replace(spec, native_json_schema=False)
     return spec
 

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from compared import OUTPUTS
 from safetensors.torch import load_file
 from transformers import Sam3LiteTextConfig, Sam3LiteTextModel
 
@@ -77,7 +78,7 @@ def test_concepts_are_the_bits_of_stock_before_and_after_training(lite_repo, lit
     expected = stock(**inputs)
     for model in (lite_model, train_adapters(lite_model)):
         found = model(**inputs, instruction_levels=torch.zeros(3, dtype=torch.long))
-        for name in ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg"):
+        for name in OUTPUTS:
             assert torch.equal(found[name], expected[name]), name
 
 

@@ -4,14 +4,13 @@ test_modeling_sam3i.py."""
 
 import pytest
 import torch
+from compared import OUTPUTS
 from peft import LoraConfig, get_peft_model
 from transformers import Sam3Model
 
 from sam3i import Sam3IConfig, Sam3IForInstructionSegmentation
 from sam3i.modeling_sam3i.adapters.low_rank import LowRankLevels, LowRankUpdate, projections
 from sam3i.modeling_sam3i.adapters.routing import LevelRouting
-
-COMPARED = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def test_a_level_is_stock_with_the_updates_added_to_its_weights(
         found = low_rank_model(**inputs, instruction_levels=[level] * 2)
         concept = low_rank_model(**inputs)
         expected = stock(**inputs)
-    for name in COMPARED:
+    for name in OUTPUTS:
         torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=1e-4)
     assert (found.pred_logits - concept.pred_logits).abs().max() > 1e-2
 

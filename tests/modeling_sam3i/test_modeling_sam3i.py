@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from compared import OUTPUTS
 from transformers import Sam3Model
 
 from sam3i import Sam3IForInstructionSegmentation
@@ -137,7 +138,7 @@ class TestLoading:
             concept = model(**inputs)
             for level in (1, 2):
                 other = model(**inputs, instruction_levels=torch.full((3,), level))
-                for name in ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg"):
+                for name in OUTPUTS:
                     assert torch.equal(other[name], concept[name]), (level, name)
 
     def test_round_trip(self, tiny_model, train_adapters, inputs, tmp_path):
@@ -165,7 +166,7 @@ class TestLevels:
                         **{name: tensor[row : row + 1] for name, tensor in given.items()},
                         instruction_levels=torch.tensor([level]),
                     )
-                    for name in ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg"):
+                    for name in OUTPUTS:
                         torch.testing.assert_close(batch[name][row], single[name][0], atol=1e-9, rtol=1e-9)
 
     def test_levels_differ_once_trained(self, tiny_model, train_adapters, inputs):

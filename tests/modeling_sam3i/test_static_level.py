@@ -3,9 +3,8 @@
 
 import pytest
 import torch
+from compared import OUTPUTS
 from torch import nn
-
-NAMES = ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg")
 
 
 class Outputs(nn.Module):
@@ -17,7 +16,7 @@ class Outputs(nn.Module):
 
     def forward(self, **inputs):
         outputs = self.model(**inputs)
-        return tuple(outputs[name] for name in NAMES)
+        return tuple(outputs[name] for name in OUTPUTS)
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def test_equals_the_level_chosen_by_the_call(model, inputs, level):
         model.set_level(level)
         found = model(**inputs)
     assert torch.equal(found.instruction_levels, expected.instruction_levels)
-    assert all(torch.equal(found[name], expected[name]) for name in NAMES)
+    assert all(torch.equal(found[name], expected[name]) for name in OUTPUTS)
 
 
 def test_a_call_that_names_levels_as_well_is_refused(model, inputs):
@@ -66,5 +65,5 @@ def test_compiles_without_a_graph_break(model, inputs):
     with torch.no_grad():
         expected = model(**inputs)
         found = torch.compile(model, backend="eager", fullgraph=True)(**inputs)
-    for name in NAMES:
+    for name in OUTPUTS:
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)

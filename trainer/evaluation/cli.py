@@ -111,7 +111,7 @@ def evaluate(
             chat = _chat_model(chat_url, chat_model, chat_tokens, limits)
         budget = {"max_tokens": agent_tokens, "workers": chat_workers}
         answering = {name: options[name] for name in ("threshold", "batch_size")} | {"max_overlap": max_overlap}
-        systems = _systems(model, names, (chat, budget), dataset, answering)
+        systems = _systems(model, names, chat, budget, dataset, answering)
         results, failure = _run(systems, dataset, chosen, folder, options)
     if int(os.environ.get("RANK", "0")):  # the first process speaks for all
         return
@@ -148,9 +148,17 @@ def _run(
 
 
 def _systems(
-    model: str, baselines: Sequence[str], agent: tuple[Any, dict[str, Any]], dataset: Any, answering: Mapping[str, Any]
+    model: str,
+    baselines: Sequence[str],
+    chat: Any,
+    budget: Mapping[str, Any],
+    dataset: Any,
+    answering: Mapping[str, Any],
 ) -> list[Segmenter]:
-    """The model and the baselines, to which the options of `PhraseDetector`, the data and the agent's own belong."""
+    """The model and the baselines.
+
+    `chat` (None for the oracle) and `budget` are the agent's, `answering` the options of `PhraseDetector`.
+    """
     from ...modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
     from ...processing.pipeline.loading import precision_on
     from ...processing.processing_sam3i import Sam3IProcessor
@@ -169,11 +177,11 @@ def _systems(
     detector = PhraseDetector(loaded, processor, **swept)
     for name in baselines:
         if name == "agent":
-            (chat, budget), used = agent, PhraseDetector(loaded, processor, **answering)
-            oracle = chat is None
-            systems.append(
-                OracleAgent.from_rows(used, dataset, **budget) if oracle else AgentSegmenter(used, chat, **budget)
-            )
+            used = PhraseDetector(loaded, processor, **answering)
+            if chat is None:
+                systems.append(OracleAgent.from_rows(used, dataset, **budget))
+            else:
+                systems.append(AgentSegmenter(used, chat, **budget))
         else:
             source = "concept" if name == "sam3-concept" else "instruction"
             systems.append(StockSam3Segmenter(detector, text_source=source))

@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--output", type=Path, default=Path("runs/finetune_lora"))
     options = parser.parse_args()
+    if options.data is None:
+        torch.set_num_threads(1)  # so the figures are the same on any number of cores
     model, processor = domain.load_model(options)
     data = domain.DomainData.load(options)
     before = data.score(model, processor, options.threshold)
@@ -52,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = VisionFeatureCache(folder, model, processor, limit_bytes=10**10)
         new = domain.LevelBatches(processor, cache, data.new_train, ("concept", "simple"))
-        old = domain.LevelBatches(processor, cache, data.old_train, ("simple", "complex"))
+        old = domain.LevelBatches(processor, cache, data.old_train, ("simple", "complex"), size=8)
         domain.tune(tuned, iter(new), iter(old), domain.without_adapter(tuned), options.steps, options.learning_rate)
     after = data.score(model, processor, options.threshold)
     domain.print_table({"SAM3-I": before, "SAM3-I + domain LoRA": after}, list(before))

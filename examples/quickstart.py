@@ -15,15 +15,15 @@ from transformers import pipeline
 import sam3i  # noqa: F401  registers the pipeline
 from sam3i import InstructionLevel, contact_sheet, draw_comparison
 
-WORLD, MODEL = "shapes", Path(__file__).parent / "shapes_tiny"
+WORLD, MODEL = "pictograms", Path(__file__).parent / "things_tiny"
 OUTPUT = Path("quickstart")
 CASES = 30  # per level and kind of target
 PAIRS = 2  # per level, beside each other
 SIDE = 200  # pixels of a picture: the sheet is read at the size it has
 NEXT = """
 Next:
-  {bin}sam3i demo --model examples/shapes_tiny                   # the same in a browser; pip install "sam3i[demo]"
-  {bin}sam3i predict --model examples/shapes_tiny --image quickstart/scene.png --text "everything that is round"
+  {bin}sam3i demo --model examples/things_tiny                   # the same in a browser; pip install "sam3i[demo]"
+  {bin}sam3i predict --model examples/things_tiny --image quickstart/scene.png --text "the purple hat"
   {bin}python examples/finetune_domain.py                        # teach it shapes and words it has never seen"""
 
 

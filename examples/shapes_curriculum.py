@@ -61,7 +61,7 @@ EMPHASIS = {
     "region": 1.5,
     "color": 1.5,
 }
-CALIBRATION_SCENES = 300  # of the validation split: their rows set the scores so that 0.5 is the best threshold
+CALIBRATION_SCENES = 600  # of the validation split: their rows set the scores so that 0.5 is the best threshold
 STEPS = (800, 500, 500)
 SELECTOR_STEPS = (1000, 2000, 2500)  # in which selectors learn alone: before the first two stages, after the last
 
@@ -91,6 +91,15 @@ def rows_of_blocks(blocks: list[range], seed: int, world: str) -> Iterator[Instr
     """The targets of blocks of training scenes."""
     for block in blocks:
         yield from world_rows(scenes_of(world, seed, "train"), block, TARGETS_PER_SCENE, MORE_PHRASINGS, EMPHASIS)
+
+
+def calibration_rows(seed: int, world: str) -> Dataset:
+    """Rows of validation scenes, as many of each kind of target: the tables weigh kinds alike."""
+    by_kind: dict[str, list] = {}
+    for row in world_rows(scenes_of(world, seed, "validation"), CALIBRATION_SCENES):
+        by_kind.setdefault(row["target_kind"], []).append(row)
+    least = min(map(len, by_kind.values()))
+    return Dataset.from_list([row for rows in by_kind.values() for row in rows[:least]], features=row_features())
 
 
 def training_rows(scenes: int, seed: int, folder: Path, world: str = "shapes") -> Dataset:
@@ -133,8 +142,7 @@ def training_arguments(
 def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3ITrainer:
     """The curriculum."""
     rows = training_rows(options.scenes, options.world_seed, folder / "data", options.world)
-    shown = scenes_of(options.world, options.world_seed, "validation")
-    validation = Dataset.from_list(list(world_rows(shown, CALIBRATION_SCENES)), features=row_features())
+    validation = calibration_rows(options.world_seed, options.world)
     arguments = training_arguments(
         options.design,
         options.steps,

@@ -299,10 +299,10 @@ def test_command(whole, adapters, tmp_path):
     assert done.exit_code == 1 and "no training.json" in done.output
 
 
-def test_shipped_model_card_is_what_the_command_writes(tmp_path):
+@pytest.mark.parametrize("name", ["shapes_tiny", "things_tiny"])
+def test_shipped_model_card_is_what_the_command_writes(name, tmp_path):
     """`sam3i card examples/shapes_tiny` changes nothing; after a new training, run it."""
-    shipped = Path(__file__).resolve().parents[2] / "examples" / "shapes_tiny"
-    folder = shutil.copytree(shipped, tmp_path / "shapes_tiny")
+    folder = shutil.copytree(Path(__file__).resolve().parents[2] / "examples" / name, tmp_path / name)
     before = (folder / "README.md").read_text()
     assert write_model_card(folder).read_text() == before
     assert Sam3IForInstructionSegmentation.from_pretrained(folder) and ModelCard(before).data.license == "apache-2.0"

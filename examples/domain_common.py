@@ -80,8 +80,8 @@ class DomainData:
             parts.append(load_instruction_dataset(path) if path else _table(make()))
         return cls(*parts)
 
-    def score(self, model, processor, threshold: float) -> dict[str, float]:
-        """gIoU in percent on both domains, over all held-out instructions and per level."""
+    def score(self, model, processor, threshold: float) -> dict[str, float | None]:
+        """gIoU in percent on both domains, over all held-out instructions and per level; AP50 and exact answers."""
         figures = {}
         for name, rows in (("new", self.new_test), ("old", self.old_test)):
             result = evaluate_model(model, processor, rows, threshold=threshold, batch_size=32, progress=False)
@@ -89,6 +89,7 @@ class DomainData:
             for level, of_level in result.breakdown["level"].items():
                 figures[f"{name} {level}"] = of_level["gIoU"]
             figures[f"{name} nothing"] = result.figures["gIoU-nothing"]
+            figures |= {f"{name} {figure}": result.figures[figure] for figure in ("AP50", "exact")}
         return figures
 
 
@@ -203,11 +204,12 @@ def _to(value, device):
     return value.to(device) if torch.is_tensor(value) else value
 
 
-def print_table(lines: dict[str, dict[str, float]], columns: Sequence[str]) -> None:
-    """Scores by system: gIoU in percent."""
+def print_table(lines: dict[str, dict[str, float | None]], columns: Sequence[str]) -> None:
+    """Scores by system, in percent: gIoU where a column does not name another figure."""
     print(f"\n{'gIoU, held out':<34}" + "".join(f"{column:>14}" for column in columns))
     for name, figures in lines.items():
-        print(f"{name:<34}" + "".join(f"{figures[column]:>14.1f}" for column in columns))
+        cells = ("-" if figures[column] is None else f"{figures[column]:.1f}" for column in columns)
+        print(f"{name:<34}" + "".join(f"{cell:>14}" for cell in cells))
 
 
 def report(name: str, value: float, least: float | None = None, most: float | None = None, unit: str = "") -> None:

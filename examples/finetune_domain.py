@@ -53,7 +53,7 @@ def main() -> None:
     trainer.save_model()  # the adapters alone
 
     after = data.score(model, processor, options.threshold)
-    columns = ["new simple", "old simple", "old complex", "new nothing", "old nothing"]
+    columns = ["new simple", "new AP50", "new exact", "old simple", "old exact", "new nothing", "old nothing"]
     print_table({"SAM3-I": before, "SAM3-I, fine-tuned adapters": after}, columns)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, weights[name])}
     trained = sum(p.numel() for name, p in model.named_parameters() if is_trained(name, TrainingStage.SIMPLE))

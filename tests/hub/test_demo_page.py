@@ -239,8 +239,10 @@ def test_compare_and_boxes(served, visit):
     side = min(box["width"], box["height"])
     corner = (box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2)
     for share, state in ((0.25, "click the opposite one"), (0.5, "like 28, 28, 56, 56")):
+        shown = canvas.get_attribute("src")
         page.mouse.click(corner[0] + share * side, corner[1] + share * side)
         expect_text(page, "#box-list", state)
+        expect(canvas).not_to_have_attribute("src", shown, timeout=PATIENCE)  # a click before it is drawn anew is lost
     page.get_by_label("not like this").check()
     page.locator("#corners input, #corners textarea").fill("60, 60, 90, 100")
     page.keyboard.press("Enter")

@@ -38,8 +38,6 @@ def main() -> None:
     parser.add_argument("--base", help="stock SAM3 repository; taken from --model if not given")
     parser.add_argument("--adapter", help="repository of an instruction adapter; taken from --model if not given")
     options = parser.parse_args()
-    if options.data is None:
-        torch.set_num_threads(1)  # so the figures are the same on any number of cores
     with tempfile.TemporaryDirectory() as folder:
         model, processor = domain.load_model(options)
         base, adapter = take_apart(model, Path(folder))

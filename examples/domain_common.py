@@ -48,7 +48,10 @@ def domain_arguments(description: str, steps: int) -> argparse.ArgumentParser:
 
 def load_model(options: argparse.Namespace) -> tuple[Sam3IForInstructionSegmentation, Sam3IProcessor]:
     """The model, in float32, and its processor."""
-    loss = {"loss_config": TINY_LOSS} if options.data is None else {}
+    loss = {}
+    if options.data is None:
+        torch.set_num_threads(1)  # so the figures are the same on any number of cores
+        loss = {"loss_config": TINY_LOSS}
     model = Sam3IForInstructionSegmentation.from_pretrained(options.model, dtype=torch.float32, **loss)
     return model.to(options.device), Sam3IProcessor.from_pretrained(options.model)
 

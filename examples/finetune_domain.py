@@ -26,8 +26,6 @@ def main() -> None:
     folder = Path("runs", time.strftime("finetune_domain_%Y%m%d_%H%M%S"))  # a new one: no training is overwritten
     parser.add_argument("--output", type=Path, default=folder)
     options = parser.parse_args()
-    if options.data is None:
-        torch.set_num_threads(1)  # so the figures are the same on any number of cores
     model, processor = load_model(options)
     data = DomainData.load(options, ["simple", "complex"])
     before = data.score(model, processor, options.threshold)
@@ -53,7 +51,8 @@ def main() -> None:
     trainer.save_model()  # the adapters alone
 
     after = data.score(model, processor, options.threshold)
-    columns = ["new simple", "new AP50", "new exact", "old simple", "old exact", "new nothing", "old nothing"]
+    columns = ["new simple", "new AP50", "new exact", "old simple", "old exact", "old complex"]
+    columns += ["new nothing", "old nothing"]
     print_table({"SAM3-I": before, "SAM3-I, fine-tuned adapters": after}, columns)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, weights[name])}
     trained = sum(p.numel() for name, p in model.named_parameters() if is_trained(name, TrainingStage.SIMPLE))

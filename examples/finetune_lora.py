@@ -39,8 +39,6 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--output", type=Path, default=Path("runs/finetune_lora"))
     options = parser.parse_args()
-    if options.data is None:
-        torch.set_num_threads(1)  # so the figures are the same on any number of cores
     model, processor = domain.load_model(options)
     data = domain.DomainData.load(options)
     before = data.score(model, processor, options.threshold)

@@ -24,7 +24,7 @@ NEXT = """
 Next:
   {bin}sam3i demo --model examples/things_tiny                   # the same in a browser; pip install "sam3i[demo]"
   {bin}sam3i predict --model examples/things_tiny --image quickstart/scene.png --text "the purple hat"
-  {bin}python examples/finetune_domain.py                        # teach it shapes and words it has never seen"""
+  {bin}python examples/finetune_domain.py                        # teach a model shapes and words it has never seen"""
 
 
 def score(pipe) -> None:

@@ -301,7 +301,7 @@ def test_command(whole, adapters, tmp_path):
 
 @pytest.mark.parametrize("name", ["shapes_tiny", "things_tiny"])
 def test_shipped_model_card_is_what_the_command_writes(name, tmp_path):
-    """`sam3i card examples/shapes_tiny` changes nothing; after a new training, run it."""
+    """`sam3i card examples/NAME` changes nothing; after a new training, run it."""
     folder = shutil.copytree(Path(__file__).resolve().parents[2] / "examples" / name, tmp_path / name)
     before = (folder / "README.md").read_text()
     assert write_model_card(folder).read_text() == before

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings shared by every test: no network, few threads, ground truth where it is present."""
+"""Settings shared by every test: no network, an empty cache, few threads, ground truth where it is present."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 import unittest
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors; more threads only wait for each other, here and below
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # no test meets what an earlier run has kept; workers inherit it
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sam3i-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..atomic import write_whole
 from ..fingerprint import fingerprint_files, fingerprint_json
 from .faults import DatasetFormatError, RecordFault, RowAccount
-from .image_roots import IMAGE_FAULT, IMAGE_NOT_FOUND, SIZE_FROM_IMAGE, ImageChecks, ImageRoot, ReadOptions
+from .image_roots import IMAGE_FAULT, IMAGE_NOT_FOUND, ImageChecks, ImageRoot, ReadOptions
 from .json_stream import sample
 from .readers import coco as reader_coco
 from .readers import jsonl as reader_jsonl
@@ -46,9 +46,9 @@ READERS: dict[str, ModuleType] = {
 TABLES = reader_tables.FORMATS
 FORMATS = ("auto", *READERS, *TABLES)
 # Part of the cache key of converted files: raise it when a reader's rows change.
-READER_VERSION = 4
+READER_VERSION = 5
 MAX_LOGGED_FAULTS = 20
-VOLATILE = {IMAGE_NOT_FOUND, SIZE_FROM_IMAGE, IMAGE_FAULT}  # notes of rows that depend on more than the data files
+VOLATILE = {IMAGE_NOT_FOUND, IMAGE_FAULT}  # notes of rows whose image may be there or mended when they are read again
 
 # Files that are not read, told by a part of their name or content, and what to do with them.
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz", ".zst")
@@ -233,19 +233,34 @@ def _write_cache(folder: Path, rows: Iterator[InstructionRow], account: RowAccou
             for row in rows:
                 writer.write(features.encode_example(row))
             writer.finalize()
+        (partial / "images.sha256").write_text(_fingerprint_of_images(partial), encoding="utf-8")
         (partial / "account.json").write_text(account.to_json(), encoding="utf-8")
 
 
 def _cached_account(folder: Path) -> RowAccount | None:
-    """The account of rows written before, or None where there are none or the images they missed may be there now."""
+    """The account of rows written before, or None where there are none or their images are other ones now."""
     import shutil
 
     path = folder / "account.json"
     account = RowAccount.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if account is None or VOLATILE & (account.notes.keys() | account.left_out.keys()):
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    return account
+    if account is not None and not VOLATILE & (account.notes.keys() | account.left_out.keys()):
+        if (folder / "images.sha256").read_text(encoding="utf-8") == _fingerprint_of_images(folder):
+            return account
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _fingerprint_of_images(folder: Path) -> str:
+    """Of the image files that the rows of a cache folder name: their paths, sizes in bytes and times, or absence."""
+    import pyarrow.compute as pc
+    from datasets import Dataset
+
+    column = Dataset.from_file(str(folder / "rows.arrow")).data.column("image")
+    states = []
+    for path in pc.unique(pc.struct_field(column, "path")).to_pylist():
+        stat = Path(path).stat() if path and Path(path).is_file() else None
+        states.append([path, stat and [stat.st_size, stat.st_mtime_ns]])
+    return fingerprint_json(states)
 
 
 def _cache_folder(source: str, format: str, options: ReadOptions, skip_faulty: bool, check_images: bool) -> Path:

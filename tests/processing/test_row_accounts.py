@@ -225,6 +225,19 @@ def test_an_image_put_in_place_later_is_found(folder):
     assert load_instruction_dataset(path, check_images=True)[0]["image"].size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.parametrize("happens", ["removed", "another size"])
+def test_what_happens_to_an_image_after_its_rows_were_kept_is_noticed(folder, happens):
+    path = write(folder, [line()], "a.jsonl")
+    for _ in range(2):
+        assert len(load_instruction_dataset(path, check_images=True)) == 1
+    if happens == "removed":
+        (folder / "a.png").unlink()
+    else:
+        Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "a.png")
+    with pytest.raises(DatasetFormatError, match="row 1: image: "):
+        load_instruction_dataset(path, check_images=True)
+
+
 def test_an_image_of_another_size_is_a_fault_of_its_row(folder):
     path = write(folder, [line(), line(file_name="b.png")], "a.jsonl")
     Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "b.png")

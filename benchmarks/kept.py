@@ -83,10 +83,11 @@ def finish(
     **details: Any,
 ) -> None:
     """Print what got slower than the kept figures of the same benchmark, size and kind of machine; keep the new ones
-    if that is asked for, with `details` beside them."""
+    if that is asked for, with `details` beside them. Kept figures that this run did not measure stay."""
     file = options.results / f"{benchmark}-{size}-{machine_kind(device)}.json"
+    before = json.loads(file.read_text()) if file.exists() else {"figures": {}}
     if file.exists():
-        kept = {name: Figure(**figure) for name, figure in json.loads(file.read_text())["figures"].items()}
+        kept = {name: Figure(figure["cost"], figure["noise"]) for name, figure in before["figures"].items()}
         found = slower(figures, kept)
         print("\n".join(found) or f"Nothing is slower than in {file.name} by more than {TOLERANCE:.0%} beyond noise.")
         if missing := kept.keys() - figures.keys():
@@ -95,14 +96,18 @@ def finish(
         print(f"No figures are kept for {file.stem}; --keep keeps these.")
     if options.keep:
         file.parent.mkdir(parents=True, exist_ok=True)
+        measured = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
         content = {
             "benchmark": benchmark,
             "size": size,
             "machine": machine_kind(device),
-            "date": datetime.now(UTC).date().isoformat(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "figures": {name: asdict(figure) for name, figure in figures.items()},
+            "figures": before["figures"] | {name: asdict(figure) | measured for name, figure in figures.items()},
         }
-        file.write_text(json.dumps(content | details, indent=1) + "\n")
+        for name, detail in details.items():
+            content[name] = before.get(name, {}) | detail if isinstance(detail, dict) else detail
+        file.write_text(json.dumps(content, indent=1) + "\n")
         print(f"Kept in {file}")

@@ -5,8 +5,9 @@
     python examples/finetune_domain.py --model org/sam3-i --data mine.jsonl --test-data mine_test.jsonl \\
         --old-data old.jsonl --old-test-data old_test.jsonl --steps 2000
 
-Every other step is on rows of the old domain (`replay`): there the model learns to answer as it did before. Concepts
-and complex instructions run through other weights and stay as they are, bit for bit. Scores before and after, on both
+Every other step is on rows of the old domain (`replay`): there the model learns to answer as it did before. A fifth of
+the rows of both is held back, and calibrates the scores at the end, so that .5 is the best threshold. Concepts and
+complex instructions run through other weights and stay as they are, bit for bit. Scores before and after, on both
 domains.
 """
 
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from datasets import concatenate_datasets
 from domain_common import DomainData, domain_arguments, load_model, print_table, report
 
 from sam3i import Sam3ITrainer, Sam3ITrainingArguments, TrainingStage
@@ -21,13 +23,15 @@ from sam3i.trainer import is_trained
 
 
 def main() -> None:
-    parser = domain_arguments(__doc__, steps=260)
-    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
+    parser = domain_arguments(__doc__, steps=220)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     folder = Path("runs", time.strftime("finetune_domain_%Y%m%d_%H%M%S"))  # a new one: no training is overwritten
     parser.add_argument("--output", type=Path, default=folder)
     options = parser.parse_args()
     model, processor = load_model(options)
     data = DomainData.load(options, ["simple", "complex"])
+    new, new_held = data.new_train.train_test_split(0.2, shuffle=False).values()
+    old, old_held = data.old_train.train_test_split(0.2, shuffle=False).values()
     before = data.score(model, processor, options.threshold)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -35,7 +39,7 @@ def main() -> None:
         output_dir=str(options.output),
         stages=["simple"],
         max_steps=options.steps,
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=12,
         learning_rate=options.learning_rate,
         text_learning_rate=options.learning_rate,
         warmup_steps=0.1,
@@ -46,7 +50,8 @@ def main() -> None:
         report_to="none",
         use_cpu=options.device == "cpu",
     )
-    trainer = Sam3ITrainer(model, args, data.new_train, processing_class=processor, replay=data.old_train)
+    held = concatenate_datasets([new_held, old_held])  # calibrates the scores
+    trainer = Sam3ITrainer(model, args, new, eval_dataset=held, processing_class=processor, replay=old)
     trainer.train()
     trainer.save_model()  # the adapters alone
 

@@ -282,6 +282,13 @@ def _notes(trainer: Sam3ITrainer, stages: list[StagePlan], evaluated: dict[str, 
         notes.append("no evaluation data: nothing is scored, and scores stay as they are (no calibration)")
     elif trainer.args.eval_strategy == IntervalStrategy.NO:
         notes.append("nothing is scored while training (`eval_strategy='no'`)")
+    trained = {level.value for plan in stages for level in plan.stage.levels}
+    kept = [level for level in trainer.instruction_model.config.score_calibration or {} if level in trained]
+    if kept and trainer.calibrating_rows is None:
+        notes.append(
+            f"scores of {' and '.join(kept)} instructions keep the calibration of the model before this training, "
+            "which 0.5 need not fit any more: give held-out rows (`eval_dataset`, --eval-data)"
+        )
     if trainer.calibrating_rows is not None and trainer.args.load_best_model_at_end:
         chosen_by, calibrated_by = (
             sum(map(len, named_parts(half).values())) for half in (trainer.choosing_rows, trainer.calibrating_rows)

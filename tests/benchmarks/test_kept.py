@@ -48,3 +48,13 @@ def test_a_run_is_held_against_the_last_one_that_was_kept(kept, tmp_path, capsys
     kept.finish("speed", "tiny", {"other": kept.Figure(1.5)}, options)
     assert "Kept but not measured now: step" in capsys.readouterr().out
     assert json.loads(file.read_text())["figures"]["step"]["cost"] == 1.0  # not kept, not replaced
+
+
+def test_keeping_a_part_leaves_the_rest(kept, tmp_path):
+    options = argparse.Namespace(keep=True, results=tmp_path)
+    kept.finish("speed", "tiny", {"a": kept.Figure(1.0), "b": kept.Figure(2.0)}, options, sizes={"a": 10, "b": 20})
+    kept.finish("speed", "tiny", {"b": kept.Figure(3.0)}, options, sizes={"b": 30})
+    (file,) = tmp_path.iterdir()
+    content = json.loads(file.read_text())
+    assert {name: figure["cost"] for name, figure in content["figures"].items()} == {"a": 1.0, "b": 3.0}
+    assert all("date" in figure for figure in content["figures"].values()) and content["sizes"] == {"a": 10, "b": 30}

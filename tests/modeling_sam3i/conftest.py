@@ -14,11 +14,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(params=["cascade", "selective"])
-def model(request, tiny_config, train_adapters):
+def model(request, tiny_config, train_adapters, made_once):
     """A model of either design with adapters that change its answers a little."""
-    torch.manual_seed(0)
-    config = Sam3IConfig.from_dict(tiny_config.to_dict() | {"adapter_design": request.param, "selector_queries": 4})
-    return train_adapters(Sam3IForInstructionSegmentation(config), scale=0.1).eval()
+
+    def make():
+        torch.manual_seed(0)
+        config = Sam3IConfig.from_dict(tiny_config.to_dict() | {"adapter_design": request.param, "selector_queries": 4})
+        return train_adapters(Sam3IForInstructionSegmentation(config), scale=0.1).eval()
+
+    return made_once(("model", request.param), make)
 
 
 @pytest.fixture

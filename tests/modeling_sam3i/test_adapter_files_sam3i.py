@@ -35,10 +35,10 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @pytest.fixture
-def make_trained(tiny_stock_repos, train_adapters, tmp_path):
+def make_trained(tiny_stock_repos, load_once, train_adapters, tmp_path):
     def make(name: str = "adapter", seed: int = 7, base: str = "sam3", **settings):
         settings = settings or DESIGNS["cascade"]
-        model = Sam3IForInstructionSegmentation.from_pretrained(tiny_stock_repos[base], **settings)
+        model = load_once(Sam3IForInstructionSegmentation, tiny_stock_repos[base], **settings)
         train_adapters(model, seed=seed)
         save_adapter(model, tmp_path / name)
         return model, tmp_path / name

@@ -26,14 +26,14 @@ assert_close = partial(compared.assert_close, tolerance=1e-5)
 
 
 @pytest.fixture(params=DESIGNS)
-def native(request, tiny_stock_repos, train_adapters):
-    model = Sam3IForInstructionSegmentation.from_pretrained(tiny_stock_repos["sam3"], **DESIGNS[request.param])
+def native(request, tiny_stock_repos, load_once, train_adapters):
+    model = load_once(Sam3IForInstructionSegmentation, tiny_stock_repos["sam3"], **DESIGNS[request.param])
     return train_adapters(model)
 
 
 @pytest.fixture
-def stock(tiny_stock_repos):
-    return Sam3Model.from_pretrained(tiny_stock_repos["sam3"])
+def stock(tiny_stock_repos, load_once):
+    return load_once(Sam3Model, tiny_stock_repos["sam3"])
 
 
 def lora(targets=TARGETS, **kwargs) -> LoraConfig:

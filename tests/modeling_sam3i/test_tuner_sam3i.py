@@ -67,17 +67,17 @@ def boxes():
 
 
 @pytest.fixture
-def stock(tiny_stock_repos):
-    return Sam3Model.from_pretrained(tiny_stock_repos["sam3"])
+def stock(tiny_stock_repos, load_once):
+    return load_once(Sam3Model, tiny_stock_repos["sam3"])
 
 
 @pytest.fixture
-def make_trained(tiny_stock_repos, train_adapters, tmp_path):
+def make_trained(tiny_stock_repos, load_once, train_adapters, tmp_path):
     """A function that gives a native model with random adapters and the repository of those adapters."""
 
     def make(name: str = "adapter", seed: int = 7, **settings):
         settings = settings or SMALL
-        native = Sam3IForInstructionSegmentation.from_pretrained(tiny_stock_repos["sam3"], **settings)
+        native = load_once(Sam3IForInstructionSegmentation, tiny_stock_repos["sam3"], **settings)
         train_adapters(native, seed=seed)
         save_adapter(native, tmp_path / name)
         return native, tmp_path / name

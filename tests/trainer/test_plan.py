@@ -41,6 +41,16 @@ def test_the_plan_says_what_every_stage_uses_leaves_out_and_trains(tmp_path):
     assert "no evaluation data" in text and "no checkpoints within a stage" in text
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_scores_that_keep_an_earlier_calibration_are_named(tmp_path, held_out):
+    model = tiny_model()
+    model.calibrate_scores({"simple": [1.0, -2.0], "complex": [1.0, 1.0]})
+    rows = tiny_dataset(3, "validation") if held_out else None
+    text = str(make_plan(tiny_trainer(tmp_path, model, rows, stages="simple", eval_strategy="no")))
+    note = "scores of simple instructions keep the calibration of the model before this training"
+    assert (note in text) is not held_out
+
+
 def test_the_plan_counts_steps_on_replay_rows_and_opens_their_images(tmp_path):
     settings = {"stages": "simple", "num_train_epochs": 2, "max_steps": -1, "replay_every": 3}
     model = tiny_model(adapter_design="selective")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model, a processor and rows that train in a second, here or in a process of their own."""
 
+import copy
 import functools
 import json
 import multiprocessing
@@ -90,8 +91,16 @@ def tiny_config(dropout: float = 0.0, **changes) -> Sam3IConfig:
 
 def tiny_model(dropout: float = 0.0, **changes) -> Sam3IForInstructionSegmentation:
     """Random weights, the same in every process."""
+    model, state = _made_once(json.dumps([dropout, changes], sort_keys=True))
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
+@functools.cache
+def _made_once(settings: str) -> tuple[Sam3IForInstructionSegmentation, torch.Tensor]:
+    dropout, changes = json.loads(settings)
     torch.manual_seed(0)
-    return Sam3IForInstructionSegmentation(tiny_config(dropout, **changes)).eval()
+    return Sam3IForInstructionSegmentation(tiny_config(dropout, **changes)).eval(), torch.get_rng_state()
 
 
 def tiny_processor() -> Sam3IProcessor:

@@ -19,7 +19,8 @@ def model(request, tiny_config, train_adapters, made_once):
 
     def make():
         torch.manual_seed(0)
-        config = Sam3IConfig.from_dict(tiny_config.to_dict() | {"adapter_design": request.param, "selector_queries": 4})
+        changes = {"adapter_design": request.param, "selector_queries": 4}
+        config = Sam3IConfig.from_dict(tiny_config.to_dict() | changes)
         return train_adapters(Sam3IForInstructionSegmentation(config), scale=0.1).eval()
 
     return made_once(("model", request.param), make)

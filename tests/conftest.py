@@ -179,7 +179,7 @@ def tiny_model(tiny_config, made_once):
         torch.manual_seed(0)
         return Sam3IForInstructionSegmentation(tiny_config).eval()
 
-    return made_once("tiny_model", make)
+    return made_once(("tiny_model", tiny_config.to_json_string()), make)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def model(request, tiny_config, train_adapters, made_once):
         config = Sam3IConfig.from_dict(tiny_config.to_dict() | changes)
         return train_adapters(Sam3IForInstructionSegmentation(config), scale=0.1).eval()
 
-    return made_once(("model", request.param), make)
+    return made_once(("model", request.param, tiny_config.to_json_string()), make)
 
 
 @pytest.fixture

@@ -34,9 +34,9 @@ def answers(model, inputs) -> list[torch.Tensor]:
 
 
 def main() -> None:
-    parser = domain.domain_arguments(__doc__, steps=260)
+    parser = domain.domain_arguments(__doc__, steps=240)
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--output", type=Path, default=Path("runs/finetune_lora"))
     options = parser.parse_args()
     model, processor = domain.load_model(options)

@@ -86,8 +86,7 @@ def finish(
     if that is asked for, with `details` beside them. Kept figures that this run did not measure stay."""
     file = options.results / f"{benchmark}-{size}-{machine_kind(device)}.json"
     before = json.loads(file.read_text()) if file.exists() else {"figures": {}}
-    if file.exists():
-        kept = {name: Figure(figure["cost"], figure["noise"]) for name, figure in before["figures"].items()}
+    if kept := {name: Figure(figure["cost"], figure["noise"]) for name, figure in before["figures"].items()}:
         found = slower(figures, kept)
         print("\n".join(found) or f"Nothing is slower than in {file.name} by more than {TOLERANCE:.0%} beyond noise.")
         if missing := kept.keys() - figures.keys():

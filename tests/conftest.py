@@ -2,11 +2,11 @@
 """Settings shared by every test: no network, an empty cache, few threads, ground truth where it is present."""
 
 import atexit
-import copy
 import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -21,6 +21,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # no test meets what an earlier run
 
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parent))
+from made_once import made_once
 
 torch.set_num_threads(1)
 
@@ -132,26 +135,7 @@ def tiny_sam3_config():
 
 
 @pytest.fixture(scope="session")
-def made_once():
-    """A function that gives what `make()` gives, and leaves the generator of random numbers as that does.
-
-    Args of it: a hashable key, and the function without arguments that is called for a new key; later calls of the key
-    get copies, which are made four times faster than tiny models.
-    """
-    made = {}
-
-    def get(key, make):
-        if key not in made:
-            made[key] = make(), torch.get_rng_state()
-        model, state = made[key]
-        torch.set_rng_state(state)
-        return copy.deepcopy(model)
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def load_once(made_once):
+def load_once():
     """A function like `model_class.from_pretrained(folder, **settings)` that reads a folder of stock weights once."""
 
     def load(model_class, folder, **settings):
@@ -171,7 +155,7 @@ def tiny_config():
 
 
 @pytest.fixture
-def tiny_model(tiny_config, made_once):
+def tiny_model(tiny_config):
     """A `Sam3IForInstructionSegmentation` with random stock weights and fresh adapters, in evaluation mode."""
     from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_once import made_once
 
 from sam3i.modeling_sam3i.configuration_sam3i import Sam3IConfig
 from sam3i.modeling_sam3i.modeling_sam3i import Sam3IForInstructionSegmentation
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(params=["cascade", "selective"])
-def model(request, tiny_config, train_adapters, made_once):
+def model(request, tiny_config, train_adapters):
     """A model of either design with adapters that change its answers a little."""
 
     def make():

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model, a processor and rows that train in a second, here or in a process of their own."""
 
-import copy
 import functools
 import json
 import multiprocessing
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from made_once import made_once
 from PIL import Image
 from transformers import CLIPTokenizer, Sam3ImageProcessor
 
@@ -91,16 +91,12 @@ def tiny_config(dropout: float = 0.0, **changes) -> Sam3IConfig:
 
 def tiny_model(dropout: float = 0.0, **changes) -> Sam3IForInstructionSegmentation:
     """Random weights, the same in every process."""
-    model, state = _made_once(json.dumps([dropout, changes], sort_keys=True))
-    torch.set_rng_state(state)
-    return copy.deepcopy(model)
 
+    def make():
+        torch.manual_seed(0)
+        return Sam3IForInstructionSegmentation(tiny_config(dropout, **changes)).eval()
 
-@functools.cache
-def _made_once(settings: str) -> tuple[Sam3IForInstructionSegmentation, torch.Tensor]:
-    dropout, changes = json.loads(settings)
-    torch.manual_seed(0)
-    return Sam3IForInstructionSegmentation(tiny_config(dropout, **changes)).eval(), torch.get_rng_state()
+    return made_once(("training", json.dumps([dropout, changes], sort_keys=True)), make)
 
 
 def tiny_processor() -> Sam3IProcessor:

@@ -22,7 +22,8 @@ def run_session(folder, url, num_scenes, concurrency=4, max_retries=4, **options
         kinds=("1-to-1", "1-to-N", "1-to-all"),
     )
     run = RunDirectory(folder, config)
-    limits = {"timeout": options.get("timeout", 5.0), "resend": options.get("resend", False)}
+    # A picture with a request that is given up waits for the next session: on a busy machine a request needs its time.
+    limits = {"timeout": options.get("timeout", 120.0), "resend": options.get("resend", False)}
     specs = {role: EndpointSpec(url, role, backoff=0.02, max_backoff=0.1, **limits) for role in ("writer", "checker")}
     engine = DataEngine(
         ShapesSource(num_scenes),
@@ -35,5 +36,4 @@ def run_session(folder, url, num_scenes, concurrency=4, max_retries=4, **options
 
 
 if __name__ == "__main__":
-    # A picture with a request that is given up waits for the next session: on a busy machine it needs its time.
-    run_session(sys.argv[1], sys.argv[2], int(sys.argv[3]), targets_per_image=3, timeout=120.0)
+    run_session(sys.argv[1], sys.argv[2], int(sys.argv[3]), targets_per_image=3)

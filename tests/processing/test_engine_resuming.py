@@ -66,9 +66,7 @@ def check_killing(tmp_path, num_scenes, kills):
         assert killed >= kills // 2 + 1
         paid = dict(models.paid)
         # An undisturbed run asks the same questions.
-        run, _, summary = run_session(
-            tmp_path / "whole", models.server.base_url, num_scenes, targets_per_image=3, timeout=120.0
-        )
+        run, _, summary = run_session(tmp_path / "whole", models.server.base_url, num_scenes, targets_per_image=3)
     assert set(paid.values()) == {1}, "a request was paid twice"
     killed_run = RunDirectory(tmp_path / "killed")
     assert killed_run.ordered_records() == run.ordered_records()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One instruction on one image on a CPU: stock in float32 at full size against every cheaper way, and what it costs.
 
-Ways: `fp32` and `bf16` (the whole model), `int8` (dynamic, the linear layers of the image encoder; what `--fast`
-is), `int8 all` (dynamic, all linear layers), `torchao` (the same layers as `int8`, by torchao), `onnx`, `openvino`
+Ways: `fp32` and `bf16` (the whole model), `fast` (what `--fast` is: linear layers of the image encoder in 8 bits, its
+attention and neck in bfloat16 where the processor multiplies that), `int8 all` (dynamic, all linear layers),
+`torchao` (linear layers of the image encoder by torchao), `onnx`, `openvino`
 and their 8-bit weights (`sam3i export`), `openvino bf16`, and `openvino int8` with activations in 8 bits in the vision
 graph. Sides other than the model's own are set through the configuration (`image_size`), as stock allows it.
 
@@ -10,7 +11,7 @@ Distances are those of the mask logits to stock's in float32 at the model's own 
 largest difference over the largest value, share of pixels on the same side of zero. The accuracy is that of the small
 model of examples/ run the same way on the shapes world; what a lower side costs real weights cannot be known from it.
 
-Run: `OMP_NUM_THREADS=1 python benchmarks/cpu.py --size real --ways fp32 int8 --sides 1008 672 --keep` (8 GB),
+Run: `OMP_NUM_THREADS=1 python benchmarks/cpu.py --size real --ways fp32 fast --sides 1008 672 --keep` (8 GB),
 `--accuracy` for the second table.
 """
 
@@ -32,14 +33,14 @@ from transformers.initialization import no_init_weights
 from sam3i import InstructionLevel, Sam3IForInstructionSegmentation, Sam3IProcessor
 from sam3i.hub.publish.exported import ExportedModel, ExportedSegmenter
 from sam3i.hub.publish.graphs import OUTPUTS, GraphFormat, write_graphs
-from sam3i.modeling_sam3i.int8_vision import quantize_vision
+from sam3i.modeling_sam3i.fast_vision import make_vision_fast
 from sam3i.processing.shapes.dataset import shapes_rows
 from sam3i.trainer.evaluation.evaluate import evaluate_model, evaluate_segmenter
 
 WAYS = (
     "fp32",
     "bf16",
-    "int8",
+    "fast",
     "int8 all",
     "torchao",
     "onnx",
@@ -105,8 +106,8 @@ def torch_way(model: Sam3IForInstructionSegmentation, way: str) -> Sam3IForInstr
     other = copy.deepcopy(model) if way == "bf16" else at_side(model, model.config.image_size)
     if way == "bf16":
         return other.bfloat16()
-    if way == "int8":
-        quantize_vision(other)
+    if way == "fast":
+        make_vision_fast(other)
     elif way == "int8 all":
         settings = {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
         torch.ao.quantization.quantize_dynamic(other, settings, dtype=torch.qint8, inplace=True)

@@ -93,7 +93,7 @@ def predict_images(
             "label-studio".
         device (`str`, *optional*): Where a model named by `model` runs; the first accelerator if not given.
         every (`int`, *optional*): Of videos each so many-th frame.
-        fast (`bool`, *optional*): Run a model named by `model` in 8 bits on a CPU, see the pipeline.
+        fast (`bool`, *optional*): Run a model named by `model` in lower precision on a CPU, see the pipeline.
 
     Raises:
         TypeError, ValueError: as the pipeline does; an image that cannot be read is a fault of the run instead.
@@ -251,7 +251,7 @@ def predict(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator if not given.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Of a video each so many-th frame.")] = 1,
     fast: Annotated[
-        bool, typer.Option("--fast", help="On a CPU: the image encoder in 8 bits, results differ slightly.")
+        bool, typer.Option("--fast", help="On a CPU: the image encoder in lower precision, results differ slightly.")
     ] = False,
 ) -> None:
     """Segment pictures and videos by instructions.

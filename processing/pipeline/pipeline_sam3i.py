@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import Pipeline
 
 from ...modeling_sam3i.configuration_sam3i import InstructionLevel
-from ...modeling_sam3i.int8_vision import quantize_vision
+from ...modeling_sam3i.fast_vision import make_vision_fast
 from ..images import TIMEOUT, read_image
 from ..post_processing import MAX_OVERLAP, check_probability
 from ..processing_sam3i import Sam3IProcessor
@@ -43,9 +43,9 @@ class InstructionSegmentationPipeline(Pipeline):
 
     Args:
         args, kwargs: As of every Transformers pipeline.
-        fast (`bool`, *optional*, defaults to `False`): On a CPU, run the image encoder in 8 bits. Results then differ
-            slightly from the model's own, and those of the concept level from stock SAM3's; benchmarks/README.md says
-            how much.
+        fast (`bool`, *optional*, defaults to `False`): On a CPU, run the image encoder in lower precision (8 bits, and
+            bfloat16 where the processor multiplies it). Results then differ slightly from the model's own, and those
+            of the concept level from stock SAM3's; benchmarks/README.md says how much.
 
     Raises:
         TypeError: for a model of another family.
@@ -73,7 +73,7 @@ class InstructionSegmentationPipeline(Pipeline):
             self.processor = self._own_processor()
         self.fast = fast
         if fast:
-            quantize_vision(self.model)
+            make_vision_fast(self.model)
 
     def _own_processor(self) -> Sam3IProcessor:
         """Ours in place of the stock processor that comes with a stock repository."""

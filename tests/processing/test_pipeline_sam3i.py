@@ -17,7 +17,7 @@ from transformers import Sam3ImageProcessor, Sam3Model, Sam3Processor, pipeline
 import sam3i
 from sam3i.hub.repo_info import repo_info
 from sam3i.modeling_sam3i.adapter_io import BaseModelNotFoundError, save_adapter
-from sam3i.modeling_sam3i.int8_vision import Int8Linear
+from sam3i.modeling_sam3i.fast_vision import Int8Linear
 from sam3i.processing.pipeline.loading import load_pipeline
 from sam3i.processing.pipeline.pipeline_sam3i import InstructionSegmentationPipeline
 from sam3i.processing.predict import PredictionSettings, predict_images

@@ -23,8 +23,8 @@ from sam3i.trainer import is_trained
 
 
 def main() -> None:
-    parser = domain_arguments(__doc__, steps=220)
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser = domain_arguments(__doc__, steps=260)
+    parser.add_argument("--learning-rate", type=float, default=6e-3)
     folder = Path("runs", time.strftime("finetune_domain_%Y%m%d_%H%M%S"))  # a new one: no training is overwritten
     parser.add_argument("--output", type=Path, default=folder)
     options = parser.parse_args()

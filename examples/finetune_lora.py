@@ -34,9 +34,9 @@ def answers(model, inputs) -> list[torch.Tensor]:
 
 
 def main() -> None:
-    parser = domain.domain_arguments(__doc__, steps=240)
+    parser = domain.domain_arguments(__doc__, steps=260)
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--output", type=Path, default=Path("runs/finetune_lora"))
     options = parser.parse_args()
     model, processor = domain.load_model(options)
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = VisionFeatureCache(folder, model, processor, limit_bytes=10**10)
         new = domain.LevelBatches(processor, cache, data.new_train, ("concept", "simple"))
-        old = domain.LevelBatches(processor, cache, data.old_train, ("simple", "complex"), size=8)
+        old = domain.LevelBatches(processor, cache, data.old_train, ("simple", "complex"))
         domain.tune(tuned, iter(new), iter(old), domain.without_adapter(tuned), options.steps, options.learning_rate)
     after = data.score(model, processor, options.threshold)
     domain.print_table({"SAM3-I": before, "SAM3-I + domain LoRA": after}, list(before))

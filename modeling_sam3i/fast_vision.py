@@ -18,7 +18,7 @@ ROWS = 576
 
 def processor_has(*features: str) -> bool:
     """Whether PyTorch says that this processor has one of these instructions; False where PyTorch cannot tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(feature, False) for feature in features)
 
 

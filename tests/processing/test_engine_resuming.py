@@ -50,7 +50,7 @@ def kill_and_resume(folder, models, num_scenes, kills, rng):
             while sum(models.paid.values()) <= before and process.poll() is None:
                 time.sleep(0.01)  # starting takes seconds, in which nothing can be lost
             try:
-                process.wait(rng.uniform(0, 1.0))
+                process.wait(rng.uniform(0, 0.5))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 killed += 1

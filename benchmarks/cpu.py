@@ -3,9 +3,9 @@
 
 Ways: `fp32` and `bf16` (the whole model), `fast` (what `--fast` is: linear layers of the image encoder in 8 bits, its
 attention and neck in bfloat16 where the processor multiplies that), `int8 all` (dynamic, all linear layers),
-`torchao` (linear layers of the image encoder by torchao), `onnx`, `openvino`
-and their 8-bit weights (`sam3i export`), `openvino bf16`, and `openvino int8` with activations in 8 bits in the vision
-graph. Sides other than the model's own are set through the configuration (`image_size`), as stock allows it.
+`torchao` (linear layers of the image encoder by torchao), `onnx`, `openvino` and their 8-bit weights (`sam3i export`),
+`openvino bf16`, and `openvino int8` with activations in 8 bits in the vision graph.
+Sides other than the model's own are set through the configuration (`image_size`), as stock allows it.
 
 Distances are those of the mask logits to stock's in float32 at the model's own side, on random weights: correlation,
 largest difference over the largest value, share of pixels on the same side of zero. The accuracy is that of the small

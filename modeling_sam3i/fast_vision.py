@@ -6,6 +6,7 @@ rows at a time, so that it stays in the processor's cache.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,10 +55,7 @@ class PiecewiseMLP(nn.Module):
         self.fc1, self.activation_fn, self.fc2 = mlp.fc1, mlp.activation_fn, mlp.fc2
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        rows = hidden_states.flatten(0, -2)
-        found = torch.empty_like(rows)
-        for piece, place in zip(rows.split(ROWS), found.split(ROWS), strict=True):
-            place.copy_(self.fc2(self.activation_fn(self.fc1(piece))))
+        found = _in_pieces(lambda rows: self.fc2(self.activation_fn(self.fc1(rows))), hidden_states.flatten(0, -2))
         return found.view(hidden_states.shape)
 
 
@@ -96,10 +94,15 @@ class PiecewiseAttention(nn.Module):
                 query, key, value = states[:, piece, head].contiguous()
                 for part, place in zip(query.split(ROWS), attended[piece, head].split(ROWS), strict=True):
                     place.copy_((part @ key.T).softmax(-1) @ value)
-        found = torch.empty_like(rows)
-        for some, place in zip(attended.flatten(1).split(ROWS), found.split(ROWS), strict=True):
-            place.copy_(self.o_proj(some.float()))
-        return found.view(hidden_states.shape), None
+        return _in_pieces(self.o_proj, attended.flatten(1)).view(hidden_states.shape), None
+
+
+def _in_pieces(layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """What a layer that keeps the width of its rows makes of them in float32, some at a time."""
+    found = torch.empty(rows.shape)
+    for piece, place in zip(rows.split(ROWS), found.split(ROWS), strict=True):
+        place.copy_(layer(piece.float()))
+    return found
 
 
 def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, place: torch.Tensor) -> None:
@@ -139,20 +142,21 @@ def make_vision_fast(model: Any) -> None:
     if engine is None:
         raise ValueError("Expected a PyTorch with 8-bit products for this processor, found none: leave fast out.")
     model.float()
-    encoder, has_bfloat16 = model.vision_encoder, processor_has("avx512_bf16", "amx_bf16")
+    encoder = model.vision_encoder
+    precision = torch.bfloat16 if processor_has("avx512_bf16", "amx_bf16") else torch.float32
     before, torch.backends.quantized.engine = torch.backends.quantized.engine, engine
     try:
         for name, module in list(encoder.backbone.named_modules()):
-            is_adapter = isinstance(encoder.backbone.get_submodule(name.rpartition(".")[0]), nn.ModuleDict)  # PEFT's
-            if type(module) is nn.Linear and not is_adapter:
-                encoder.backbone.set_submodule(name, Int8Linear(module))
+            if type(module) is nn.Linear:
+                owner = encoder.backbone.get_submodule(name.rpartition(".")[0])
+                if not isinstance(owner, nn.ModuleDict):  # of PEFT, whose adapters keep their precision
+                    encoder.backbone.set_submodule(name, Int8Linear(module))
     finally:
         torch.backends.quantized.engine = before
     for name, module in list(encoder.backbone.named_modules()):
         if type(module) is Sam3MLP:
             encoder.backbone.set_submodule(name, PiecewiseMLP(module))
         elif type(module) is Sam3ViTRoPEAttention:
-            precision = torch.bfloat16 if has_bfloat16 else torch.float32
             encoder.backbone.set_submodule(name, PiecewiseAttention(module, precision))
-    if has_bfloat16:
+    if precision is torch.bfloat16:
         encoder.neck.fpn_layers = nn.ModuleList(BFloat16Layer(layer) for layer in encoder.neck.fpn_layers)

@@ -10,7 +10,7 @@ table is on the test split, whose phrasings and color-noun pairs are partly held
 import argparse
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -87,10 +87,12 @@ def scenes_of(world: str, seed: int, split: str) -> ShapesWorld:
     return WORLDS[world].world_type(seed, split)
 
 
-def rows_of_blocks(blocks: list[range], seed: int, world: str) -> Iterator[InstructionRow]:
+def rows_of_blocks(
+    blocks: list[range], seed: int, world: str, emphasis: Mapping[str, float] = EMPHASIS
+) -> Iterator[InstructionRow]:
     """The targets of blocks of training scenes."""
     for block in blocks:
-        yield from world_rows(scenes_of(world, seed, "train"), block, TARGETS_PER_SCENE, MORE_PHRASINGS, EMPHASIS)
+        yield from world_rows(scenes_of(world, seed, "train"), block, TARGETS_PER_SCENE, MORE_PHRASINGS, emphasis)
 
 
 def calibration_rows(seed: int, world: str) -> Dataset:
@@ -102,12 +104,15 @@ def calibration_rows(seed: int, world: str) -> Dataset:
     return Dataset.from_list([row for rows in by_kind.values() for row in rows[:least]], features=row_features())
 
 
-def training_rows(scenes: int, seed: int, folder: Path, world: str = "shapes") -> Dataset:
+def training_rows(
+    scenes: int, seed: int, folder: Path, world: str = "shapes", emphasis: Mapping[str, float] = EMPHASIS
+) -> Dataset:
     """The targets of so many training scenes, written once, by two processes, and then kept in a folder."""
+    blocks = [range(scenes // 2), range(scenes // 2, scenes)]
     rows = Dataset.from_generator(
         rows_of_blocks,
         features=row_features(),
-        gen_kwargs={"blocks": [range(scenes // 2), range(scenes // 2, scenes)], "seed": seed, "world": world},
+        gen_kwargs={"blocks": blocks, "seed": seed, "world": world, "emphasis": dict(emphasis)},
         num_proc=2,
         cache_dir=str(folder),
     )
@@ -139,9 +144,16 @@ def training_arguments(
     return Sam3ITrainingArguments(**settings | changes)
 
 
+def family_share(text: str) -> tuple[str, float]:
+    """ "distance=6": a family of questions, and the factor of its share."""
+    family, _, share = text.partition("=")
+    return family, float(share)
+
+
 def train(model, processor, options: argparse.Namespace, folder: Path) -> Sam3ITrainer:
     """The curriculum."""
-    rows = training_rows(options.scenes, options.world_seed, folder / "data", options.world)
+    emphasis = EMPHASIS | dict(options.emphasis)
+    rows = training_rows(options.scenes, options.world_seed, folder / "data", options.world, emphasis)
     validation = calibration_rows(options.world_seed, options.world)
     arguments = training_arguments(
         options.design,
@@ -191,6 +203,14 @@ def main():
     parser.add_argument("--learning-rate", type=float, help="peak of the first two stages; default: the design's")
     parser.add_argument("--start", help="a SAM3-I repository whose adapters are trained on, instead of fresh ones")
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
+    parser.add_argument(
+        "--emphasis",
+        type=family_share,
+        nargs="+",
+        default=(),
+        metavar="FAMILY=SHARE",
+        help="ask these families of questions more often than the recipe does",
+    )
     parser.add_argument("--cases", type=int, default=125, help="test cases per level and kind of target")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--world", choices=WORLDS, default="shapes", help="what scenes show: shapes, or named things")

@@ -247,6 +247,9 @@ def world_rows(
     Questions that only the complex level can ask have no simple instruction. To train on, a row may have up to
     `more_phrasings` further instructions of each level (`WrittenTarget.more_texts`), and some families of questions
     more rows than others (`emphasis`, by which the share of a family is multiplied).
+
+    Raises:
+        ValueError: if `emphasis` names a family that is never asked, or a share that is not positive.
     """
     numbers = range(scenes) if isinstance(scenes, int) else scenes
     scene, choose = None, None

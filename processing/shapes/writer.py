@@ -8,6 +8,7 @@ learns nothing about whether there is a target.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,8 +94,16 @@ def cell_weights(families: Sequence[str], emphasis: Mapping[str, float] | None =
     """The wanted share of every cell; sums to 1, and to a quarter for each target kind that occurs.
 
     `emphasis` multiplies the share that a family has of each kind (1 where it is not named).
+
+    Raises:
+        ValueError: if it names none of the families, or a share that is not positive.
     """
     emphasis = emphasis or {}
+    unknown = sorted(emphasis.keys() - set(families))
+    if unknown:
+        raise ValueError(f"`emphasis` names {', '.join(unknown)}; the families asked are {', '.join(families)}.")
+    if bad := {name: share for name, share in emphasis.items() if not 0 < share < math.inf}:
+        raise ValueError(f"Expected positive numbers in `emphasis`, found {bad}.")
     weights: dict[Cell, float] = {}
     kinds = sorted({kind for name in families for kinds in FAMILIES[name].kinds.values() for kind in kinds} - {NONE})
     for kind in kinds:

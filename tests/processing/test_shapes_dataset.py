@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shapes world as samples, evaluation sets, rows and official files."""
 
+import math
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -106,3 +107,16 @@ def test_official_files_come_back_through_the_real_reader(tmp_path):
         for mask, other in zip(row["masks"], expected["masks"], strict=True):
             np.testing.assert_array_equal(decode_mask(mask), decode_mask(other))
         np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(expected["image"]))
+
+
+def test_emphasized_families_are_asked_more_often():
+    def relations(emphasis):
+        return sum("-distance-" in row["row_id"] for row in shapes_rows("train", 200, emphasis=emphasis))
+
+    assert relations({"distance": 6.0}) > 2 * relations(None) > 0
+
+
+@pytest.mark.parametrize("emphasis", [{"distence": 6.0}, {"distance": 0.0}, {"distance": -1.0}, {"distance": math.nan}])
+def test_an_emphasis_that_would_do_nothing_or_harm_is_refused(emphasis):
+    with pytest.raises(ValueError, match="emphasis"):
+        next(shapes_rows("train", 4, emphasis=emphasis))

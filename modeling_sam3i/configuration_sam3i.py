@@ -72,8 +72,9 @@ class AdapterSettings:
             does. The authors' code does not; converted checkpoints set `False`.
         max_instruction_length (`int`, defaults to 32): Longest instruction in tokens. Above the text encoder's own
             length a second, trainable position table serves the longer instructions; shorter ones keep theirs.
-        score_calibration (`dict`, *optional*): `{"simple": [scale, bias], "complex": [scale, bias]}`: what becomes of
-            the classification logits of a level at inference, so that .5 is the best threshold. Absent: nothing.
+        score_calibration (`dict`, *optional*): `{"simple": [scale, bias, presence_bias], "complex": [...]}`: what
+            becomes of the logits of queries and of presence at inference, so that .5 is the best threshold of a level.
+            Absent: nothing.
 
     Raises:
         ValueError: when a field is out of its range; the message ends with the value received.

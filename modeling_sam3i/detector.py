@@ -340,6 +340,11 @@ class Sam3IDetector(Sam3Model):
         ).squeeze(-1)  # (layers, rows, queries)
         return decoded, boxes_cxcywh, logits
 
-    def calibrate(self, logits: torch.Tensor, routing: LevelRouting) -> torch.Tensor:
-        """Classification logits `(rows, queries)` as they are returned: calibrated, but for training."""
-        return logits if self.training else ScoreCalibration.of(self.adapter_settings)(logits, routing)
+    def calibrate(
+        self, logits: torch.Tensor, presence_logits: torch.Tensor, routing: LevelRouting
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of queries `(rows, queries)` and of presence `(rows, 1)` as they are returned: calibrated, but for
+        training."""
+        if self.training:
+            return logits, presence_logits
+        return ScoreCalibration.of(self.adapter_settings)(logits, presence_logits, routing)

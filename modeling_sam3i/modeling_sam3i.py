@@ -169,13 +169,16 @@ class Sam3IModel(Sam3IDetector):
                 logits, boxes_cxcywh, decoded.presence_logits, mask_outputs, num_queries
             )
             loss, loss_dict = self.criterion(predictions, labels_of_rows(labels, inputs.images))
+        pred_logits, presence_logits = self.calibrate(
+            logits[-1][:, :num_queries], decoded.presence_logits[-1], routing
+        )
         return Sam3IInstructionSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
             pred_masks=None if supervised else mask_outputs.pred_masks,
             pred_boxes=box_cxcywh_to_xyxy(boxes_cxcywh[-1])[:, :num_queries],
-            pred_logits=self.calibrate(logits[-1][:, :num_queries], routing),
-            presence_logits=decoded.presence_logits[-1],
+            pred_logits=pred_logits,
+            presence_logits=presence_logits,
             semantic_seg=mask_outputs.semantic_seg,
             text_features=inputs.text_features,
             instruction_levels=routing.levels,
@@ -293,12 +296,12 @@ class Sam3IForInstructionSegmentation(Sam3IModel, Sam3IPreTrainedModel):
         return self.config
 
     def calibrate_scores(self, values: dict[str, Sequence[float]] | None) -> None:
-        """Set what becomes of classification logits at inference, `{"simple": [scale, bias], ...}`; `None` nothing.
+        """Set what becomes of logits at inference, `{"simple": [scale, bias, presence_bias], ...}`; `None` nothing.
 
         The numbers are saved in `config.json`, and in `adapter_config.json` beside adapters. The loss does not see
         them.
 
         Raises:
-            ValueError: for another level than simple and complex, or numbers that are no scale and bias.
+            ValueError: for another level than simple and complex, or numbers that are no scale and biases.
         """
         self.config.score_calibration = ScoreCalibration(values).to_dict()

@@ -170,8 +170,9 @@ def predict_rows(
     chunks: list[tuple[torch.Tensor, ...]] = []
     for decoded in shared.decode(row_chunk_size):
         rows += decoded.rows
-        logits, boxes = model.calibrate(decoded.logits, decoded.prompt.routing), box_cxcywh_to_xyxy(decoded.boxes)
-        chunks.append((logits, boxes, decoded.presence_logits, decoded.reference_boxes.transpose(0, 1)))
+        logits, presence = model.calibrate(decoded.logits, decoded.presence_logits, decoded.prompt.routing)
+        boxes = box_cxcywh_to_xyxy(decoded.boxes)
+        chunks.append((logits, boxes, presence, decoded.reference_boxes.transpose(0, 1)))
         predictions = shared.masks(decoded, [slice(None)] * len(decoded.rows))
         for row, (row_masks, row_semantic) in zip(decoded.rows, predictions, strict=True):
             if masks is None or semantic is None:
@@ -202,12 +203,10 @@ def predict_instances(
     presence: list[tuple[torch.Tensor, ...]] = []
     for decoded in shared.decode(row_chunk_size):
         rows += decoded.rows
-        presence.append((decoded.presence_logits,))
-        all_logits, all_boxes = (
-            model.calibrate(decoded.logits, decoded.prompt.routing),
-            box_cxcywh_to_xyxy(decoded.boxes),
-        )
-        scores = all_logits.float().sigmoid() * decoded.presence_logits.float().sigmoid()
+        all_logits, chunk_presence = model.calibrate(decoded.logits, decoded.presence_logits, decoded.prompt.routing)
+        all_boxes = box_cxcywh_to_xyxy(decoded.boxes)
+        presence.append((chunk_presence,))
+        scores = all_logits.float().sigmoid() * chunk_presence.float().sigmoid()
         # A score that is not a number is kept, for post-processing to complain about.
         kept = [row.nonzero()[:, 0].to(scores.device) for row in (~(scores <= threshold)).cpu()]
         for index, (row_masks, _) in enumerate(shared.masks(decoded, kept)):

@@ -131,8 +131,8 @@ class DecoderGraph(nn.Module):
             prompt_mask=prompt.attention_mask,
             level_routing=self.routing,
         )
-        presence, logits = decoded.presence_logits[-1], model.calibrate(logits[-1], self.routing)
-        return masks.pred_masks, box_cxcywh_to_xyxy(boxes[-1]), logits, presence, masks.semantic_seg
+        scores = model.calibrate(logits[-1], decoded.presence_logits[-1], self.routing)
+        return masks.pred_masks, box_cxcywh_to_xyxy(boxes[-1]), *scores, masks.semantic_seg
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from transformers import Sam3Model
 
 from sam3i import Sam3IForInstructionSegmentation, load_instruction_adapter, save_adapter
 
-VALUES = {"simple": [1.5, 0.3], "complex": [0.7, -0.2]}
+VALUES = {"simple": [1.5, 0.3, 1.0], "complex": [0.7, -0.2, 0.0]}
 LEVELS = [0, 1, 2, 1]
 
 
@@ -23,8 +23,8 @@ def inputs():
 
 
 def calibrated(logits: torch.Tensor) -> torch.Tensor:
-    pairs = torch.tensor([(1.0, 0.0), *VALUES.values()])[LEVELS]
-    return logits * pairs[:, :1] + pairs[:, 1:]
+    numbers = torch.tensor([(1.0, 0.0, 0.0), *VALUES.values()])[LEVELS]
+    return logits * numbers[:, :1] + numbers[:, 1:2]
 
 
 @torch.no_grad()
@@ -33,9 +33,17 @@ def test_logits_of_each_level_are_scaled_and_moved_and_concepts_keep_their_bits(
     model.calibrate_scores(VALUES)
     after = model(**inputs)
     torch.testing.assert_close(after.pred_logits, calibrated(before.pred_logits))
+    torch.testing.assert_close(
+        after.presence_logits[:, 0], before.presence_logits[:, 0] + torch.tensor([0, 1.0, 0, 1])
+    )
     assert torch.equal(after.pred_logits[0], before.pred_logits[0])
+    assert torch.equal(after.presence_logits[0], before.presence_logits[0])
     assert torch.equal(after.pred_masks, before.pred_masks)
-    assert torch.equal(model.segment(threshold=0.0, **inputs).pred_logits[1], after.pred_logits[1])
+    segmented = model.segment(threshold=0.0, **inputs)
+    assert torch.equal(segmented.pred_logits[1], after.pred_logits[1])
+    assert torch.equal(segmented.presence_logits, after.presence_logits)
+    alone = model(**{name: value[1:2] if name != "pixel_values" else value for name, value in inputs.items()})
+    torch.testing.assert_close(alone.presence_logits, after.presence_logits[1:2])
     model.calibrate_scores(None)
     assert torch.equal(model(**inputs).pred_logits, before.pred_logits)
 
@@ -75,11 +83,27 @@ def test_it_travels_with_the_model_and_with_the_adapters(model, inputs, tiny_sam
 
 
 @pytest.mark.parametrize(
-    "values", [{"concept": [1, 0]}, {"simple": [0, 1]}, {"simple": [1]}, {"complex": [1, float("nan")]}]
+    "values",
+    [
+        {"concept": [1, 0]},
+        {"simple": [0, 1]},
+        {"simple": [1]},
+        {"complex": [1, float("nan")]},
+        {"complex": [1, 0, float("inf")]},
+        {"complex": [1, 0, 0, 0]},
+    ],
 )
 def test_numbers_that_are_no_calibration(model, values):
     with pytest.raises(ValueError, match="positive scale and a bias"):
         model.calibrate_scores(values)
+
+
+@torch.no_grad()
+def test_without_a_third_number_presence_stays(model, inputs):
+    before = model(**inputs).presence_logits
+    model.calibrate_scores({"simple": [1.5, 0.3]})
+    assert model.config.score_calibration == {"simple": [1.5, 0.3, 0.0]}
+    assert torch.equal(model(**inputs).presence_logits, before)
 
 
 @torch.no_grad()
@@ -95,5 +119,5 @@ def test_queries_come_before_selection_and_calibration(model, inputs):
         selector, own = model.dot_product_scoring.sam3i_adapter.simple, slice(1, 2)
         given = (found.pred_logits, found.queries, found.pred_boxes)
         chosen = selector(*(t[own][:, None] for t in given), found.words[own], found.text_mask[own])[:, 0]
-        pair = VALUES["simple"]
-        torch.testing.assert_close(chosen * pair[0] + pair[1], model(**inputs).pred_logits[own])
+        scale, bias, _ = VALUES["simple"]
+        torch.testing.assert_close(chosen * scale + bias, model(**inputs).pred_logits[own])

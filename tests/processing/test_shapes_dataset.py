@@ -116,7 +116,9 @@ def test_emphasized_families_are_asked_more_often():
     assert relations({"distance": 6.0}) > 2 * relations(None) > 0
 
 
-@pytest.mark.parametrize("emphasis", [{"distence": 6.0}, {"distance": 0.0}, {"distance": -1.0}, {"distance": math.nan}])
+@pytest.mark.parametrize(
+    "emphasis", [{"distence": 6.0}, {"distance": 0.0}, {"distance": -1.0}, {"distance": math.nan}]
+)
 def test_an_emphasis_that_would_do_nothing_or_harm_is_refused(emphasis):
     with pytest.raises(ValueError, match="emphasis"):
         next(shapes_rows("train", 4, emphasis=emphasis))

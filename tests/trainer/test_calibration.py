@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
 import torch
 from training_fixtures import tiny_dataset, tiny_model, tiny_trainer
 
@@ -37,21 +40,35 @@ def test_half_becomes_the_best_threshold():
     for _ in range(40):
         logits = torch.tensor([-0.85, -2.2]) + 0.2 * torch.randn(2, generator=generator)
         rows.append(read_candidates(logits, 0.95, mask([(0, 0)], [(1, 1)]), mask([(0, 0)])))
-    scale, bias, before, after = choose_calibration(rows)
+    (scale, bias, presence_bias), before, after = choose_calibration(rows)
     assert before == 0.0 and after > 0.97
-    scores = [(torch.sigmoid(scale * row.logits + bias) * row.presence).tolist() for row in rows]
+    presence = torch.sigmoid(torch.logit(torch.tensor(0.95)) + presence_bias)
+    scores = [(torch.sigmoid(scale * row.logits + bias) * presence).tolist() for row in rows]
     assert sum(first > 0.5 > second for first, second in scores) >= 38
+
+
+def test_half_is_the_best_threshold_where_presence_is_doubted():
+    """True instances of half of the rows score .27 for want of presence, which no change of their logits can mend."""
+    rows = [
+        read_candidates(torch.tensor([2.0, -2.0]), presence, mask([(0, 0)], [(1, 1)]), mask([(0, 0)]))
+        for presence in (0.3, 0.9)
+        for _ in range(20)
+    ]
+    rows += [read_candidates(torch.tensor([-2.0]), 0.1, mask([(1, 1)]), mask()) for _ in range(20)]
+    (scale, bias, presence_bias), before, after = choose_calibration(rows)
+    assert before == pytest.approx(2 / 3) and after == 1.0
+    assert presence_bias > 0 and scale > 0 and math.isfinite(bias)
 
 
 def test_levels_are_set_one_by_one_and_saved(tmp_path):
     model = tiny_model()
-    set_calibration(model, SIMPLE, (2.0, 0.5))
-    set_calibration(model, InstructionLevel.COMPLEX, (1.0, -0.5))
+    set_calibration(model, SIMPLE, (2.0, 0.5, 1.0))
+    set_calibration(model, InstructionLevel.COMPLEX, (1.0, -0.5, 2.0))
     set_calibration(model, SIMPLE, None)
-    assert model.config.score_calibration == {"complex": [1.0, -0.5]}
+    assert model.config.score_calibration == {"complex": [1.0, -0.5, 2.0]}
     model.save_pretrained(tmp_path)
     loaded = Sam3IForInstructionSegmentation.from_pretrained(tmp_path)
-    assert loaded.config.score_calibration == {"complex": [1.0, -0.5]}
+    assert loaded.config.score_calibration == {"complex": [1.0, -0.5, 2.0]}
 
 
 def test_images_that_choose_checkpoints_calibrate_nothing_unless_there_are_too_few(tmp_path, monkeypatch):
@@ -78,8 +95,8 @@ def test_a_stage_calibrates_its_levels_and_its_result_keeps_it(tmp_path, monkeyp
     trainer = tiny_trainer(tmp_path, model, tiny_dataset(4, "validation"), stages="simple", max_steps=1)
     metrics = trainer.train().metrics["simple"]
     assert metrics["calibration_simple_gIoU_after"] >= metrics["calibration_simple_gIoU_before"]
-    pair = [metrics["calibration_simple_scale"], metrics["calibration_simple_bias"]]
-    assert model.config.score_calibration == {"simple": pair}
+    numbers = [metrics[f"calibration_simple_{name}"] for name in ("scale", "bias", "presence_bias")]
+    assert model.config.score_calibration == {"simple": numbers}
     again = tiny_model()
     tiny_trainer(tmp_path, again, tiny_dataset(4, "validation"), stages="simple", max_steps=1).train(True)
-    assert again.config.score_calibration == {"simple": pair}
+    assert again.config.score_calibration == {"simple": numbers}

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibrated scores: the scale and bias of a level's logits with which 0.5 is its best threshold.
+"""Calibrated scores: the scale and biases of a level's logits with which 0.5 is its best threshold.
 
 Trained scores order instances well, but the best threshold is rarely 0.5, and differs by level. After a stage its
-levels are asked once on validation rows. As scale and bias keep the order of a row's queries, what a row scores
-depends only on how many of its best queries exceed 0.5, so every pair can be tried on what was computed once. The bias
-is that of the highest mean IoU (gIoU), the scale, among those that reach it, that of the most honest scores.
+levels are asked once on validation rows. As the three numbers keep the order of a row's queries, what a row scores
+depends only on how many of its best queries exceed 0.5, so all can be tried on what was computed once. The bias is
+that of the highest mean IoU (gIoU), scale and bias of presence, among those that reach it, those of the most honest
+scores.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,9 +31,10 @@ logger = logging.get_logger(__name__)
 
 LOWEST_SCORE = 0.01  # of queries that are looked at
 LEAST_ROWS = 20  # fewer tell nothing about a threshold
-MOST_ROWS = 1000
+MOST_ROWS = 2000
 SCALES = (1.0, 0.5, 0.7, 1.4, 2.0)
 BIASES = torch.linspace(-6, 6, 241)
+PRESENCE_BIASES = (0.0, 1.0, 2.0, 4.0)  # a model that believes too much is corrected by the bias of its queries
 TOLERANCE = 1e-3  # of mean IoU: what a more honest scale may cost
 
 
@@ -63,50 +66,51 @@ def read_candidates(logits: torch.Tensor, presence: float, masks: torch.Tensor, 
     return Candidates(logits, presence, correct, iou)
 
 
-def choose_calibration(rows: list[Candidates]) -> tuple[float, float, float, float]:
-    """Scale and bias for rows of one level, and the mean IoU at 0.5 without and with them."""
+def choose_calibration(rows: list[Candidates]) -> tuple[tuple[float, float, float], float, float]:
+    """Scale, bias and bias of presence for rows of one level, and the mean IoU at 0.5 without and with them."""
     counts = torch.tensor([len(row.logits) for row in rows])
     logits = torch.cat([row.logits for row in rows])
-    presence = torch.tensor([row.presence for row in rows]).repeat_interleave(counts)
+    presence = torch.tensor([row.presence for row in rows], dtype=torch.float64).logit().repeat_interleave(counts)
+    presence_of = {bias: (presence + bias).sigmoid().float() for bias in PRESENCE_BIASES}
     correct = torch.cat([row.correct for row in rows]).float()
     owner = torch.arange(len(rows)).repeat_interleave(counts)
     width = int(counts.max()) + 1
     iou = torch.stack([F.pad(row.iou, (0, width - len(row.iou))) for row in rows])
 
-    def mean_iou(scale: float, bias: float) -> float:
-        above = ((logits * scale + bias).sigmoid() * presence > 0.5).float()
+    def mean_iou(scale: float, bias: float, presence_bias: float) -> float:
+        above = ((logits * scale + bias).sigmoid() * presence_of[presence_bias] > 0.5).float()
         kept = torch.zeros(len(rows)).index_add_(0, owner, above).long()
         return iou.gather(1, kept[:, None]).mean().item()
 
-    def dishonesty(scale: float, bias: float) -> float:
-        scores = ((logits * scale + bias).sigmoid() * presence).clamp(1e-6, 1 - 1e-6)
+    def dishonesty(scale: float, bias: float, presence_bias: float) -> float:
+        scores = ((logits * scale + bias).sigmoid() * presence_of[presence_bias]).clamp(1e-6, 1 - 1e-6)
         return F.binary_cross_entropy(scores, correct).item()
 
     found = []
-    for scale in SCALES:
-        values = torch.tensor([mean_iou(scale, bias) for bias in BIASES.tolist()])
+    for scale, presence_bias in itertools.product(SCALES, PRESENCE_BIASES):
+        values = torch.tensor([mean_iou(scale, bias, presence_bias) for bias in BIASES.tolist()])
         highest = BIASES[values >= values.max() - 1e-6]
         bias = highest[(highest - highest.median()).abs().argmin()].item()  # the middle is safest
-        found.append((values.max().item(), scale, bias))
-    best = max(value for value, _, _ in found)
-    near = [(scale, bias) for value, scale, bias in found if value >= best - TOLERANCE]
-    scale, bias = min(near, key=lambda pair: dishonesty(*pair))
-    return scale, bias, mean_iou(1.0, 0.0), mean_iou(scale, bias)
+        found.append((values.max().item(), (scale, bias, presence_bias)))
+    best = max(value for value, _ in found)
+    near = [numbers for value, numbers in found if value >= best - TOLERANCE]
+    chosen = min(near, key=lambda numbers: dishonesty(*numbers))
+    return chosen, mean_iou(1.0, 0.0, 0.0), mean_iou(*chosen)
 
 
-def set_calibration(model: Any, level: InstructionLevel, pair: tuple[float, float] | None) -> None:
-    """Set scale and bias of one level, or none; those of other levels stay."""
+def set_calibration(model: Any, level: InstructionLevel, numbers: tuple[float, float, float] | None) -> None:
+    """Set scale and biases of one level, or none; those of other levels stay."""
     values = {name: each for name, each in (model.config.score_calibration or {}).items() if name != level.value}
-    if pair is not None:
-        values[level.value] = list(pair)
+    if numbers is not None:
+        values[level.value] = list(numbers)
     model.calibrate_scores(values or None)
 
 
 @torch.no_grad()
 def calibrate_level(model: Any, level: InstructionLevel, batches: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Fit and set scale and bias of one level on labeled batches of it (see `InstructionCollator`).
+    """Fit and set scale and biases of one level on labeled batches of it (see `InstructionCollator`).
 
-    Returns both, and gIoU in percent at 0.5 before and after; nothing, and sets nothing, with fewer than `LEAST_ROWS`
+    Returns them, and gIoU in percent at 0.5 before and after; nothing, and sets nothing, with fewer than `LEAST_ROWS`
     rows or without any candidate.
     """
     set_calibration(model, level, None)
@@ -130,9 +134,10 @@ def calibrate_level(model: Any, level: InstructionLevel, batches: Iterable[dict[
             f"{sum(len(row.logits) for row in rows)} candidates tell nothing."
         )
         return {}
-    scale, bias, before, after = choose_calibration(rows)
-    set_calibration(model, level, (scale, bias))
-    return {"scale": scale, "bias": bias, "gIoU_before": before * 100, "gIoU_after": after * 100}
+    chosen, before, after = choose_calibration(rows)
+    set_calibration(model, level, chosen)
+    names = ("scale", "bias", "presence_bias", "gIoU_before", "gIoU_after")
+    return dict(zip(names, (*chosen, before * 100, after * 100), strict=True))
 
 
 def split_validation(dataset: Any, args: "Sam3ITrainingArguments") -> tuple[Any, Any]:

@@ -34,7 +34,7 @@ def answers(model, inputs) -> list[torch.Tensor]:
 
 
 def main() -> None:
-    parser = domain.domain_arguments(__doc__, steps=260)
+    parser = domain.domain_arguments(__doc__, steps=320)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--output", type=Path, default=Path("runs/finetune_lora"))

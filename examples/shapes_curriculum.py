@@ -88,7 +88,7 @@ def scenes_of(world: str, seed: int, split: str) -> ShapesWorld:
 
 
 def rows_of_blocks(
-    blocks: list[range], seed: int, world: str, emphasis: Mapping[str, float] = EMPHASIS
+    blocks: list[range], seed: int, world: str, emphasis: Mapping[str, float]
 ) -> Iterator[InstructionRow]:
     """The targets of blocks of training scenes."""
     for block in blocks:

@@ -93,7 +93,8 @@ class Sam3IQueriesOutput(ModelOutput):
         pred_logits (`torch.Tensor` of shape `(R, Q)`): Classification logits before selection and calibration.
         pred_boxes (`torch.Tensor` of shape `(R, Q, 4)`): Boxes (cx, cy, w, h) in [0, 1].
         queries (`torch.Tensor` of shape `(R, Q, D)`): Decoder output of the last layer.
-        presence_logits (`torch.Tensor` of shape `(R, 1)`): Logit of "the row's target is in the image".
+        presence_logits (`torch.Tensor` of shape `(R, 1)`): Logit of "the row's target is in the image", before
+            calibration.
         words (`torch.Tensor` of shape `(R, L, T)`): Token embeddings of the instructions.
         text_mask (`torch.BoolTensor` of shape `(R, L)`, *optional*): `True` for tokens.
         instruction_levels (`torch.LongTensor` of shape `(R,)`): The level each row followed.

@@ -12,6 +12,10 @@ from sam3i.trainer.record import read_record
 SIMPLE = InstructionLevel.SIMPLE
 
 
+def logit(probability):
+    return math.log(probability / (1 - probability))
+
+
 def mask(*cells):
     found = torch.zeros(len(cells), 2, 2, dtype=torch.bool)
     for index, places in enumerate(cells):
@@ -23,13 +27,13 @@ def mask(*cells):
 def test_candidates_by_hand():
     masks = mask([(0, 0), (0, 1)], [(1, 1)], [(0, 0)])
     targets = mask([(0, 0), (0, 1)])
-    found = read_candidates(torch.tensor([0.0, 2.0, -1.0]), 0.9, masks, targets)
+    found = read_candidates(torch.tensor([0.0, 2.0, -1.0]), logit(0.9), masks, targets)
     assert found.logits.tolist() == [2.0, 0.0, -1.0]
     assert found.correct.tolist() == [False, True, False]  # the last holds what another holds already
     torch.testing.assert_close(found.iou, torch.tensor([0.0, 0.0, 2 / 3, 2 / 3]))
-    nothing = read_candidates(torch.tensor([1.0]), 0.9, mask([(0, 0)]), mask())
+    nothing = read_candidates(torch.tensor([1.0]), logit(0.9), mask([(0, 0)]), mask())
     assert nothing.iou.tolist() == [1.0, 0.0]
-    missed = read_candidates(torch.zeros(0), 0.1, mask(), targets)
+    missed = read_candidates(torch.zeros(0), logit(0.1), mask(), targets)
     assert missed.iou.tolist() == [0.0]
 
 
@@ -39,10 +43,10 @@ def test_half_becomes_the_best_threshold():
     rows = []
     for _ in range(40):
         logits = torch.tensor([-0.85, -2.2]) + 0.2 * torch.randn(2, generator=generator)
-        rows.append(read_candidates(logits, 0.95, mask([(0, 0)], [(1, 1)]), mask([(0, 0)])))
+        rows.append(read_candidates(logits, logit(0.95), mask([(0, 0)], [(1, 1)]), mask([(0, 0)])))
     (scale, bias, presence_bias), before, after = choose_calibration(rows)
     assert before == 0.0 and after > 0.97
-    presence = torch.sigmoid(torch.logit(torch.tensor(0.95)) + presence_bias)
+    presence = torch.sigmoid(torch.tensor(logit(0.95) + presence_bias))
     scores = [(torch.sigmoid(scale * row.logits + bias) * presence).tolist() for row in rows]
     assert sum(first > 0.5 > second for first, second in scores) >= 38
 
@@ -50,11 +54,11 @@ def test_half_becomes_the_best_threshold():
 def test_half_is_the_best_threshold_where_presence_is_doubted():
     """True instances of half of the rows score .27 for want of presence, which no change of their logits can mend."""
     rows = [
-        read_candidates(torch.tensor([2.0, -2.0]), presence, mask([(0, 0)], [(1, 1)]), mask([(0, 0)]))
+        read_candidates(torch.tensor([2.0, -2.0]), logit(presence), mask([(0, 0)], [(1, 1)]), mask([(0, 0)]))
         for presence in (0.3, 0.9)
         for _ in range(20)
     ]
-    rows += [read_candidates(torch.tensor([-2.0]), 0.1, mask([(1, 1)]), mask()) for _ in range(20)]
+    rows += [read_candidates(torch.tensor([-2.0]), logit(0.1), mask([(1, 1)]), mask()) for _ in range(20)]
     (scale, bias, presence_bias), before, after = choose_calibration(rows)
     assert before == pytest.approx(2 / 3) and after == 1.0
     assert presence_bias > 0 and scale > 0 and math.isfinite(bias)

@@ -43,7 +43,7 @@ class Candidates:
     """The candidates of one row, best first."""
 
     logits: torch.Tensor  # (K,)
-    presence: float  # probability that the target is in the image
+    presence: float  # logit of "the target is in the image"
     correct: torch.Tensor  # (K,), bool: those that hold an instance (IoU of at least 0.5) that none before them holds
     iou: torch.Tensor  # (K + 1,), of the union of the best k with the target; of nothing with nothing it is 1
 
@@ -70,21 +70,22 @@ def choose_calibration(rows: list[Candidates]) -> tuple[tuple[float, float, floa
     """Scale, bias and bias of presence for rows of one level, and the mean IoU at 0.5 without and with them."""
     counts = torch.tensor([len(row.logits) for row in rows])
     logits = torch.cat([row.logits for row in rows])
-    presence = torch.tensor([row.presence for row in rows], dtype=torch.float64).logit().repeat_interleave(counts)
-    presence_of = {bias: (presence + bias).sigmoid().float() for bias in PRESENCE_BIASES}
+    presence = torch.tensor([row.presence for row in rows]).repeat_interleave(counts)
     correct = torch.cat([row.correct for row in rows]).float()
     owner = torch.arange(len(rows)).repeat_interleave(counts)
     width = int(counts.max()) + 1
     iou = torch.stack([F.pad(row.iou, (0, width - len(row.iou))) for row in rows])
 
-    def mean_iou(scale: float, bias: float, presence_bias: float) -> float:
-        above = ((logits * scale + bias).sigmoid() * presence_of[presence_bias] > 0.5).float()
+    def scores(scale: float, bias: float, presence_bias: float) -> torch.Tensor:
+        return (logits * scale + bias).sigmoid() * (presence + presence_bias).sigmoid()
+
+    def mean_iou(*numbers: float) -> float:
+        above = (scores(*numbers) > 0.5).float()
         kept = torch.zeros(len(rows)).index_add_(0, owner, above).long()
         return iou.gather(1, kept[:, None]).mean().item()
 
-    def dishonesty(scale: float, bias: float, presence_bias: float) -> float:
-        scores = ((logits * scale + bias).sigmoid() * presence_of[presence_bias]).clamp(1e-6, 1 - 1e-6)
-        return F.binary_cross_entropy(scores, correct).item()
+    def dishonesty(numbers: tuple[float, float, float]) -> float:
+        return F.binary_cross_entropy(scores(*numbers).clamp(1e-6, 1 - 1e-6), correct).item()
 
     found = []
     for scale, presence_bias in itertools.product(SCALES, PRESENCE_BIASES):
@@ -93,8 +94,7 @@ def choose_calibration(rows: list[Candidates]) -> tuple[tuple[float, float, floa
         bias = highest[(highest - highest.median()).abs().argmin()].item()  # the middle is safest
         found.append((values.max().item(), (scale, bias, presence_bias)))
     best = max(value for value, _ in found)
-    near = [numbers for value, numbers in found if value >= best - TOLERANCE]
-    chosen = min(near, key=lambda numbers: dishonesty(*numbers))
+    chosen = min((numbers for value, numbers in found if value >= best - TOLERANCE), key=dishonesty)
     return chosen, mean_iou(1.0, 0.0, 0.0), mean_iou(*chosen)
 
 
@@ -125,8 +125,7 @@ def calibrate_level(model: Any, level: InstructionLevel, batches: Iterable[dict[
             targets = (
                 F.adaptive_avg_pool2d(targets[None], size)[0] > 0.5 if len(targets) else targets.new_zeros(0, *size)
             )
-            chance = presence.float().sigmoid().item()
-            rows.append(read_candidates(logits.float().cpu(), chance, masks.cpu() > 0, targets.bool()))
+            rows.append(read_candidates(logits.float().cpu(), presence.item(), masks.cpu() > 0, targets.bool()))
     model.train(training)
     if len(rows) < LEAST_ROWS or not any(len(row.logits) for row in rows):
         logger.warning(
@@ -136,8 +135,8 @@ def calibrate_level(model: Any, level: InstructionLevel, batches: Iterable[dict[
         return {}
     chosen, before, after = choose_calibration(rows)
     set_calibration(model, level, chosen)
-    names = ("scale", "bias", "presence_bias", "gIoU_before", "gIoU_after")
-    return dict(zip(names, (*chosen, before * 100, after * 100), strict=True))
+    numbers = dict(zip(("scale", "bias", "presence_bias"), chosen, strict=True))
+    return numbers | {"gIoU_before": before * 100, "gIoU_after": after * 100}
 
 
 def split_validation(dataset: Any, args: "Sam3ITrainingArguments") -> tuple[Any, Any]:
